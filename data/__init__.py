@@ -1,0 +1,32 @@
+"""The input pipeline: from files to batches on the device. A new data set is a file in this room and a line here."""
+
+from .digits import Digits
+from .errors import DataError
+from .folder import Folder
+from .imagenet import ImageNet
+from .images import DataSource, Images
+from .loader import Batch, EvalLoader, TrainLoader
+from .mixing import Mixing
+from .samplers import EvalBatches, TrainBatches
+from .transforms import eval_transform, train_transform
+
+# name → class; its keyword arguments are the options that conf/data/NAME.yaml may set.
+DATASETS: dict[str, type[DataSource]] = {"digits": Digits, "imagenet": ImageNet, "folder": Folder}
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DataError",
+    "DataSource",
+    "Digits",
+    "EvalBatches",
+    "EvalLoader",
+    "Folder",
+    "ImageNet",
+    "Images",
+    "Mixing",
+    "TrainBatches",
+    "TrainLoader",
+    "eval_transform",
+    "train_transform",
+]

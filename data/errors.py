@@ -1,0 +1,5 @@
+"""What this room raises when the data themselves are at fault."""
+
+
+class DataError(ValueError):
+    """A data set cannot be used as it is: exit status 2. The message names the path and what would be accepted."""

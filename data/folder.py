@@ -1,0 +1,78 @@
+"""One's own images: a folder for each class."""
+
+import random
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from .errors import DataError
+from .images import ImageFiles, require_folder
+
+
+class Folder:
+    """A tree with a folder per class.
+
+    Either root/train/CLASS/… and root/val/CLASS/…, or root/CLASS/… alone: then `val_fraction` of each class is set
+    aside for validation, always the same images.
+    """
+
+    def __init__(self, *, root: str, val_fraction: float = 0.2) -> None:
+        if not 0 < val_fraction < 1:
+            raise DataError(f"data.val_fraction={val_fraction}: must be between 0 and 1")
+        self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
+
+    def train(self) -> ImageFiles:
+        return self.split(0) if self.is_undivided() else list_classes(self.root / "train")
+
+    def val(self, classes: list[str] | None = None) -> ImageFiles:
+        if self.is_undivided():
+            return relabel(self.split(1), classes, self.root)
+        return list_classes(self.root / "val", classes)
+
+    def is_undivided(self) -> bool:
+        return not (self.root / "train").is_dir() and not (self.root / "val").is_dir()
+
+    def split(self, part: int) -> ImageFiles:
+        whole = list_classes(self.root)
+        parts: tuple[list, list] = ([], [])
+        for label in range(len(whole.classes)):
+            members = [sample for sample in whole.samples if sample[1] == label]
+            random.Random(label).shuffle(members)
+            held_out = round(len(members) * self.val_fraction)
+            parts[0].extend(members[held_out:])
+            parts[1].extend(members[:held_out])
+        if not parts[part]:
+            raise DataError(f"{self.root}: {len(whole)} images are too few to set aside {self.val_fraction} of each class")
+        return ImageFiles(parts[part], whole.classes)
+
+
+def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
+    """The images below folder/CLASS/, sorted; labels number `classes`, by default the sorted names of the folders."""
+    require_folder(folder, "expected a folder per class in it")
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not found:
+        raise DataError(f"{folder}: holds no class folders")
+    numbers = {name: number for number, name in enumerate(found)}
+    # Folders that share no image with the known classes are reported by relabel, with their names.
+    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    if not samples:
+        raise DataError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+    present = {label for _, label in samples}
+    empty = [name for name, number in numbers.items() if number not in present]
+    if empty:
+        raise DataError(f"{folder / empty[0]}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+    return relabel(ImageFiles(samples, found), classes, folder)
+
+
+def relabel(images: ImageFiles, classes: list[str] | None, folder: Path) -> ImageFiles:
+    """The same images, numbered as in `classes`."""
+    if classes is None:
+        return images
+    unknown = [name for name in images.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{folder / unknown[0]}: a class that training lacks ({len(unknown)} such); "
+            f"the {len(classes)} known ones: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+        )
+    numbers = [classes.index(name) for name in images.classes]
+    return ImageFiles([(path, numbers[label]) for path, label in images.samples], classes)

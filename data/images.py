@@ -1,0 +1,83 @@
+"""What a data set is to the rest of the program: labelled images, by number."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import DataError
+
+Transform: TypeAlias = Callable[[Image.Image], Tensor]
+
+
+class Images(Protocol):
+    """One split of a data set: `images[i]` is (RGB image, index of its class in `classes`)."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+class DataSource(Protocol):
+    """A data set: a class in this room whose keyword arguments are the options that conf/data/NAME.yaml may set."""
+
+    def train(self) -> Images: ...
+
+    def val(self, classes: list[str] | None = None) -> Images:
+        """The validation split, its labels numbered as in `classes` (the training split's) where those are given."""
+
+
+class ImageFiles:
+    """Images in files: `samples` are (path, label)."""
+
+    def __init__(self, samples: list[tuple[str, int]], classes: list[str]) -> None:
+        self.samples, self.classes = samples, classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB"), label
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow may raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{path}: cannot be decoded ({reason})") from None
+
+
+class TransformedImages(Dataset):
+    """Images as tensors, each transformed with randomness of its own.
+
+    Items are asked for by (index, seed). All that is random in a transform follows from the seed, not from the state
+    of a worker, so an augmented image is the same in any process, in any number of them, and after a resume.
+    """
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images, self.transform = images, transform
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+        index, seed = item
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            image, label = self.images[index]
+        except DataError as error:
+            # Returned, not raised: an exception that crosses from a worker arrives with a traceback for its message.
+            return error
+        return self.transform(image), label
+
+
+def require_folder(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder ({what})")
+    return path

@@ -1,0 +1,62 @@
+"""Class attention: the last layers, in which the class token gathers what the patches know (from CaiT)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .feed_forward import FeedForward
+
+
+class ClassAttention(nn.Module):
+    """Ordinary softmax attention with a single query, the class token; its cost is linear in the tokens.
+
+    Input: (B, 1 + N, C), the class token first. Output: the new class token, (B, 1, C).
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split_heads(t) for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, 1, d)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+
+
+class ClassAttentionLayer(nn.Module):
+    """Class attention and an FFN on the class token (paper, section 3.4; CaiT, arXiv 2103.17239).
+
+    Only the class token is updated in earnest, but the published weights fix what happens to the patch tokens:
+    the first residual adds them, normalised and scaled, and the second adds them to themselves, so that they double
+    from layer to layer. With `tokens_norm` the second norm runs over all tokens, otherwise over the class token alone.
+
+    Input and output: (B, 1 + N, C), the class token first.
+    """
+
+    def __init__(self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.tokens_norm = tokens_norm
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ClassAttention(dim, heads)
+        self.gamma1 = nn.Parameter(layer_scale_init * torch.ones(dim))
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
+
+        if self.tokens_norm:
+            x = self.norm2(x)
+        else:
+            x = torch.cat([self.norm2(x[:, :1]), x[:, 1:]], dim=1)
+        class_token, patches = x[:, :1], x[:, 1:]
+        return torch.cat([class_token + self.gamma2 * self.mlp(class_token), patches + patches], dim=1)

@@ -1,0 +1,50 @@
+"""Cross-covariance attention (XCA): the paper's central idea.
+
+Self-attention compares tokens and costs N² for N tokens. XCA compares channels: its attention map is the d × d
+cross-covariance of queries and keys, so that its cost is linear in N and its size independent of the image.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CrossCovarianceAttention(nn.Module):
+    """Attention between channels (paper, section 3.2, equation 2).
+
+    For the queries, keys and values Q, K, V of one head, each N × d,
+
+        XC-Attention(Q, K, V) = V · softmax(K̂ᵀ Q̂ / τ)
+
+    where the hat means that each column is divided by its L2 norm over the tokens. The heads split the channels:
+    the whole covariance matrix is cut down to its block diagonal ("block-diagonal cross-covariance attention").
+    The learned `temperature` is 1 / τ, one per head.
+
+    Input and output: (B, N, C).
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        # Three of (B, heads, d, N): channels are what attends to what here, so they take the place of the tokens.
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 4, 1)
+        q, k = unit_norm_over_tokens(q), unit_norm_over_tokens(k)
+        attention = (q @ k.mT * self.temperature).softmax(dim=-1)  # (B, heads, d, d)
+        return self.proj((attention.to(v.dtype) @ v).permute(0, 3, 1, 2).reshape(B, N, C))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"temperature"}
+
+
+def unit_norm_over_tokens(x: Tensor) -> Tensor:
+    """Divide each channel of x, (…, d, N), by its L2 norm over the tokens; bounds the entries of QᵀK to [-1, 1].
+
+    The norm is taken in fp32: a sum of squares over thousands of tokens leaves the range of fp16.
+    """
+    return F.normalize(x.float(), dim=-1).to(x.dtype)

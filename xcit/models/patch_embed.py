@@ -1,0 +1,45 @@
+"""From pixels to tokens: the convolutional stem of the paper, and the linear projection of its ablation.
+
+One rule for sizes, in both: an image that the patch does not divide is padded with zeros at the bottom and the right,
+so that the grid is ⌈H / p⌉ × ⌈W / p⌉.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvPatchEmbed(nn.Module):
+    """log₂ p convolutions, 3 × 3 with stride 2, each with BatchNorm, GELU between them (paper, section 3.4).
+
+    The width doubles at each step and ends at `dim`. Input: (B, in_chans, H, W). Output: (B, dim, ⌈H / p⌉, ⌈W / p⌉);
+    the convolutions' own padding is what fills an incomplete patch.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        steps = patch_size.bit_length() - 1
+        widths = [in_chans, *(dim >> step for step in reversed(range(steps)))]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            convolution = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(convolution, nn.BatchNorm2d(width_out)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+class LinearPatchEmbed(nn.Module):
+    """One linear map of each flattened patch, as in ViT (paper, table 4). Shapes as in `ConvPatchEmbed`."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        return self.proj(F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size)))
+
+
+PATCH_EMBEDS = {"conv": ConvPatchEmbed, "linear": LinearPatchEmbed}

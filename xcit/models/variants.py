@@ -1,0 +1,22 @@
+"""The seven published widths (paper, table 1), in one table."""
+
+from typing import TypedDict
+
+
+class Variant(TypedDict):
+    dim: int
+    depth: int
+    heads: int
+    layer_scale_init: float
+    tokens_norm: bool
+
+
+VARIANTS: dict[str, Variant] = {
+    "xcit_n12": {"dim": 128, "depth": 12, "heads": 4, "layer_scale_init": 1.0, "tokens_norm": False},
+    "xcit_t12": {"dim": 192, "depth": 12, "heads": 4, "layer_scale_init": 1.0, "tokens_norm": True},
+    "xcit_t24": {"dim": 192, "depth": 24, "heads": 4, "layer_scale_init": 1e-5, "tokens_norm": True},
+    "xcit_s12": {"dim": 384, "depth": 12, "heads": 8, "layer_scale_init": 1.0, "tokens_norm": True},
+    "xcit_s24": {"dim": 384, "depth": 24, "heads": 8, "layer_scale_init": 1e-5, "tokens_norm": True},
+    "xcit_m24": {"dim": 512, "depth": 24, "heads": 8, "layer_scale_init": 1e-5, "tokens_norm": True},
+    "xcit_l24": {"dim": 768, "depth": 24, "heads": 16, "layer_scale_init": 1e-5, "tokens_norm": True},
+}
