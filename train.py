@@ -1,0 +1,215 @@
+"""Train a model and evaluate it across resolutions: the story of one run.
+
+    python train.py                                                 # a small XCiT on the digits
+    python train.py model=xcit_s12 data=imagenet data.root=/path    # the paper's run
+    torchrun --nproc-per-node=8 train.py …                          # the same on eight GPUs
+"""
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from timm.utils import ModelEmaV3
+
+import data
+from xcit import create_model, load_weights
+from xcit.command import run
+from xcit.config import TrainConfig, every_key, read_config, require_patches
+from xcit.engine import distributed
+from xcit.engine.loop import Trainer, evaluate, fit
+from xcit.engine.optimizer import make_optimizer, peak_lr
+from xcit.engine.precision import grad_scaler
+from xcit.engine.recorder import NullRecorder, Recorder
+from xcit.engine.run_folder import RunFolder, resolve
+from xcit.engine.schedule import make_schedule
+from xcit.engine.state import TrainingState, read_state
+from xcit.engine.trackers import make_tracker, new_run_id
+from xcit.evaluation.report import write_report
+from xcit.evaluation.resolutions import sweep
+from xcit.models import MODELS
+from xcit.tasks import TASKS
+
+TABLES = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
+
+
+def train(config: TrainConfig) -> float:
+    """One run, from configuration to report; returns the final top-1 at the training resolution."""
+    with distributed.session() as device:
+        torch.use_deterministic_algorithms(config.deterministic)
+        folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
+
+        # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
+        source = data.DATASETS[config.data.name](**config.data.options)
+        images = source.train()
+        held_out = source.val(images.classes)
+        batches = train_batches(config, images, device)
+
+        # The model with its task, and all that changes while it learns.
+        state = new_state(config, images.classes, device)
+        if checkpoint:
+            state.load_state_dict(read_state(checkpoint), str(checkpoint))
+        trainer = make_trainer(config, state, len(batches), device)
+
+        # From here on there is something to keep.
+        recorder = open_run(config, folder, state)
+        with recorder:
+            validation = eval_batches(config, held_out, config.data.image_size, device)
+            fit(
+                trainer,
+                batches,
+                lambda task: evaluate(task, validation, device, config.train.precision),
+                epochs=config.train.epochs,
+                global_batch_size=config.train.global_batch_size,
+                folder=folder,
+                recorder=recorder,
+            )
+
+        rows = sweep(
+            state.weights(),
+            lambda resolution: eval_batches(config, held_out, resolution, device),
+            sorted({*config.resolutions, config.data.image_size}),
+            model=config.model.name,
+            checkpoint=str(folder.last),
+            eval_set=config.data.name,
+            crop_ratio=config.crop_ratio,
+            device=device,
+            precision=config.train.precision,
+        )
+        if distributed.is_main():
+            write_report(folder.path, rows, trained_at=config.data.image_size)
+            print(f"run folder: {folder.path}")
+        return [row["top1"] for row in rows if row["resolution"] == config.data.image_size][-1]
+
+
+def train_batches(config: TrainConfig, images: data.Images, device: torch.device) -> data.TrainLoader:
+    """This process's share of the augmented batches, as conf/augment has them."""
+    augment = config.augment
+    transform = data.train_transform(
+        config.data.image_size,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter,
+        rand_augment=augment.rand_augment,
+        erase_prob=augment.erase_prob,
+    )
+    mixing = data.Mixing(
+        len(images.classes),
+        mixup=augment.mixup,
+        cutmix=augment.cutmix,
+        switch_prob=augment.switch_prob,
+        label_smoothing=augment.label_smoothing,
+    )
+    order = data.TrainBatches(
+        len(images),
+        config.train.batch_size(distributed.world_size()),
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        repeats=augment.repeats,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return data.TrainLoader(
+        images,
+        transform,
+        mixing,
+        order,
+        workers=config.data.workers,
+        device=device,
+        channels_last=config.train.channels_last,
+    )
+
+
+def eval_batches(config: TrainConfig, images: data.Images, resolution: int, device: torch.device) -> data.EvalLoader:
+    """This process's share of the validation images, at a resolution."""
+    return data.EvalLoader(
+        images,
+        data.eval_transform(resolution, config.crop_ratio),
+        config.train.batch_size(distributed.world_size()),
+        workers=config.data.workers,
+        device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def new_state(config: TrainConfig, classes: list[str], device: torch.device) -> TrainingState:
+    """The state before the first update."""
+    torch.manual_seed(config.seed)
+    model = create_model(config.model.name, num_classes=len(classes), **config.model.options)
+    if config.pretrained:
+        load_weights(model, config.pretrained)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    task = TASKS[config.task.name](model, len(classes), **config.task.options).to(device)
+    task = distributed.synchronise_batchnorm(task, device)
+    optimizer = make_optimizer(
+        task,
+        name=config.optim.name,
+        lr=peak_lr(config.optim.lr, config.train.global_batch_size),
+        weight_decay=config.optim.weight_decay,
+        options=config.optim.options,
+    )
+    return TrainingState(
+        task,
+        optimizer,
+        scaler=grad_scaler(device, config.train.precision),
+        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
+        identity={"config": config.model_dump(), "classes": classes, "tracker": new_run_id()},
+    )
+
+
+def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: int, device: torch.device) -> Trainer:
+    """How an update is made, as conf/optim and train.* have it."""
+    schedule = make_schedule(
+        state.optimizer,
+        epochs=config.train.epochs,
+        updates_per_epoch=batches_per_epoch // config.train.accumulate,
+        warmup_epochs=config.optim.warmup_epochs,
+        warmup_lr=config.optim.warmup_lr,
+        cooldown_epochs=config.optim.cooldown_epochs,
+        min_lr=config.optim.min_lr,
+    )
+    if config.train.compile:
+        state.task.compile()
+    return Trainer(
+        state,
+        module=distributed.parallelise(state.task, device),
+        schedule=schedule,
+        device=device,
+        precision=config.train.precision,
+        accumulate=config.train.accumulate,
+        clip_norm=config.optim.clip_norm,
+        log_every=config.train.log_every,
+        seed=config.seed,
+    )
+
+
+def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Recorder:
+    """Make the run's folder, or go on in it, and open what is recorded there."""
+    if not distributed.is_main():
+        return NullRecorder()
+    if state.epoch == 0:
+        folder.create()
+    folder.describe(config.model_dump(), state.identity["classes"])
+    tracker = make_tracker(
+        config.logger.name,
+        folder.path,
+        after_step=state.step,
+        run_id=state.identity["tracker"],
+        mode=config.logger.mode,
+        project=config.logger.project,
+        entity=config.logger.entity,
+        config=config.model_dump(),
+    )
+    return Recorder(folder.metrics, tracker, after_step=state.step)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(raw: DictConfig) -> float:
+    config = read_config(TrainConfig, raw, TABLES)
+    require_patches(config.model, {"data.image_size": config.data.image_size, "resolutions": min(config.resolutions)})
+    return train(config)
+
+
+if __name__ == "__main__":
+    run(main, every_key(TrainConfig, TABLES), (data.DataError,))

@@ -1,0 +1,75 @@
+"""The one place that knows whether there are other processes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .sync_batchnorm import convert_batchnorm
+
+T = TypeVar("T")
+
+
+@contextmanager
+def session() -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and yield this one's device: its GPU, or the CPU."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints; known before the session starts, too."""
+    return rank() == 0 if dist.is_initialized() else int(os.environ.get("RANK", 0)) == 0
+
+
+def mean(value: Tensor) -> float:
+    """The mean of a scalar over all processes."""
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value.item()
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module as it is trained: with several processes, gradients are averaged over them."""
+    if world_size() == 1:
+        return module
+    # BatchNorm's statistics are the same in all processes already, so there are no buffers to broadcast.
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with BatchNorm's statistics taken over all processes, where there are several."""
+    return convert_batchnorm(module, device) if world_size() > 1 else module

@@ -1,0 +1,170 @@
+"""The training loop: epochs of updates, each epoch followed by validation and a checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from ..errors import TrainingError
+from . import distributed
+from .precision import autocast
+from .progress import Progress
+from .recorder import Recorder
+from .run_folder import RunFolder
+from .state import TrainingState, seed_step
+
+
+class Evaluator(Protocol):
+    """What a task measures: fed batch by batch, then asked once. `compute` adds up over all processes."""
+
+    def update(self, batch: Any) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
+class Task(Protocol):
+    """What the loop needs of a task, which is a module: `task(batch)` is the loss, a mean over the batch."""
+
+    headline: str
+    """The metric by which the best checkpoint is chosen; higher is better."""
+
+    def __call__(self, batch: Any) -> torch.Tensor: ...
+
+    def evaluator(self) -> Evaluator: ...
+
+
+class EpochLoader(Protocol):
+    """Batches of one process; each epoch's follow from its number alone."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How an update is made; what it changes is in the `TrainingState`.
+
+    module: the state's task as it is called in training (compiled, in DDP).
+    accumulate: forward passes for each update, over equal shares of its batch.
+    clip_norm: bound on the gradient's norm over all parameters, or None.
+    """
+
+    state: TrainingState
+    module: nn.Module
+    schedule: CosineLRScheduler
+    device: torch.device
+    precision: str
+    accumulate: int
+    clip_norm: float | None
+    log_every: int
+    seed: int
+
+    def train_epoch(self, loader: EpochLoader, global_batch_size: int, recorder: Recorder, progress: Progress) -> None:
+        """Every update of one epoch. Nothing waits for the device but the logging.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        state = self.state
+        state.task.train()
+        batches = loader.epoch(state.epoch)
+        updates = len(loader) // self.accumulate
+        loss_sum, logged_at, since = torch.zeros((), device=self.device), time.perf_counter(), 0
+        for update in range(1, updates + 1):
+            lr = self.schedule_lr()
+            loss_sum += self.update(batches)
+            since += 1
+            progress.advance()
+            if update % self.log_every == 0 or update == updates:
+                loss = distributed.mean(loss_sum / since)
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss} at step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g}): the run "
+                        "stops here, its checkpoint is from before; try a lower optim.lr or train.precision=fp32"
+                    )
+                speed = since * global_batch_size / (time.perf_counter() - logged_at)
+                measured = {"loss": loss, "lr": lr, "images_per_second": speed}
+                recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
+                progress.show(loss, lr, speed)
+                loss_sum, logged_at, since = torch.zeros((), device=self.device), time.perf_counter(), 0
+        state.epoch += 1
+
+    def schedule_lr(self) -> float:
+        """Set the rate for the next update and return it."""
+        self.schedule.step_update(self.state.step)
+        return max(group["lr"] for group in self.state.optimizer.param_groups)
+
+    def update(self, batches: Iterator[Any]) -> torch.Tensor:
+        """One update; returns the mean loss of this process's batch, still on the device."""
+        state = self.state
+        total = torch.zeros((), device=self.device)
+        for part in range(self.accumulate):
+            batch = next(batches)
+            # After the loader, which may use the same generator in this process.
+            seed_step(self.seed, state.step, part, distributed.rank())
+            with self.synchronised(part == self.accumulate - 1), autocast(self.device, self.precision):
+                loss = self.module(batch) / self.accumulate
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+        if self.clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.task.parameters(), self.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        state.step += 1
+        if state.ema:
+            state.ema.update(state.task)
+        return total
+
+    def synchronised(self, last: bool) -> AbstractContextManager:
+        """Gradients cross to the other processes in the last of the accumulated passes only."""
+        return nullcontext() if last or not hasattr(self.module, "no_sync") else self.module.no_sync()
+
+
+def fit(
+    trainer: Trainer,
+    loader: EpochLoader,
+    validate: Callable[[nn.Module], dict[str, float]],
+    *,
+    epochs: int,
+    global_batch_size: int,
+    folder: RunFolder,
+    recorder: Recorder,
+) -> None:
+    """Train from where the state stands to the end, validating both sets of weights after each epoch."""
+    state = trainer.state
+    headline: str = state.task.headline  # type: ignore[assignment]  # nn.Module hides what Task promises
+    with Progress(epochs, len(loader) // trainer.accumulate, state.epoch, shown=distributed.is_main()) as progress:
+        while state.epoch < epochs:
+            trainer.train_epoch(loader, global_batch_size, recorder, progress)
+            results = {weights: validate(task) for weights, task in state.weights().items()}
+            for weights, measured in results.items():
+                row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
+                recorder.log(row | measured)
+            score = results["ema" if state.ema else "raw"][headline]
+            is_best = state.best is None or score > state.best
+            state.best = score if is_best else state.best
+            if distributed.is_main():
+                folder.save(state, is_best=is_best)
+            progress.epoch_done(state.epoch, results, headline)
+
+
+@torch.inference_mode()
+def evaluate(task: Any, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
+    """What the task's evaluator measures over the batches of all processes, in evaluation mode."""
+    was_training = task.training
+    task.eval()
+    evaluator = task.evaluator()
+    for batch in batches:
+        with autocast(device, precision):
+            evaluator.update(batch)
+    task.train(was_training)
+    return evaluator.compute()

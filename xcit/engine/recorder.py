@@ -1,0 +1,61 @@
+"""What is measured goes to metrics.jsonl, to the tracker of one's choice, and to the terminal."""
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..storage import write_text
+from .trackers import Tracker
+
+
+class Recorder:
+    """Rows of metrics: {"step", "epoch", "split": "train" or "val", …}, floats at full precision, not-a-number as null.
+
+    On a resume, rows later than the checkpoint's step are dropped, so that the file is what an uninterrupted run would
+    have written.
+    """
+
+    def __init__(self, path: Path, tracker: Tracker, *, after_step: int) -> None:
+        self.tracker = tracker
+        if path.exists():
+            write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step)))
+        self.file = path.open("a", buffering=1)  # a line at a time
+
+    def log(self, row: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(finite) + "\n")
+        self.tracker.log(finite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.file.close()
+        self.tracker.close()
+
+
+class NullRecorder(Recorder):
+    """What the other processes record: nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        pass
+
+
+def kept_lines(path: Path, after_step: int) -> list[str]:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line that a crash cut off
+            break
+        if row["step"] <= after_step:
+            kept.append(line)
+    return kept

@@ -1,0 +1,142 @@
+"""The folder of a run: who may write where, and what is in it (made by the main process alone)."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ..errors import InputError
+from ..storage import write_tensors, write_text
+from . import distributed
+from .state import TrainingState
+
+RUNS = Path("runs")
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
+
+
+class RunFolder:
+    """runs/NAME/TIMESTAMP, or what run_dir= says.
+
+    config.yaml           the whole configuration
+    environment.json      versions, host, devices, git commit, command
+    classes.json          the class names, in the order of the model's outputs
+    metrics.jsonl         one object a line
+    checkpoints/          last.pt, best.pt
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+
+    def create(self) -> None:
+        """Make the folder. An existing one must be empty.
+
+        Raises:
+            InputError: it holds something already, or cannot be written to.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(f"run_dir={self.path}: holds something already; give a new folder, or continue with resume=")
+        require_writable(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
+
+    def describe(self, config: Mapping[str, Any], classes: list[str] | None = None) -> None:
+        """Write down what is about to run."""
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+        if classes is not None:
+            write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
+
+    def save(self, state: TrainingState, *, is_best: bool) -> None:
+        """Write last.pt, and best.pt too where this epoch is the best so far."""
+        self.last.parent.mkdir(exist_ok=True)
+        content = state.state_dict()
+        for path in [self.last] + [self.best] * is_best:
+            write_tensors(path, content)
+
+
+def new_path(run_dir: str | None, name: str) -> Path:
+    """run_dir, or a folder that does not exist yet below runs/."""
+    if run_dir:
+        return Path(run_dir)
+    path = stamped = RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while path.exists():
+        number += 1
+        path = stamped.with_name(f"{stamped.name}-{number}")
+    return path
+
+
+def resolve(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
+    """The folder that a training run writes to, and the checkpoint that it continues from, if any.
+
+    resume=none starts anew. resume=auto continues run_dir, or without one the latest run below runs/NAME, and starts
+    anew where there is no checkpoint. resume=PATH continues a run folder, or the run of a checkpoint in one.
+    """
+    if resume == "none":
+        return RunFolder(new_path(run_dir, name)), None
+    if resume == "auto":
+        if run_dir:
+            candidates = [Path(run_dir)]
+        else:
+            candidates = sorted((RUNS / name).glob("*/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
+            candidates = [path.parents[1] for path in candidates]
+        folder = RunFolder(candidates[-1]) if candidates else RunFolder(new_path(run_dir, name))
+        return folder, folder.last if folder.last.is_file() else None
+    checkpoint = find_checkpoint(resume)
+    if checkpoint.parent.name != "checkpoints":
+        raise InputError(f"resume={resume}: not a run folder, nor a checkpoint in one; pretrained= starts from weights")
+    folder = RunFolder(checkpoint.parents[1])
+    if run_dir and Path(run_dir).resolve() != folder.path.resolve():
+        raise InputError(f"run_dir={run_dir}: resume={resume} continues in {folder.path}; leave run_dir out")
+    return folder, checkpoint
+
+
+def find_checkpoint(path: str) -> Path:
+    """The file itself, or the last checkpoint of a run folder."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or run folder")
+    if Path(path).is_dir():
+        last = RunFolder(Path(path)).last
+        if not last.is_file():
+            raise InputError(f"{path}: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)")
+        return last
+    return Path(path)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a folder that is marked read-only, for root too, whom the marks do not stop."""
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"run_dir={path}: {nearest} is a file")
+    if not nearest.stat().st_mode & 0o222:
+        raise InputError(f"run_dir={path}: {nearest} is read-only")
+
+
+def describe_environment() -> dict[str, Any]:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": shlex.join(sys.argv),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+        "git_commit": git.stdout.strip() or None,
+    }

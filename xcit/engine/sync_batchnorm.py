@@ -1,0 +1,51 @@
+"""BatchNorm over the batches of all processes, on GPUs and on CPUs."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor, nn
+
+
+def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with each BatchNorm2d replaced by one that is synchronised; parameters and buffers are kept."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            synchronised = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+            synchronised.weight, synchronised.bias = child.weight, child.bias
+            for buffer_name, buffer in child.named_buffers():
+                setattr(synchronised, buffer_name, buffer)
+            setattr(module, name, synchronised)
+        else:
+            convert_batchnorm(child, device)
+    return module
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """torch's SyncBatchNorm refuses tensors on the CPU; this one reduces the statistics with gloo.
+
+    The reductions are part of the graph, so that gradients too are those of one large batch. The processes' batches
+    need not be of one size. The variance is taken around the common mean, in fp32: no difference of large squares.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        if not self.training or not dist.is_initialized():
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        x = input.float()
+        local_count = x.new_full((1,), x.numel() / x.shape[1])
+        totals = differentiable.all_reduce(torch.cat([x.sum((0, 2, 3)), local_count]))
+        count = totals[-1].detach()
+        mean = totals[:-1] / count
+        centred = x - mean[:, None, None]
+        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
+
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1), momentum)
+
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

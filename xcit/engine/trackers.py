@@ -1,0 +1,147 @@
+"""Where metrics go besides metrics.jsonl: a table, TensorBoard, wandb."""
+
+import json
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..storage import csv_text, write_text
+
+Row = dict[str, Any]
+Mode = Literal["online", "offline", "disabled"]
+
+
+class Tracker(Protocol):
+    def log(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_tracker(
+    name: str,
+    folder: Path,
+    *,
+    after_step: int,
+    run_id: str,
+    mode: Mode,
+    project: str,
+    entity: str | None,
+    config: dict[str, Any],
+) -> Tracker:
+    """The tracker called `name`, shielded: it may fail without the run failing.
+
+    after_step: the update that the run continues from. The others are wandb's alone.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "none": NullTracker,
+        "csv": lambda: CsvTracker(folder),
+        "tensorboard": lambda: TensorBoardTracker(folder, after_step=after_step),
+        "wandb": lambda: WandbTracker(folder, run_id=run_id, mode=mode, project=project, entity=entity, config=config),
+    }
+    return Shielded(name, makers[name])
+
+
+class NullTracker:
+    def log(self, row: Row) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class CsvTracker:
+    """metrics.csv: metrics.jsonl as a table, brought up to date at each validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.target = folder / "metrics.jsonl", folder / "metrics.csv"
+
+    def log(self, row: Row) -> None:
+        if row["split"] == "val":
+            self.close()
+
+    def close(self) -> None:
+        if self.source.exists():
+            rows = [json.loads(line) for line in self.source.read_text().splitlines()]
+            write_text(self.target, csv_text(rows))
+
+
+class TensorBoardTracker:
+    """tensorboard/ in the run folder."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+
+    def log(self, row: Row) -> None:
+        for name, value in scalars(row).items():
+            self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbTracker:
+    """A run on wandb, the same one after a resume: its id is part of the training state."""
+
+    def __init__(
+        self, folder: Path, *, run_id: str, mode: Mode, project: str, entity: str | None, config: dict[str, Any]
+    ) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            project=project,
+            entity=entity,
+            config=config,
+            dir=folder,
+            name="/".join(folder.parts[-2:]),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def log(self, row: Row) -> None:
+        # By a key of their own: wandb's steps must rise, and the raw and the EMA weights share one.
+        self.run.log(scalars(row) | {"step": row["step"], "epoch": row["epoch"]})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Shielded:
+    """A tracker that cannot take the run down: after its first failure it is warned about and left alone."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self.name = name
+        self.tracker: Tracker | None = None
+        self.attempt(lambda: setattr(self, "tracker", make()))
+
+    def log(self, row: Row) -> None:
+        if self.tracker:
+            tracker = self.tracker
+            self.attempt(lambda: tracker.log(row))
+
+    def close(self) -> None:
+        if self.tracker:
+            self.attempt(self.tracker.close)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracking service may throw: training goes on without it
+            self.tracker = None
+            print(f"warning: logger={self.name} failed and is off from here on ({error})", file=sys.stderr)
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The row's measurements under names like val_ema/top1."""
+    prefix = row["split"] + (f"_{row['weights']}" if "weights" in row else "")
+    labels = ("step", "epoch", "split", "weights")
+    return {f"{prefix}/{name}": value for name, value in row.items() if name not in labels and value is not None}
+
+
+def new_run_id() -> str:
+    return uuid.uuid4().hex[:8]

@@ -1,0 +1,94 @@
+"""To files, atomically; from files, without running code; and into modules, exactly."""
+
+import csv
+import io
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk and rename it: path holds the old or the new whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV, with a column for each key that occurs."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """torch.save of nested plain data and tensors, which `read_tensors` takes back."""
+    write_atomically(path, lambda file: torch.save(dict(content), file))
+
+
+def read_tensors(path: str | Path) -> Mapping[str, Any]:
+    """The mapping that torch.save put into a file, on the CPU. A file that carries code is refused.
+
+    Raises:
+        InputError: there is no such file, or it is not one of tensors and plain data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a file of weights") from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        # torch reports damage in as many ways as there are places in a file.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: not a file of weights that can be read safely ({reason[:160]})") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
+    """load_state_dict, strict, with an InputError that lists what differs and leaves the module as it was."""
+    own = module.state_dict()
+    differences = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} ({shape_of(state[key])}, the model's is {shape_of(own[key])})"
+            for key in own
+            if key in state and shape_of(state[key]) != shape_of(own[key])
+        ],
+    }
+    lines = [f"  {len(keys)} {kind}: {', '.join(keys[:3])}{', …' * (len(keys) > 3)}" for kind, keys in differences.items() if keys]
+    if lines:
+        raise InputError("\n".join([f"{origin}: belongs to another architecture", *lines]))
+    module.load_state_dict(dict(state))
+
+
+def shape_of(value: object) -> str:
+    return "×".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__
