@@ -14,7 +14,7 @@ from torch import nn
 
 import data
 from xcit import InputError, create_model, load_weights
-from xcit.command import run
+from xcit.command import guarded, run
 from xcit.config import DataConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, every_key, read_config, require_patches
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path
@@ -110,9 +110,10 @@ def load_task(
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+@guarded(data.DataError)
 def main(raw: DictConfig) -> None:
     evaluate(read_config(EvalConfig, raw, TABLES))
 
 
 if __name__ == "__main__":
-    run(main, every_key(EvalConfig, TABLES), (data.DataError,))
+    run(main, every_key(EvalConfig, TABLES))

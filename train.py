@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 
 import data
 from xcit import create_model, load_weights
-from xcit.command import run
+from xcit.command import guarded, run
 from xcit.config import TrainConfig, every_key, read_config, require_patches
 from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
@@ -205,6 +205,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@guarded(data.DataError)
 def main(raw: DictConfig) -> float:
     config = read_config(TrainConfig, raw, TABLES)
     require_patches(config.model, {"data.image_size": config.data.image_size, "resolutions": min(config.resolutions)})
@@ -212,4 +213,4 @@ def main(raw: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    run(main, every_key(TrainConfig, TABLES), (data.DataError,))
+    run(main, every_key(TrainConfig, TABLES))

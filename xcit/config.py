@@ -7,7 +7,7 @@ entries own their options: the keyword arguments of the class are what its file 
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,18 +31,14 @@ class Section(BaseModel):
 
 
 class OpenSection(Section):
-    """A group with a table: `name` is the entry, `options` its keyword arguments."""
+    """A group with a table: `name` is the entry; its keyword arguments are further fields, the options."""
 
     name: str
+    option_names: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.model_dump().items() if key not in type(self).common_fields()}
-
-    @classmethod
-    def common_fields(cls) -> set[str]:
-        base = next(parent for parent in cls.mro() if parent.__module__ == __name__)
-        return set(base.model_fields)
+        return self.model_dump(include=set(self.option_names))
 
 
 class ModelConfig(OpenSection):
@@ -177,7 +173,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
     try:
         plain: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True) if OmegaConf.is_config(raw) else raw
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: must be given ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{error.full_key}: must be given") from None
     complete = schema_for(schema, plain, tables)
     try:
         return complete.model_validate(plain)
@@ -197,7 +193,10 @@ def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> typ
                 for kind in [schema.model_fields[group].annotation, *get_args(schema.model_fields[group].annotation)]
                 if isinstance(kind, type) and issubclass(kind, OpenSection)
             )
-            groups[group] = (create_model(base.__name__, __base__=base, **options_of(entry)), ...)
+            options = options_of(entry)
+            section = create_model(base.__name__, __base__=base, **options)
+            section.option_names = frozenset(options)
+            groups[group] = (section, ...)
     return create_model(schema.__name__, __base__=schema, **groups)
 
 
@@ -217,7 +216,7 @@ def describe(invalid: ValidationError, schema: type[Section]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{did_you_mean(key, list(known_keys(schema)))}"
+            return f"{key}: unknown key{did_you_mean(key, known_keys(schema))}"
         case "missing":
             return f"{key}: must be given"
         case "value_error":

@@ -19,13 +19,19 @@ class TrainingError(RuntimeError):
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """table[name], or an InputError that names the nearest entry and all the others."""
+    """table[name], or an InputError that names the nearest entry, and the others where they are few."""
     if name not in table:
-        raise InputError(f"{what}={name}: unknown{did_you_mean(name, table)} (one of {', '.join(table)})")
+        raise InputError(unknown(name, what, table))
     return table[name]
 
 
+def unknown(name: str, what: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    listed = f" (one of {', '.join(choices)})" if len(choices) <= 20 else ""
+    return f"{what}={name}: unknown{did_you_mean(name, choices)}{listed}"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """'; did you mean xcit_s12?', or nothing where no choice is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    """'; did you mean xcit_s12?', or nothing where no choice is near. A section is no suggestion for a key in it."""
+    near = difflib.get_close_matches(name, [c for c in choices if not name.startswith(f"{c}.")], n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

@@ -63,10 +63,12 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a file of weights") from None
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: not a file of weights (it holds code or anything but tensors and plain data)") from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         # torch reports damage in as many ways as there are places in a file.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: not a file of weights that can be read safely ({reason[:160]})") from None
+        raise InputError(f"{path}: not a file of weights, or damaged ({reason[:160]})") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content
