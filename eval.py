@@ -1,8 +1,8 @@
 """Evaluate a checkpoint across resolutions: the story of one evaluation.
 
-    python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000
-    python eval.py checkpoint=weights.pth model=xcit_s12 data=imagenet data.root=/path 'resolutions=[160,224,320]'
-    torchrun --nproc-per-node=8 eval.py …
+python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000
+python eval.py checkpoint=weights.pth model=xcit_s12 data=imagenet data.root=/path 'resolutions=[160,224,320]'
+torchrun --nproc-per-node=8 eval.py …
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,16 @@ from torch import nn
 import data
 from xcit import InputError, create_model, load_weights
 from xcit.command import guarded, run
-from xcit.config import DataConfig, EvalConfig, ModelConfig, TaskConfig, TrainConfig, every_key, read_config, require_patches
+from xcit.config import (
+    EvalConfig,
+    ModelConfig,
+    Tables,
+    TaskConfig,
+    TrainConfig,
+    every_key,
+    read_config,
+    require_patches,
+)
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path
 from xcit.engine.state import FORMAT
@@ -25,7 +34,7 @@ from xcit.models import MODELS
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
 
-TABLES = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
+TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 
 
 def evaluate(config: EvalConfig) -> list[Row]:
@@ -99,13 +108,12 @@ def load_task(
     content: Mapping[str, Any], weights: str, origin: str, model: ModelConfig, task: TaskConfig, num_classes: int
 ) -> nn.Module:
     """The task with one set of the checkpoint's weights."""
-    loaded = TASKS[task.name](
-        create_model(model.name, num_classes=num_classes, **model.options), num_classes, **task.options
-    )
+    module = create_model(model.name, num_classes=num_classes, **model.options)
+    if not is_run(content):
+        load_weights(module, content)
+    loaded = TASKS[task.name](module, num_classes, **task.options)
     if is_run(content):
         load_exactly(loaded, content["task" if weights == "raw" else "ema"], origin)
-    else:
-        load_weights(loaded.model, content)
     return loaded
 
 

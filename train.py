@@ -1,8 +1,8 @@
 """Train a model and evaluate it across resolutions: the story of one run.
 
-    python train.py                                                 # a small XCiT on the digits
-    python train.py model=xcit_s12 data=imagenet data.root=/path    # the paper's run
-    torchrun --nproc-per-node=8 train.py …                          # the same on eight GPUs
+python train.py                                                 # a small XCiT on the digits
+python train.py model=xcit_s12 data=imagenet data.root=/path    # the paper's run
+torchrun --nproc-per-node=8 train.py …                          # the same on eight GPUs
 """
 
 import hydra
@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 import data
 from xcit import create_model, load_weights
 from xcit.command import guarded, run
-from xcit.config import TrainConfig, every_key, read_config, require_patches
+from xcit.config import Tables, TrainConfig, every_key, read_config, require_patches
 from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.optimizer import make_optimizer, peak_lr
@@ -28,7 +28,7 @@ from xcit.evaluation.resolutions import sweep
 from xcit.models import MODELS
 from xcit.tasks import TASKS
 
-TABLES = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
+TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 
 
 def train(config: TrainConfig) -> float:

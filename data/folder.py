@@ -42,7 +42,9 @@ class Folder:
             parts[0].extend(members[held_out:])
             parts[1].extend(members[:held_out])
         if not parts[part]:
-            raise DataError(f"{self.root}: {len(whole)} images are too few to set aside {self.val_fraction} of each class")
+            raise DataError(
+                f"{self.root}: {len(whole)} images are too few to set aside {self.val_fraction} of each class"
+            )
         return ImageFiles(parts[part], whole.classes)
 
 

@@ -40,7 +40,9 @@ class TrainLoader:
         channels_last: bool = False,
     ) -> None:
         if mixing.mixes and batches.batch_size % 2:
-            raise DataError(f"train.global_batch_size: gives batches of {batches.batch_size} a process; mixing needs pairs")
+            raise DataError(
+                f"train.global_batch_size: gives batches of {batches.batch_size} a process; mixing needs pairs"
+            )
         self.mixing, self.batches, self.device = mixing, batches, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.loader = make_loader(images, transform, batches, workers, device)

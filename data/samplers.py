@@ -43,7 +43,9 @@ class TrainBatches:
         rounds = -(-entries // (self.images * self.repeats))
         order = np.concatenate([random.permutation(self.images) for _ in range(rounds)]).repeat(self.repeats)[:entries]
         seeds = random.integers(2**32, size=entries)
-        own = list(zip(order[self.rank :: self.world_size].tolist(), seeds[self.rank :: self.world_size].tolist(), strict=True))
+        own = list(
+            zip(order[self.rank :: self.world_size].tolist(), seeds[self.rank :: self.world_size].tolist(), strict=True)
+        )
         for start in range(0, len(own), self.batch_size):
             middle, end = start + self.batch_size // 2, start + self.batch_size
             yield own[start:middle] + own[middle:end][::-1]

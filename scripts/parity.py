@@ -6,7 +6,6 @@ Prints a line for each of the 14 architectures: parameters (M), and the differen
 norm, in fp32 eval mode, for a square image and for one that is not.
 """
 
-
 import timm
 import torch
 from torch import Tensor, nn

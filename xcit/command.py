@@ -22,11 +22,13 @@ def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Ca
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[..., Any]:
+        accepted: tuple[type[Exception], ...] = (InputError, *input_errors)
+
         @functools.wraps(main)
         def guard(*args: Any) -> Any:
             try:
                 return main(*args)
-            except (InputError, *input_errors) as error:
+            except accepted as error:
                 stop(str(error), 2)
             except TrainingError as error:
                 stop(str(error), 1)

@@ -171,7 +171,9 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         InputError: a key is unknown or missing, a value of the wrong type or out of range. One line, with the key.
     """
     try:
-        plain: Any = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True) if OmegaConf.is_config(raw) else raw
+        plain: Any = (
+            OmegaConf.to_container(raw, resolve=True, throw_on_missing=True) if OmegaConf.is_config(raw) else raw
+        )
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: must be given") from None
     complete = schema_for(schema, plain, tables)
@@ -236,7 +238,9 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def every_key(schema: type[Section], tables: Tables) -> list[str]:
     """The keys of a schema whatever is chosen in its open groups."""
-    options = [f"{group}.{option}" for group, table in tables.items() for e in table.values() for option in options_of(e)]
+    options = [
+        f"{group}.{option}" for group, table in tables.items() for e in table.values() for option in options_of(e)
+    ]
     return list(dict.fromkeys([*known_keys(schema), *options]))
 
 
@@ -246,5 +250,3 @@ def require_patches(model: ModelConfig, sizes: Mapping[str, int]) -> None:
     for key, size in sizes.items():
         if size < patch_size:
             raise InputError(f"{key}={size}: must hold one patch (model.patch_size={patch_size})")
-
-

@@ -15,7 +15,7 @@ from .errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk and rename it: path holds the old or the new whole."""
+    """Let `write` fill a file beside `path`, flush it to the disk and rename it: `path` is old or new, never half."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -64,7 +64,7 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a file of weights") from None
     except pickle.UnpicklingError:
-        raise InputError(f"{path}: not a file of weights (it holds code or anything but tensors and plain data)") from None
+        raise InputError(f"{path}: not a file of weights (tensors and plain data are read, code is not)") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         # torch reports damage in as many ways as there are places in a file.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -86,7 +86,11 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
             if key in state and shape_of(state[key]) != shape_of(own[key])
         ],
     }
-    lines = [f"  {len(keys)} {kind}: {', '.join(keys[:3])}{', …' * (len(keys) > 3)}" for kind, keys in differences.items() if keys]
+    lines = [
+        f"  {len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+        for kind, keys in differences.items()
+        if keys
+    ]
     if lines:
         raise InputError("\n".join([f"{origin}: belongs to another architecture", *lines]))
     module.load_state_dict(dict(state))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingError
 from . import distributed
@@ -126,7 +127,7 @@ class Trainer:
 
     def synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients cross to the other processes in the last of the accumulated passes only."""
-        return nullcontext() if last or not hasattr(self.module, "no_sync") else self.module.no_sync()
+        return nullcontext() if last or not isinstance(self.module, DistributedDataParallel) else self.module.no_sync()
 
 
 def fit(

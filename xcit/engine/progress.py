@@ -43,7 +43,9 @@ class Progress:
 
     def epoch_done(self, epoch: int, results: dict[str, dict[str, float]], headline: str) -> None:
         if self.shown:
-            scores = "  ".join(f"{headline} {weights} {measured[headline]:.2f}" for weights, measured in results.items())
+            scores = "  ".join(
+                f"{headline} {weights} {measured[headline]:.2f}" for weights, measured in results.items()
+            )
             elapsed = time.perf_counter() - self.started
             line = f"epoch {epoch}/{self.epochs}  {self.status}  {scores}  {elapsed:,.0f} s"
             self.bar.console.print(line, highlight=False, soft_wrap=True)

@@ -46,7 +46,9 @@ class RunFolder:
             InputError: it holds something already, or cannot be written to.
         """
         if self.path.is_dir() and any(self.path.iterdir()):
-            raise InputError(f"run_dir={self.path}: holds something already; give a new folder, or continue with resume=")
+            raise InputError(
+                f"run_dir={self.path}: holds something already; give a new folder, or continue with resume="
+            )
         require_writable(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,9 @@ def draw(rows: Sequence[Row], trained_at: int | None) -> Figure:
     axes.set_xlabel("test resolution (pixels)")
     axes.set_ylabel("top-1 accuracy (%)")
     first = rows[0]
-    axes.set_title(f"{first['model']} on {first['eval_set']}, {first['images']:,} images, crop ratio {first['crop_ratio']}")
+    axes.set_title(
+        f"{first['model']} on {first['eval_set']}, {first['images']:,} images, crop ratio {first['crop_ratio']}"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

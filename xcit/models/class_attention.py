@@ -40,7 +40,9 @@ class ClassAttentionLayer(nn.Module):
     Input and output: (B, 1 + N, C), the class token first.
     """
 
-    def __init__(self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool, mlp_ratio: float = 4.0
+    ) -> None:
         super().__init__()
         self.tokens_norm = tokens_norm
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)

@@ -4,6 +4,8 @@ One rule for sizes, in both: an image that the patch does not divide is padded w
 so that the grid is ⌈H / p⌉ × ⌈W / p⌉.
 """
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class ConvPatchEmbed(nn.Module):
         steps = patch_size.bit_length() - 1
         widths = [in_chans, *(dim >> step for step in reversed(range(steps)))]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in pairwise(widths):
             convolution = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
             layers += [nn.Sequential(convolution, nn.BatchNorm2d(width_out)), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1])

@@ -145,7 +145,9 @@ class XCiT(nn.Module):
         """Patch tokens with their positions, (B, N, C), and their grid."""
         if min(images.shape[-2:]) < self.patch_size:
             height, width = images.shape[-2:]
-            raise InputError(f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}")
+            raise InputError(
+                f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}"
+            )
         x = self.patch_embed(images)
         grid = (x.shape[-2], x.shape[-1])
         return (x + self.pos_embed(grid)).flatten(2).mT, grid

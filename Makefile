@@ -1,0 +1,43 @@
+# make demo    set up, train on the digits, evaluate what was trained
+# make test    set up, run the tests
+# make lint    set up, run ruff and mypy
+#
+# PYTHON=/path/to/python picks the interpreter (3.11 or later).
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo/$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/train.installed
+	$(RUN) train.py run_dir=$(DEMO)
+	$(RUN) eval.py checkpoint=$(DEMO) run_dir=$(DEMO)-eval
+	@echo "look at $(DEMO)/top1_vs_resolution.png and $(DEMO)-eval/results.csv"
+
+test: $(VENV)/test.installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+lint: $(VENV)/test.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# Installed once, and again when pyproject.toml changes or PYTHON is another interpreter.
+$(VENV)/%.installed: pyproject.toml $(VENV)/interpreter
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$(if $(filter test,$*),train$(comma)test,$*)]'
+	@touch $@
+
+$(VENV)/interpreter: FORCE
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed, PYTHON=%s is %s" % (sys.executable, sys.version)'
+	@wanted="$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$wanted" ]; then \
+	    rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo "$$wanted" > $@; \
+	fi
+
+comma := ,
+FORCE:
