@@ -18,6 +18,7 @@ from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.precision import grad_scaler
+from xcit.engine.progress import announce_resume
 from xcit.engine.recorder import NullRecorder, Recorder
 from xcit.engine.run_folder import RunFolder, resolve
 from xcit.engine.schedule import make_schedule
@@ -46,7 +47,9 @@ def train(config: TrainConfig) -> float:
         # The model with its task, and all that changes while it learns.
         state = new_state(config, images.classes, device)
         if checkpoint:
-            state.load_state_dict(read_state(checkpoint), str(checkpoint))
+            saved = read_state(checkpoint)
+            state.load_state_dict(saved, str(checkpoint))
+            announce_resume(checkpoint, state.epoch, saved["identity"]["config"], config.model_dump())
         trainer = make_trainer(config, state, len(batches), device)
 
         # From here on there is something to keep.
@@ -189,7 +192,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
     if not distributed.is_main():
         return NullRecorder()
     if state.epoch == 0:
-        folder.create()
+        folder.create(restart=config.resume == "auto")
     folder.describe(config.model_dump(), state.identity["classes"])
     tracker = make_tracker(
         config.logger.name,

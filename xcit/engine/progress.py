@@ -2,12 +2,16 @@
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from . import distributed
 
 
 class Progress:
@@ -58,3 +62,23 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.bar.stop()
+
+
+def announce_resume(checkpoint: Path, epochs: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say where the run goes on, and what of its configuration is no longer as it was."""
+    if distributed.is_main():
+        changed = [
+            f"{key} {old} → {new}" for key, old, new in differences(before, now) if key not in ("resume", "run_dir")
+        ]
+        notice = f"; changed since: {', '.join(changed)}" if changed else ""
+        print(f"resuming {checkpoint} after epoch {epochs}{notice}", file=sys.stderr)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two nested configurations differ."""
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new

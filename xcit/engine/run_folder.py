@@ -39,13 +39,14 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def create(self) -> None:
-        """Make the folder. An existing one must be empty.
+    def create(self, *, restart: bool = False) -> None:
+        """Make the folder. An existing one must be empty, or with `restart` a run that has no checkpoint yet.
 
         Raises:
             InputError: it holds something already, or cannot be written to.
         """
-        if self.path.is_dir() and any(self.path.iterdir()):
+        fresh = restart and (self.path / "config.yaml").is_file() and not self.last.exists()
+        if self.path.is_dir() and any(self.path.iterdir()) and not fresh:
             raise InputError(
                 f"run_dir={self.path}: holds something already; give a new folder, or continue with resume="
             )
@@ -56,17 +57,22 @@ class RunFolder:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
 
     def describe(self, config: Mapping[str, Any], classes: list[str] | None = None) -> None:
-        """Write down what is about to run."""
+        """Write down what is about to run, and clear away what a killed run left half-written."""
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         if classes is not None:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
     def save(self, state: TrainingState, *, is_best: bool) -> None:
-        """Write last.pt, and best.pt too where this epoch is the best so far."""
+        """Write last.pt, and best.pt before it where this epoch is the best so far.
+
+        A run killed between the two repeats the epoch, and finds the same.
+        """
         self.last.parent.mkdir(exist_ok=True)
         content = state.state_dict()
-        for path in [self.last] + [self.best] * is_best:
+        for path in [self.best] * is_best + [self.last]:
             write_tensors(path, content)
 
 

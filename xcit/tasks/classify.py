@@ -5,8 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import SumMetric
 
 
 class Classify(nn.Module):
@@ -16,41 +15,39 @@ class Classify(nn.Module):
 
     def __init__(self, model: nn.Module, num_classes: int) -> None:
         super().__init__()
-        self.model, self.num_classes = model, num_classes
+        self.model = model
 
     def forward(self, batch: Any) -> Tensor:
         return F.cross_entropy(self.model(batch.images), batch.targets)
 
     def evaluator(self) -> "Accuracy":
-        return Accuracy(self.model, self.num_classes)
+        return Accuracy(self.model)
 
 
 class Accuracy:
     """top1 and top5 in percent, loss, images; exact over all processes, whatever the sizes of their shares."""
 
-    def __init__(self, model: nn.Module, num_classes: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
         device = next(model.parameters()).device
-        # top_k beyond the number of classes is always right; torchmetrics wants it said with the number itself.
-        self.top1, self.top5 = (
-            MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False).to(device)
-            for k in (1, 5)
-        )
-        self.loss, self.images = MeanMetric(nan_strategy="disable").to(device), SumMetric().to(device)
-        self.loss.set_dtype(torch.float64)
+        self.sums = {name: SumMetric(nan_strategy="disable").to(device) for name in ("top1", "top5", "loss", "images")}
+        for total in self.sums.values():
+            total.set_dtype(torch.float64)
 
     def update(self, batch: Any) -> None:
         logits = self.model(batch.images).float()
-        losses = F.cross_entropy(logits, batch.targets, reduction="none")
-        self.top1.update(logits, batch.labels)
-        self.top5.update(logits, batch.labels)
-        self.loss.update(losses)
-        self.images.update(len(losses))
+        ranked = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
+        self.sums["top1"].update(ranked[:, 0].sum())
+        self.sums["top5"].update(ranked.sum())
+        self.sums["loss"].update(F.cross_entropy(logits, batch.targets, reduction="sum"))
+        self.sums["images"].update(len(logits))
 
     def compute(self) -> dict[str, float]:
+        totals = {name: total.compute().item() for name, total in self.sums.items()}
+        images = totals["images"]
         return {
-            "top1": 100 * self.top1.compute().item(),
-            "top5": 100 * self.top5.compute().item(),
-            "loss": self.loss.compute().item(),
-            "images": int(self.images.compute().item()),
+            "top1": 100 * totals["top1"] / images,
+            "top5": 100 * totals["top5"] / images,
+            "loss": totals["loss"] / images,
+            "images": int(images),
         }
