@@ -1,0 +1,93 @@
+"""What the tests share: small data sets made of real image files, and the entry points as a user calls them."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+# A run of seconds: the smallest model, 16 × 16 pixels, four patches.
+TINY = (
+    "model.patch_size=8",
+    "data.image_size=16",
+    "train.global_batch_size=128",
+    "train.epochs=1",
+    "train.log_every=1",
+    "resolutions=[16,24]",
+)
+
+
+@dataclass
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Result]:
+    """Run train.py or eval.py as __main__ in this process, from an empty folder: command("train.py", "key=value", …)."""
+
+    def call(script: str, *arguments: str) -> Result:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return call
+
+
+def launch(*arguments: str, processes: int = 1, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start an entry point in processes of its own, under torchrun if there are several."""
+    starter = [sys.executable]
+    if processes > 1:
+        starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script, *rest = arguments
+    return subprocess.Popen(
+        [*starter, str(ROOT / script), *rest],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Result:
+    stdout, stderr = process.communicate(timeout=300)
+    return Result(process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tree of images of two colours and sizes: image_tree("mine", {"train/red": 6, "val/red": 2, …})."""
+
+    def make(name: str, counts: dict[str, int], suffix: str = ".png") -> Path:
+        random = np.random.default_rng(0)
+        for folder, count in counts.items():
+            path = tmp_path / name / folder
+            path.mkdir(parents=True)
+            channel = sum(map(ord, path.name)) % 3
+            for number in range(count):
+                pixels = random.integers(0, 80, size=(20 + number, 24, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(path / f"{number:03}{suffix}")
+        return tmp_path / name
+
+    return make

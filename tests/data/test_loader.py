@@ -1,0 +1,157 @@
+"""Batches: their one shape, and that what is in them depends on nothing but (seed, epoch, sample)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.transforms.functional import pil_to_tensor
+
+from data import (
+    Batch,
+    DataError,
+    Digits,
+    EvalLoader,
+    Folder,
+    Images,
+    Mixing,
+    TrainBatches,
+    TrainLoader,
+    eval_transform,
+    train_transform,
+)
+
+CPU = torch.device("cpu")
+DEIT = {
+    "scale": (0.08, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "hflip": 0.5,
+    "color_jitter": 0.4,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "erase_prob": 0.25,
+}
+BOTH = {"mixup": 0.8, "cutmix": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1}
+NEITHER = BOTH | {"mixup": 0.0, "cutmix": 0.0}
+
+
+def loader(
+    images: Images, *, workers: int = 0, batch_size: int = 16, mixing: dict | None = None, **shares: int
+) -> TrainLoader:
+    return TrainLoader(
+        images,
+        train_transform(24, **DEIT),
+        Mixing(len(images.classes), **(mixing or BOTH)),
+        TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),
+        workers=workers,
+        device=CPU,
+    )
+
+
+def first(batches: TrainLoader, epoch: int, count: int = 4) -> list[Batch]:
+    iterator = batches.epoch(epoch)
+    return [next(iterator) for _ in range(count)]
+
+
+def test_a_training_batch_has_its_one_shape() -> None:
+    (batch,) = first(loader(Digits().train()), epoch=0, count=1)
+    assert batch.images.shape == (16, 3, 24, 24)
+    assert batch.images.dtype == batch.targets.dtype == torch.float32
+    assert batch.targets.shape == (16, 10)
+    torch.testing.assert_close(batch.targets.sum(1), torch.ones(16))
+    assert batch.labels.shape == (16,)
+    assert batch.labels.dtype == torch.int64
+
+
+def test_augmentation_does_not_depend_on_workers_or_on_what_was_loaded_before() -> None:
+    images = Digits().train()
+    alone, helped = loader(images), loader(images, workers=2)
+    first(alone, epoch=0, count=2)  # history that must not matter
+    torch.manual_seed(99)
+    for mine, other in zip(first(alone, epoch=1), first(helped, epoch=1), strict=True):
+        for a, b in zip(mine, other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_two_processes_see_what_one_sees_mixed_the_same() -> None:
+    images = Digits().train()
+    shares = [first(loader(images, batch_size=8, rank=rank, world_size=2), epoch=2) for rank in range(2)]
+    for number, whole in enumerate(first(loader(images), epoch=2)):
+        together = [torch.cat(parts) for parts in zip(*(share[number] for share in shares), strict=True)]
+        order, own_order = together[0].flatten(1).sum(1).argsort(), whole.images.flatten(1).sum(1).argsort()
+        for mine, theirs in zip(whole, together, strict=True):
+            torch.testing.assert_close(mine[own_order], theirs[order])
+
+
+def test_each_epoch_and_each_copy_is_augmented_anew() -> None:
+    batches = loader(Digits().train(), mixing=NEITHER)
+    before, after = (first(batches, epoch, count=1)[0] for epoch in (0, 1))
+    assert not torch.equal(before.images, after.images)
+    flat = before.images.flatten(1)
+    assert all(not torch.equal(flat[i], flat[j]) for i in range(16) for j in range(i))
+
+
+def test_mixing_is_timms_with_both_kinds() -> None:
+    """Soft targets hold two classes; over some batches both a global lambda and pasted boxes occur."""
+    images, labels = torch.zeros(8, 3, 16, 16), torch.arange(8)
+    images += labels.view(-1, 1, 1, 1)
+    mixing = Mixing(10, **BOTH | {"label_smoothing": 0.0})
+    kinds = set()
+    for step in range(20):
+        mixed, targets = mixing(images.clone(), labels, seed=[0, 0, step])
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        values = mixed[0].unique()
+        assert targets[0].nonzero().flatten().tolist() in ([0], [7], [0, 7])
+        kinds.add("box" if len(values) > 1 else "blend")
+        if len(values) == 1:
+            assert values.item() == pytest.approx(7 * targets[0, 7].item(), abs=1e-5)
+    assert kinds == {"box", "blend"}
+
+
+def test_without_mixing_targets_are_smoothed_labels() -> None:
+    images, targets = Mixing(5, **NEITHER)(torch.ones(2, 3, 4, 4), torch.tensor([1, 4]), seed=[0])
+    torch.testing.assert_close(targets[0], torch.tensor([0.02, 0.92, 0.02, 0.02, 0.02]))
+    assert torch.equal(images, torch.ones(2, 3, 4, 4))
+
+
+def test_mixing_one_class_is_a_contradiction() -> None:
+    with pytest.raises(DataError, match=r"augment\.cutmix=1\.0: needs at least two classes"):
+        Mixing(1, **BOTH)
+
+
+def test_mixing_an_odd_batch_is_a_contradiction() -> None:
+    with pytest.raises(DataError, match="batches of 7 a process; mixing needs pairs"):
+        loader(Digits().train(), batch_size=7)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_in_one_line_from_any_process(image_tree: Callable[..., Path], workers: int) -> None:
+    root = image_tree("mine", {"train/cat": 8, "train/dog": 8})
+    broken = root / "train" / "dog" / "003.png"
+    broken.write_bytes(b"broken")
+    images = Folder(root=str(root)).train()
+    with pytest.raises(DataError) as caught:
+        list(loader(images, workers=workers).epoch(0))
+    assert str(caught.value).startswith(f"{broken}: cannot be decoded")
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluation_takes_the_last_part_batch_and_one_hot_targets() -> None:
+    batches = list(EvalLoader(Digits().val(), eval_transform(20), 128, workers=0, device=CPU))
+    assert [len(batch.images) for batch in batches] == [128, 128, 104]
+    assert torch.equal(batches[0].targets.argmax(1), batches[0].labels)
+    assert torch.equal(batches[0].targets.sum(1), torch.ones(128))
+
+
+def test_the_evaluation_crop_is_the_centre(image_tree: Callable[..., Path]) -> None:
+    """Full crop: the short side becomes the image size, and the middle of the long side is kept."""
+    images = Folder(root=str(image_tree("mine", {"train/cat": 1}))).train()
+    picture, _ = images[0]
+    assert picture.size == (24, 20)
+    kept = eval_transform(20)(picture)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    pixels = pil_to_tensor(picture.crop((2, 0, 22, 20)))
+    torch.testing.assert_close(kept * std + mean, pixels / 255, atol=1e-5, rtol=0)
+    wider = eval_transform(20, crop_ratio=0.5)(picture)
+    assert wider.shape == (3, 20, 20)
+    assert not torch.allclose(wider, kept)
