@@ -36,7 +36,7 @@ class Result:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Result]:
-    """Run train.py or eval.py as __main__ in this process, from an empty folder: command("train.py", "key=value", …)."""
+    """command("train.py", "key=value", …) runs an entry point as __main__ in this process, from an empty folder."""
 
     def call(script: str, *arguments: str) -> Result:
         monkeypatch.chdir(tmp_path)

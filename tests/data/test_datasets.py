@@ -74,7 +74,7 @@ def test_a_class_that_training_lacks_is_named(image_tree: Tree) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
 def test_a_share_out_of_range_is_refused(image_tree: Tree, fraction: float) -> None:
-    with pytest.raises(DataError, match="data.val_fraction"):
+    with pytest.raises(DataError, match=r"data\.val_fraction"):
         Folder(root=str(image_tree("mine", {"cat": 1})), val_fraction=fraction)
 
 

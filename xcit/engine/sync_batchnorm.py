@@ -2,8 +2,8 @@
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 
 def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
@@ -35,11 +35,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         x = input.float()
         local_count = x.new_full((1,), x.numel() / x.shape[1])
-        totals = differentiable.all_reduce(torch.cat([x.sum((0, 2, 3)), local_count]))
+        totals = sum_over_processes(torch.cat([x.sum((0, 2, 3)), local_count]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
         centred = x - mean[:, None, None]
-        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = sum_over_processes(centred.square().sum((0, 2, 3))) / count
 
         with torch.no_grad():
             self.num_batches_tracked += 1
@@ -49,3 +49,25 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """A sum whose gradient is the sum of all processes' gradients, as each of them uses the result."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:
+        return reduced(value)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return reduced(gradient)
+
+
+def reduced(value: Tensor) -> Tensor:
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    return SumOverProcesses.apply(value)

@@ -1,0 +1,152 @@
+"""What an update does, on a model small enough to do it by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.utils import ModelEmaV3
+
+from xcit.engine.loop import Trainer, fit
+from xcit.engine.optimizer import make_optimizer
+from xcit.engine.precision import grad_scaler
+from xcit.engine.recorder import Recorder
+from xcit.engine.run_folder import RunFolder
+from xcit.engine.schedule import make_schedule
+from xcit.engine.state import TrainingState
+from xcit.engine.trackers import NullTracker
+from xcit.errors import TrainingError
+
+from .toy import ToyLoader, ToyTask
+
+CPU = torch.device("cpu")
+
+
+def run(
+    folder: Path,
+    loader: ToyLoader,
+    *,
+    epochs: int = 1,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    lr: float = 0.1,
+    ema_decay: float | None = None,
+    precision: str = "fp32",
+    noise: float = 0.0,
+    scores: list[float] | None = None,
+) -> tuple[TrainingState, list[dict[str, Any]]]:
+    """Plain SGD on the toy task; returns the state and the rows of metrics.jsonl."""
+    task = ToyTask(noise)
+    optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
+    ema = None if ema_decay is None else ModelEmaV3(task, decay=ema_decay)
+    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), ema)
+    updates = len(loader) // accumulate
+    schedule = make_schedule(
+        optimizer,
+        epochs=epochs,
+        updates_per_epoch=updates,
+        warmup_epochs=0,
+        warmup_lr=0,
+        cooldown_epochs=0,
+        min_lr=lr,
+    )
+    trainer = Trainer(state, task, schedule, CPU, precision, accumulate, clip_norm, log_every=1, seed=0)
+    run_folder = RunFolder(folder / "run")
+    run_folder.create()
+    left = iter(scores or [0.0] * 2 * epochs)
+    with Recorder(run_folder.metrics, NullTracker(), after_step=0) as recorder:
+        fit(
+            trainer,
+            loader,
+            lambda task: {"score": next(left)},
+            epochs=epochs,
+            global_batch_size=24 // updates,
+            folder=run_folder,
+            recorder=recorder,
+        )
+    return state, [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]
+
+
+def weights(state: TrainingState) -> torch.Tensor:
+    return state.task.state_dict()["layer.weight"]
+
+
+def by_hand(lr: float = 0.1, clip: float | None = None) -> torch.Tensor:
+    """One step of gradient descent on all 24 samples."""
+    task, loader = ToyTask(), ToyLoader(1)
+    task(next(loader.epoch(0))).backward()
+    gradients = [task.layer.weight.grad, task.layer.bias.grad]
+    assert gradients[0] is not None and gradients[1] is not None
+    norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+    scale = min(1.0, clip / norm.item()) if clip else 1.0
+    return task.layer.weight.detach() - lr * scale * gradients[0]
+
+
+def test_an_update_is_one_step_down_the_gradient(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1))
+    torch.testing.assert_close(weights(state), by_hand())
+    assert (state.step, state.epoch) == (1, 1)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_passes_make_one_large_batch(tmp_path: Path, accumulate: int) -> None:
+    state, rows = run(tmp_path, ToyLoader(accumulate), accumulate=accumulate)
+    torch.testing.assert_close(weights(state), by_hand())
+    whole, _ = ToyTask(), ToyLoader(1)
+    assert rows[0]["loss"] == pytest.approx(whole(next(ToyLoader(1).epoch(0))).item())
+
+
+def test_the_gradient_is_clipped_by_its_whole_norm(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1), clip_norm=0.5)
+    torch.testing.assert_close(weights(state), by_hand(clip=0.5), rtol=1e-4, atol=1e-6)
+
+
+def test_the_ema_follows_the_weights(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1), ema_decay=0.75)
+    start = ToyTask().layer.weight.detach()
+    assert state.ema is not None
+    torch.testing.assert_close(state.ema.module.state_dict()["layer.weight"], 0.75 * start + 0.25 * by_hand())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_learns_in_fp32_weights(tmp_path: Path, precision: str) -> None:
+    """fp16 may skip its first updates, until the scale of its gradients fits."""
+    state, rows = run(tmp_path, ToyLoader(1), epochs=30, precision=precision)
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    assert losses[-1] < 0.05 * losses[0]
+    assert weights(state).dtype == torch.float32
+    torch.testing.assert_close(weights(state), torch.ones(1, 4), atol=0.2, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is nan at step 2 of epoch 1"):
+        run(tmp_path, ToyLoader(3, spoilt=1))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_best_is_the_epoch_with_the_highest_score_of_the_ema(tmp_path: Path) -> None:
+    scores = [90.0, 1.0, 10.0, 3.0, 99.0, 2.0]  # raw, ema, raw, ema …
+    state, rows = run(tmp_path, ToyLoader(1), epochs=3, ema_decay=0.5, scores=scores)
+    folder = RunFolder(tmp_path / "run")
+    saved = {path.name: torch.load(path, weights_only=True) for path in (folder.best, folder.last)}
+    assert saved["best.pt"]["epoch"] == 2
+    assert saved["last.pt"]["epoch"] == 3
+    assert state.best == saved["last.pt"]["best"] == 3.0
+    validated = [(row["epoch"], row["weights"], row["score"]) for row in rows if row["split"] == "val"]
+    assert validated == [
+        (1, "raw", 90.0),
+        (1, "ema", 1.0),
+        (2, "raw", 10.0),
+        (2, "ema", 3.0),
+        (3, "raw", 99.0),
+        (3, "ema", 2.0),
+    ]
+
+
+def test_noise_in_the_model_follows_from_the_step_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first, _ = run(tmp_path / "a", ToyLoader(3), epochs=2, noise=0.5)
+    torch.manual_seed(2)
+    second, _ = run(tmp_path / "b", ToyLoader(3), epochs=2, noise=0.5)
+    assert torch.equal(weights(first), weights(second))

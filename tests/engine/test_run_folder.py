@@ -1,0 +1,82 @@
+"""A run folder is made once, found again, and never overwritten."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path, resolve
+from xcit.errors import InputError
+
+
+def with_checkpoint(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.last.parent.mkdir(parents=True)
+    folder.last.write_bytes(b"")
+    (path / "config.yaml").write_text("")
+    return folder
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for _ in range(3):
+        paths.append(new_path(None, "name"))
+        RunFolder(paths[-1]).create()
+    assert len(set(paths)) == 3
+    assert {path.parent for path in paths} == {Path("runs/name")}
+
+
+def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(InputError, match=f"run_dir={tmp_path}: holds something already"):
+            RunFolder(tmp_path).create(restart=restart)
+    with_checkpoint(tmp_path / "run")
+    with pytest.raises(InputError, match="holds something already"):
+        RunFolder(tmp_path / "run").create(restart=True)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    RunFolder(tmp_path).create(restart=True)
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(InputError, match=f"run_dir={tmp_path}/new/run: {tmp_path} is read-only"):
+            RunFolder(tmp_path / "new" / "run").create()
+        assert not any(tmp_path.iterdir())
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"{tmp_path}/file is a file"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("auto", None, "name")[1] is None, "nothing to continue: a new run"
+    for age, stamp in enumerate(["20260102-000000", "20260101-000000"]):
+        folder = with_checkpoint(Path("runs/name") / stamp)
+        os.utime(folder.last, (1000 - age, 1000 - age))
+    folder, checkpoint = resolve("auto", None, "name")
+    assert folder.path == Path("runs/name/20260102-000000")
+    assert checkpoint == folder.last
+
+
+def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+    folder = with_checkpoint(tmp_path / "run")
+    assert find_checkpoint(str(folder.path)) == folder.last
+    assert find_checkpoint(str(folder.last)) == folder.last
+    resumed, checkpoint = resolve(str(folder.last), None, "name")
+    assert (resumed.path, checkpoint) == (folder.path, folder.last)
+    with pytest.raises(InputError, match="is not a run folder with a checkpoint"):
+        find_checkpoint(str(tmp_path))
+    with pytest.raises(InputError, match="leave run_dir out"):
+        resolve(str(folder.path), str(tmp_path / "other"), "name")

@@ -1,0 +1,58 @@
+"""BatchNorm over two processes on CPUs equals BatchNorm over their joint batch."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from xcit.engine.sync_batchnorm import SyncBatchNorm2d, convert_batchnorm
+
+SHARES = (slice(0, 3), slice(3, 8))  # of unequal size
+
+
+def make() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network with telling weights, inputs far from zero, and a direction to differentiate along."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GELU(), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return network, 100 + torch.randn(8, 3, 5, 5), torch.randn(8, 4, 5, 5)
+
+
+def results(network: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    output = network(x)
+    (output * direction).sum().backward()
+    assert x.grad is not None
+    gradients = {f"grad {key}": p.grad for key, p in network.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), "input grad": x.grad} | gradients | dict(network.named_buffers())
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    network, x, direction = make()
+    network = convert_batchnorm(network, torch.device("cpu"))
+    assert sum(isinstance(m, SyncBatchNorm2d) for m in network.modules()) == 2
+    torch.save(results(network, x[SHARES[rank]], direction[SHARES[rank]]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    whole = results(*make())
+    for key in whole:
+        if key in ("output", "input grad"):
+            together = torch.cat([share[key] for share in shares])
+        elif key.startswith("grad"):
+            together = shares[0][key] + shares[1][key]
+        else:
+            assert torch.equal(shares[0][key], shares[1][key])
+            together = shares[0][key]
+        scale = max(1, whole[key].abs().max().item())  # some gradients are zero but for rounding
+        torch.testing.assert_close(
+            together, whole[key], rtol=1e-4, atol=1e-4 * scale, msg=lambda m, key=key: f"{key}: {m}"
+        )

@@ -1,0 +1,92 @@
+"""Metrics reach their destinations, survive a crash, and never take the run down."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xcit.engine.recorder import Recorder
+from xcit.engine.trackers import NullTracker, make_tracker
+
+TRAIN = {"step": 1, "epoch": 1, "split": "train", "loss": 2.0, "lr": 1e-3}
+VAL = {"step": 1, "epoch": 1, "split": "val", "weights": "ema", "top1": 97.123456789012345}
+
+
+def tracker(name: str, folder: Path, after_step: int = 0):
+    return make_tracker(
+        name,
+        folder,
+        after_step=after_step,
+        run_id="abc12345",
+        mode="offline",
+        project="test",
+        entity=None,
+        config={"seed": 0},
+    )
+
+
+def test_rows_are_json_lines_at_full_precision_with_null_for_nan(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "metrics.jsonl", NullTracker(), after_step=0) as recorder:
+        recorder.log(VAL)
+        recorder.log(TRAIN | {"loss": float("nan")})
+        assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2, "written as it comes"
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == VAL
+    assert json.loads(lines[1])["loss"] is None
+
+
+def test_a_resume_drops_what_came_after_the_checkpoint_and_the_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [TRAIN | {"step": step} for step in range(1, 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ep')
+    with Recorder(path, NullTracker(), after_step=3) as recorder:
+        recorder.log(TRAIN | {"step": 4, "loss": 9.0})
+    steps = [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
+    assert steps == [(1, 2.0), (2, 2.0), (3, 2.0), (4, 9.0)]
+
+
+def test_csv_is_the_same_as_a_table(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "metrics.jsonl", tracker("csv", tmp_path), after_step=0) as recorder:
+        recorder.log(TRAIN)
+        recorder.log(VAL)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["train", "val"]
+    assert float(rows[1]["top1"]) == VAL["top1"]
+    assert rows[0]["top1"] == ""
+
+
+def test_tensorboard_gets_each_measurement_under_its_name(tmp_path: Path) -> None:
+    board = tracker("tensorboard", tmp_path)
+    board.log(TRAIN)
+    board.log(VAL)
+    board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "val_ema/top1"}
+    assert events.Scalars("val_ema/top1")[0].value == pytest.approx(VAL["top1"], rel=1e-6)
+
+
+def test_wandb_records_offline_and_again_under_the_same_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for after_step in (0, 1):
+        run = tracker("wandb", tmp_path, after_step)
+        run.log(TRAIN)
+        run.log(VAL)
+        run.close()
+    assert "warning" not in capfd.readouterr().err
+    files = list(tmp_path.glob("wandb/offline-run-*/run-abc12345.wandb"))
+    assert files
+    assert all(b"val_ema/top1" in file.read_bytes() for file in files)
+
+
+def test_a_tracker_that_fails_is_warned_about_once_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorboard").write_text("a file where its folder should be")
+    with Recorder(tmp_path / "metrics.jsonl", tracker("tensorboard", tmp_path), after_step=0) as recorder:
+        recorder.log(TRAIN)
+        recorder.log(VAL)
+    assert capsys.readouterr().err.count("warning: logger=tensorboard failed and is off from here on") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

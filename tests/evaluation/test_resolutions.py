@@ -1,0 +1,123 @@
+"""The sweep's rows and their files are what DESIGN promises to those who parse them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data import Batch
+from xcit.evaluation.cost import Meter
+from xcit.evaluation.report import write_report
+from xcit.evaluation.resolutions import Row, sweep
+from xcit.tasks import TASKS
+
+COLUMNS = [
+    "model",
+    "checkpoint",
+    "weights",
+    "eval_set",
+    "resolution",
+    "crop_ratio",
+    "top1",
+    "top5",
+    "loss",
+    "images",
+    "images_per_second",
+    "peak_memory_mb",
+]
+
+
+class Sizer(nn.Module):
+    """Answers class 0 for small images and class 6 for large ones; class 5 comes next, class 1 last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        winner = 0 if images.shape[-1] < 20 else 6
+        logits = torch.tensor([3.0, 0.0, 1.0, 2.0, 2.5, 4.0, 3.5])
+        logits[winner] = 9.0
+        return logits.expand(len(images), -1)
+
+
+def batches_at(resolution: int) -> list[Batch]:
+    """Seven images in two batches, of the classes 0, 0, 0, 1 and 6, 0, 2."""
+    return [
+        Batch(torch.zeros(len(labels), 3, resolution, resolution), nn.functional.one_hot(labels, 7).float(), labels)
+        for labels in (torch.tensor([0, 0, 0, 1]), torch.tensor([6, 0, 2]))
+    ]
+
+
+def rows_of(resolutions: list[int]) -> list[Row]:
+    task = TASKS["classify"](Sizer(), 7)
+    return sweep(
+        {"raw": task, "ema": task},
+        batches_at,
+        resolutions,
+        model="sizer",
+        checkpoint="runs/a/checkpoints/last.pt",
+        eval_set="seven",
+        crop_ratio=1.0,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+
+
+def test_rows_count_every_image_of_part_batches_alike() -> None:
+    rows = rows_of([16, 32])
+    assert [(row["resolution"], row["weights"]) for row in rows] == [(16, "raw"), (16, "ema"), (32, "raw"), (32, "ema")]
+    assert [list(row) for row in rows] == [COLUMNS] * 4
+    assert rows[0]["top1"] == pytest.approx(100 * 4 / 7)
+    assert rows[2]["top1"] == pytest.approx(100 * 1 / 7)
+    assert rows[0]["top5"] == pytest.approx(100 * 5 / 7)
+    logits = Sizer()(torch.zeros(7, 3, 16, 16))
+    labels = torch.tensor([0, 0, 0, 1, 6, 0, 2])
+    assert rows[0]["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert all(row["images"] == 7 and row["images_per_second"] > 0 and row["peak_memory_mb"] > 100 for row in rows)
+
+
+def test_the_report_is_a_list_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of([16, 24, 32])
+    write_report(tmp_path, rows, trained_at=16)
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    with (tmp_path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["top1"]) for row in table] == [row["top1"] for row in rows]
+    assert list(table[0]) == COLUMNS
+    with Image.open(tmp_path / "top1_vs_resolution.png") as picture:
+        assert picture.width > 500
+    printed = capsys.readouterr().out
+    assert "16 (training)" in printed
+    assert "57.14" in printed
+
+
+def test_evaluation_leaves_the_task_in_the_mode_it_was_in() -> None:
+    task = TASKS["classify"](Sizer(), 7).train()
+    sweep(
+        {"raw": task},
+        batches_at,
+        [16],
+        model="m",
+        checkpoint="c",
+        eval_set="e",
+        crop_ratio=1.0,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    assert task.training
+
+
+def test_peak_memory_is_that_of_what_ran_inside() -> None:
+    with Meter(torch.device("cpu")) as small:
+        pass
+    with Meter(torch.device("cpu")) as large:
+        torch.ones(100_000_000)
+    with Meter(torch.device("cpu")) as after:
+        pass
+    assert large.peak_memory_mb - small.peak_memory_mb > 350
+    assert large.peak_memory_mb - after.peak_memory_mb > 350
