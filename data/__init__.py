@@ -11,7 +11,11 @@ from .samplers import EvalBatches, TrainBatches
 from .transforms import eval_transform, train_transform
 
 # name → class; its keyword arguments are the options that conf/data/NAME.yaml may set.
-DATASETS: dict[str, type[DataSource]] = {"digits": Digits, "imagenet": ImageNet, "folder": Folder}
+DATASETS: dict[str, type[DataSource]] = {
+    "digits": Digits,
+    "imagenet": ImageNet,
+    "folder": Folder,
+}
 
 __all__ = [
     "DATASETS",

@@ -149,7 +149,9 @@ class TrainConfig(Evaluated):
     resume: str
     pretrained: str | None
     deterministic: bool
-    resolutions: list[Positive]
+    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    patch_size: Positive | None = None
+    """What the recipe prefers; conf/model/ takes it for model.patch_size."""
 
 
 class EvalConfig(Evaluated):
@@ -157,7 +159,7 @@ class EvalConfig(Evaluated):
 
     checkpoint: str
     weights: Literal["raw", "ema", "both"]
-    resolutions: list[Positive] | None
+    resolutions: Annotated[list[Positive], Field(min_length=1)] | None
     batch_size: Positive
     precision: Precision
     model: ModelConfig | None = None

@@ -59,7 +59,7 @@ class SumOverProcesses(torch.autograd.Function):
         return reduced(value)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return reduced(gradient)
 
 

@@ -11,7 +11,9 @@ from .variants import VARIANTS
 from .xcit import XCiT
 
 # name → builder; its keyword arguments are the options that conf/model/NAME.yaml may set.
-MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(XCiT, **variant) for name, variant in VARIANTS.items()}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(XCiT, **variant) for name, variant in VARIANTS.items()},
+}
 
 
 def create_model(name: str, *, num_classes: int = 1000, **options: Any) -> nn.Module:

@@ -7,4 +7,6 @@ from torch import nn
 from .classify import Classify
 
 # name → class; what follows model and num_classes are the options that conf/task/NAME.yaml may set.
-TASKS: dict[str, Callable[..., nn.Module]] = {"classify": Classify}
+TASKS: dict[str, Callable[..., nn.Module]] = {
+    "classify": Classify,
+}

@@ -1,0 +1,114 @@
+"""Dependencies run one way: entry points, then tasks, then engine and models; data stands apart."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+SHARED = {"xcit.errors", "xcit.storage"}
+
+# What each room may import of ours. Rooms are packages; a module of xcit/ itself is a room of its own.
+ALLOWED = {
+    "xcit": {"xcit.errors", "xcit.models"},
+    "xcit.errors": set(),
+    "xcit.storage": {"xcit.errors"},
+    "xcit.models": SHARED,
+    "xcit.engine": SHARED,
+    "xcit.tasks": SHARED | {"xcit.models", "xcit.engine"},
+    "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
+    "xcit.config": {"xcit.errors"},
+    "xcit.command": {"xcit.errors", "xcit.engine"},
+    "data": set(),
+}
+
+# Third parties that one place alone may know.
+KEPT_TO = {
+    "hydra": {"train", "eval", "xcit.command"},
+    "omegaconf": {"train", "eval", "xcit.command", "xcit.config", "xcit.engine.run_folder"},
+    "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
+    "wandb": {"xcit.engine.trackers"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in [ROOT / "train.py", ROOT / "eval.py", *ROOT.glob("xcit/**/*.py"), *ROOT.glob("data/**/*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(modules())
+
+
+def imports_of(name: str, source: str, is_package: bool) -> set[str]:
+    """Everything that a module imports, with full names, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = name.split(".") if is_package else name.split(".")[:-1]
+            base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+            base = base if node.level else node.module or ""
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports(name: str) -> set[str]:
+    path = MODULES[name]
+    return imports_of(name, path.read_text(), path.name == "__init__.py")
+
+
+def room(module: str) -> str:
+    """The room that a module of ours stands in."""
+    return max((r for r in ALLOWED if module == r or module.startswith(f"{r}.")), key=len)
+
+
+def forbidden(name: str, imported: set[str]) -> set[str]:
+    """The rooms among `imported` that the module may not know."""
+    ours = {room(i) for i in imported if i.split(".")[0] in ("xcit", "data")} - {room(name)}
+    return ours - ALLOWED[room(name)]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name not in ("train", "eval")))
+def test_no_room_imports_what_stands_above_or_apart(name: str) -> None:
+    assert not forbidden(name, imports(name))
+    assert not imports(name) & {"train", "eval", "scripts"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("xcit.models.xcit", "from ..engine import distributed"),
+        ("xcit.engine.loop", "from ..models.xcit import XCiT"),
+        ("xcit.engine.loop", "import xcit.tasks.classify"),
+        ("xcit.tasks.classify", "from data import Batch"),
+        ("xcit.evaluation.report", "from ..config import TrainConfig"),
+        ("data.loader", "from xcit import create_model"),
+        ("data.loader", "def late():\n    import xcit.errors"),
+    ],
+)
+def test_the_check_sees_what_is_forbidden(name: str, line: str) -> None:
+    assert forbidden(name, imports_of(name, line, False))
+
+
+def test_there_are_no_circles() -> None:
+    graph = {name: {i for i in imports(name) if i in MODULES and i != name} for name in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("package", KEPT_TO)
+def test_what_one_place_knows_stays_there(package: str) -> None:
+    users = {name for name in MODULES if any(i == package or i.startswith(f"{package}.") for i in imports(name))}
+    assert users <= KEPT_TO[package]
+    assert users
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in MODULES.values()))
+def test_a_file_is_read_in_one_sitting_and_says_what_it_is(path: str) -> None:
+    source = (ROOT / path).read_text()
+    assert len(source.splitlines()) <= 300
+    assert ast.get_docstring(ast.parse(source))

@@ -1,0 +1,51 @@
+"""The wheel ships xcit alone, and the library needs nothing that only training needs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+BUILD_A_MODEL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import xcit
+assert xcit.__file__.startswith(sys.argv[1]), xcit.__file__
+model = xcit.create_model("xcit_n12", num_classes=3)
+import torch
+assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_xcit_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    assert {name.split("/")[0] for name in names} == {"xcit", next(n for n in names if "dist-info" in n).split("/")[0]}
+    assert "xcit/py.typed" in names
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert required == ["Requires-Dist: torch>=2.9"]
+
+
+def test_the_library_imports_nothing_that_only_training_needs(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-c", BUILD_A_MODEL, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    unwanted = {"hydra", "omegaconf", "wandb", "timm", "torchvision", "pydantic", "rich", "matplotlib", "sklearn"}
+    assert not loaded & (unwanted | {"torchmetrics", "tensorboard", "data", "PIL"})
