@@ -24,6 +24,7 @@ from xcit.config import (
     every_key,
     read_config,
     require_patches,
+    to_yaml,
 )
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path
@@ -64,7 +65,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         if distributed.is_main():
             folder.create()
-            folder.describe(config.model_dump())
+            folder.describe(to_yaml(config))
         rows = sweep(
             tasks,
             lambda resolution: data.EvalLoader(
@@ -110,7 +111,7 @@ def load_task(
     """The task with one set of the checkpoint's weights."""
     module = create_model(model.name, num_classes=num_classes, **model.options)
     if not is_run(content):
-        load_weights(module, content)
+        load_weights(module, origin)
     loaded = TASKS[task.name](module, num_classes, **task.options)
     if is_run(content):
         load_exactly(loaded, content["task" if weights == "raw" else "ema"], origin)

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 import data
 from xcit import create_model, load_weights
 from xcit.command import guarded, run
-from xcit.config import Tables, TrainConfig, every_key, read_config, require_patches
+from xcit.config import Tables, TrainConfig, every_key, read_config, require_patches, to_yaml
 from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.optimizer import make_optimizer, peak_lr
@@ -193,7 +193,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
         return NullRecorder()
     if state.epoch == 0:
         folder.create(restart=config.resume == "auto")
-    folder.describe(config.model_dump(), state.identity["classes"])
+    folder.describe(to_yaml(config), state.identity["classes"])
     tracker = make_tracker(
         config.logger.name,
         folder.path,

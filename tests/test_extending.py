@@ -49,7 +49,7 @@ def test_the_examples_of_the_page_train_and_evaluate(extended: Path) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("model.")]
     choices = ["task=focal", "task.gamma=1.5", "model=pooled", "model.width=48", "data=photographs", "recipe=digits"]
     for command in (
-        ["train.py", *choices, *tiny, "train.epochs=3", "run_dir=run"],
+        ["train.py", *choices, *tiny, "train.epochs=6", "train.global_batch_size=32", "run_dir=run"],
         ["eval.py", "checkpoint=run", "run_dir=evaluated", "resolutions=[40]", "weights=raw"],
     ):
         subprocess.run([sys.executable, *command], cwd=extended, check=True, capture_output=True)

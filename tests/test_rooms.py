@@ -28,7 +28,7 @@ ALLOWED = {
 # Third parties that one place alone may know.
 KEPT_TO = {
     "hydra": {"train", "eval", "xcit.command"},
-    "omegaconf": {"train", "eval", "xcit.command", "xcit.config", "xcit.engine.run_folder"},
+    "omegaconf": {"train", "eval", "xcit.command", "xcit.config"},
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
     "wandb": {"xcit.engine.trackers"},
 }

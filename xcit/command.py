@@ -68,8 +68,11 @@ def explain(error: Exception, keys: Sequence[str]) -> str:
         return f"{error.override}: cannot be read ({message.splitlines()[0]}); quote a value that holds , = or spaces"
     named = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and named:
-        key = named[1]
+        key = getattr(error.__cause__, "full_key", None) or named[1]
+        section, _, _ = key.rpartition(".")
         if key in keys:
             return f"{key}: not a key of the {key.split('.')[0]}= that was chosen"
+        if section in keys and not any(known.startswith(f"{section}.") for known in keys):
+            return f"{key}: unknown key; +{key}=… adds it"
         return f"{key}: unknown key{did_you_mean(key, keys)}"
     return " ".join(message.split())

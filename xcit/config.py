@@ -23,6 +23,17 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
 Precision = Literal["fp32", "bf16", "fp16"]
+# What conf/train.yaml and conf/eval.yaml tell Hydra, for a configuration that stands by itself.
+RUN_AGAIN = """\
+defaults:
+- _self_
+- override hydra/job_logging: disabled
+- override hydra/hydra_logging: disabled
+hydra:
+  run: {dir: .}
+  output_subdir: null
+"""
+
 Tables = Mapping[str, Mapping[str, Callable[..., Any]]]
 
 
@@ -226,7 +237,7 @@ def describe(invalid: ValidationError, schema: type[Section]) -> str:
         case "value_error":
             return f"{key}{'.' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
         case _:
-            return f"{key}={problem['input']}: {problem['msg'].replace('Input should', 'must')}"
+            return f"{key}={problem['input']}: {re.sub('^(Input|List|Value) should', 'must', problem['msg'])}"
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -244,6 +255,15 @@ def every_key(schema: type[Section], tables: Tables) -> list[str]:
         f"{group}.{option}" for group, table in tables.items() for e in table.values() for option in options_of(e)
     ]
     return list(dict.fromkeys([*known_keys(schema), *options]))
+
+
+def to_yaml(config: Section) -> str:
+    """The whole configuration as a file that runs it again: train.py --config-path=FOLDER --config-name=config.
+
+    Where it ran is not part of it, so that the next run gets a folder of its own.
+    """
+    plain = config.model_dump() | {"run_dir": None} | ({"resume": "none"} if isinstance(config, TrainConfig) else {})
+    return RUN_AGAIN + OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def require_patches(model: ModelConfig, sizes: Mapping[str, int]) -> None:

@@ -5,14 +5,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from ..errors import InputError
 from ..storage import write_tensors, write_text
@@ -56,11 +54,11 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
 
-    def describe(self, config: Mapping[str, Any], classes: list[str] | None = None) -> None:
+    def describe(self, config_yaml: str, classes: list[str] | None = None) -> None:
         """Write down what is about to run, and clear away what a killed run left half-written."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_text(self.path / "config.yaml", config_yaml)
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         if classes is not None:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")

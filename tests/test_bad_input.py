@@ -1,0 +1,147 @@
+"""Input that cannot be used: one clear line, exit status 2, nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import xcit
+
+from .conftest import TINY, Result
+
+Command = Callable[..., Result]
+
+
+def refused(result: Result, folder: Path, before: set[Path]) -> str:
+    """The one line, once it is certain that it is the only thing that happened."""
+    assert result.status == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert {path for path in folder.rglob("*") if path.name != "__pycache__"} == before
+    return result.stderr.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
+        ("+train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
+        ("modle=xcit_s12", "modle: unknown key; did you mean model?"),
+        ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of xcit_l24, xcit_m24, "),
+        ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of digits, folder, imagenet)"),
+        ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
+        ("data.root=/x", "data.root: not a key of the data= that was chosen"),
+        ("train.epochs=many", "train.epochs=many: must be a valid integer"),
+        ("train.epochs=2.5", "train.epochs=2.5: must be a valid integer"),
+        ("train.epochs=true", "train.epochs=True: must be a valid integer"),
+        ("train.compile=3", "train.compile=3: must be a valid boolean"),
+        ("train.epochs=0", "train.epochs=0: must be greater than or equal to 1"),
+        ("train.ema_decay=1", "train.ema_decay=1: must be less than 1"),
+        ("optim.lr=-1", "optim.lr=-1: must be greater than 0"),
+        ("optim.lr=nan", "optim.lr=nan: must be a finite number"),
+        ("augment.hflip=1.5", "augment.hflip=1.5: must be less than or equal to 1"),
+        ("augment.scale=[0.5,0.2]", "augment.scale=[0.5, 0.2]: must rise and end at 1 at most"),
+        ("augment.rand_augment=auto", "augment.rand_augment=auto: must begin with rand"),
+        ("train.precision=fp8", "train.precision=fp8: must be 'fp32', 'bf16' or 'fp16'"),
+        ("resolutions=[]", "resolutions=[]: must have at least 1 item"),
+        ("resolutions=[32,4]", "resolutions=4: must hold one patch (model.patch_size=8)"),
+        ("data.image_size=7", "data.image_size=7: must hold one patch (model.patch_size=8)"),
+        ("model.patch_size=12", "patch_size=12: must be one of 2, 4, 8, 16, 32"),
+        ("model.drop_path_rate=1.0", "drop_path_rate=1.0: must be at least 0 and less than 1"),
+        (
+            "train.accumulate=5",
+            "train.global_batch_size=64: must be a multiple of 5 (1 processes × train.accumulate=5)",
+        ),
+        ("train.epochs=[3", "train.epochs=[3: cannot be read"),
+        ("data=imagenet", "data.root: must be given"),
+        ("resume=nowhere", "nowhere: no such file or run folder"),
+        ("pretrained=nowhere.pth", "nowhere.pth: no such file"),
+        ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
+        (
+            "+optim.options.momentun=0.9",
+            "optim.options={'betas': [0.9, 0.999], 'eps': 1e-08, 'momentun': 0.9}: not accepted",
+        ),
+    ],
+)
+def test_a_configuration_that_is_wrong(command: Command, tmp_path: Path, argument: str, line: str) -> None:
+    message = refused(command("train.py", argument, "run_dir=new"), tmp_path, set())
+    assert message.startswith(line)
+    assert "\n" not in message
+
+
+def test_cutmix_of_one_class_is_a_contradiction(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"only": 10})
+    before = set(tmp_path.rglob("*"))
+    result = command("train.py", "data=folder", f"data.root={root}", "augment.cutmix=1.0", "augment.mixup=0")
+    assert refused(result, tmp_path, before).startswith("augment.cutmix=1.0: needs at least two classes")
+
+
+@pytest.mark.parametrize("data", ["folder", "imagenet"])
+def test_a_data_folder_that_is_missing_or_empty(command: Command, tmp_path: Path, data: str) -> None:
+    result = command("train.py", f"data={data}", "data.root=nowhere")
+    assert refused(result, tmp_path, set()) == "nowhere: no such folder (data.root)"
+    (tmp_path / "empty").mkdir()
+    result = command("train.py", f"data={data}", "data.root=empty")
+    message = refused(result, tmp_path, {tmp_path / "empty"})
+    assert message.startswith("empty: holds no class folders" if data == "folder" else "empty/train: no such folder")
+
+
+def test_a_class_in_val_that_train_lacks(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = image_tree("mine", {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/wolf": 1})
+    before = set(tmp_path.rglob("*"))
+    message = refused(command("train.py", "data=folder", f"data.root={root}"), tmp_path, before)
+    assert message == f"{root}/val/wolf: a class that training lacks (1 such); the 2 known ones: cat, dog"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded(command: Command, image_tree: Callable[..., Path], workers: int) -> None:
+    root = image_tree("mine", {"train/cat": 4, "train/dog": 4, "val/dog": 1})
+    broken = root / "train" / "dog" / "002.png"
+    broken.write_bytes(b"no image")
+    small = ("data.image_size=16", "model.patch_size=8", "train.global_batch_size=8", f"data.workers={workers}")
+    result = command("train.py", "data=folder", f"data.root={root}", *small, "resolutions=[16]", "run_dir=new")
+    assert result.status == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: {broken}: cannot be decoded")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_read_only_run_folder(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    message = refused(command("train.py", *TINY, "run_dir=locked/run"), tmp_path, {tmp_path / "locked"})
+    assert message == f"run_dir=locked/run: {tmp_path}/locked is read-only"
+
+
+def test_a_checkpoint_that_is_not_one(command: Command, tmp_path: Path) -> None:
+    for name, content in (("text.pt", b"hello"), ("empty.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+    before = set(tmp_path.rglob("*"))
+    for name in ("text.pt", "empty.pt"):
+        message = refused(command("eval.py", f"checkpoint={name}"), tmp_path, before)
+        assert message.startswith(f"{name}: not a file of weights")
+    assert refused(command("eval.py", "checkpoint=nowhere"), tmp_path, before) == "nowhere: no such file or run folder"
+    assert refused(command("eval.py"), tmp_path, before) == "checkpoint: must be given"
+    (tmp_path / "folder").mkdir()
+    message = refused(command("eval.py", "checkpoint=folder"), tmp_path, before | {tmp_path / "folder"})
+    assert message == "folder: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)"
+
+
+def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) -> None:
+    torch.save({"model": xcit.create_model("xcit_n12", num_classes=10).state_dict()}, tmp_path / "n12.pth")
+    before = set(tmp_path.rglob("*"))
+    result = command("eval.py", "checkpoint=n12.pth", "model=xcit_t24", "data=digits", "run_dir=new")
+    lines = refused(result, tmp_path, before).splitlines()
+    assert lines[0] == "n12.pth: belongs to another architecture"
+    assert 2 <= len(lines) <= 4
+    assert "missing: blocks.12." in lines[1]
+    result = command("train.py", "pretrained=n12.pth", "model=xcit_t12", "run_dir=new")
+    assert "of another shape: " in refused(result, tmp_path, before)
+
+
+def test_resolutions_under_one_patch_in_an_evaluation(command: Command, tmp_path: Path) -> None:
+    torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
+    before = set(tmp_path.rglob("*"))
+    result = command("eval.py", "checkpoint=n12.pth", "model=xcit_n12", "data=digits", "resolutions=[32,15]")
+    assert refused(result, tmp_path, before) == "resolutions=15: must hold one patch (model.patch_size=16)"

@@ -1,0 +1,252 @@
+"""The entry points as a user calls them."""
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from .conftest import TINY, Result, finish, launch
+
+Command = Callable[..., Result]
+
+# DeiT's whole augmentation with repeated augmentation and mixing, so that a difference anywhere would show.
+DEIT = (*TINY, "augment=deit", "train.epochs=2", "train.ema_decay=0.9")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that `python train.py` left, in one process."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    result = finish(launch("train.py", *DEIT, f"run_dir={folder}", cwd=folder.parent))
+    assert result.status == 0, result.stderr
+    assert f"run folder: {folder}" in result.stdout
+    return folder
+
+
+def test_a_run_leaves_what_design_promises(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    reports = {"results.json", "results.csv", "top1_vs_resolution.png", "metrics.csv"}
+    assert names == {"config.yaml", "environment.json", "classes.json", "metrics.jsonl", "checkpoints"} | reports
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert json.loads((trained / "classes.json").read_text()) == [str(digit) for digit in range(10)]
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert (config["model"]["name"], config["model"]["patch_size"], config["seed"]) == ("xcit_n12", 8, 0)
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_metrics_are_a_line_for_each_update_and_each_validation(trained: Path) -> None:
+    rows = metrics(trained)
+    train = [row for row in rows if row["split"] == "train"]
+    assert [row["step"] for row in train] == list(range(1, 23))
+    assert [row["epoch"] for row in train] == [1] * 11 + [2] * 11
+    assert all(row["loss"] > 0 and row["images_per_second"] > 0 for row in train)
+    assert train[0]["lr"] == pytest.approx(1e-6)
+    val = [row for row in rows if row["split"] == "val"]
+    assert [(row["step"], row["weights"]) for row in val] == [(11, "raw"), (11, "ema"), (22, "raw"), (22, "ema")]
+    assert all(row["images"] == 360 for row in val)
+    assert any(a["top1"] != b["top1"] for a, b in pairwise(val))
+
+
+def test_the_final_results_are_those_of_the_last_validation(trained: Path) -> None:
+    rows = json.loads((trained / "results.json").read_text())
+    assert [(row["resolution"], row["weights"]) for row in rows] == [(16, "raw"), (16, "ema"), (24, "raw"), (24, "ema")]
+    for row, validated in zip(rows[:2], metrics(trained)[-2:], strict=True):
+        assert (row["top1"], row["loss"]) == (validated["top1"], validated["loss"])
+
+
+def test_evaluation_of_a_run_folder_finds_what_training_found(command: Command, trained: Path, tmp_path: Path) -> None:
+    result = command("eval.py", f"checkpoint={trained}", "run_dir=out", "batch_size=100")
+    assert result.status == 0
+    keys = ("resolution", "weights", "top1", "top5", "images", "eval_set", "crop_ratio", "model")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = json.loads((trained / "results.json").read_text())
+    assert [[row[key] for key in keys] for row in found] == [[row[key] for key in keys] for row in expected]
+    with (tmp_path / "out" / "results.csv").open() as file:
+        assert [row["resolution"] for row in csv.DictReader(file)] == ["16", "16", "24", "24"]
+    assert (tmp_path / "out" / "top1_vs_resolution.png").stat().st_size > 10_000
+    assert "16 (training)" in result.stdout
+
+
+def test_evaluation_takes_one_set_of_weights_other_sizes_and_other_crops(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained / "checkpoints" / "best.pt"
+    arguments = ("weights=raw", "resolutions=[40,9]", "crop_ratio=0.8", "precision=bf16")
+    assert command("eval.py", f"checkpoint={checkpoint}", *arguments, "run_dir=out").status == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(row["resolution"], row["weights"], row["crop_ratio"]) for row in rows] == [
+        (40, "raw", 0.8),
+        (9, "raw", 0.8),
+    ]
+
+
+def test_evaluation_of_bare_weights_needs_the_model_and_the_data(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
+    bare = {key.removeprefix("model."): value for key, value in content["ema"].items()}
+    torch.save({"model": bare}, tmp_path / "bare.pth")
+    command_line = ("eval.py", "checkpoint=bare.pth", "run_dir=out", "resolutions=[16]")
+    for given, missing in (((), "model"), (("model=xcit_n12",), "data"), (("data=digits",), "model")):
+        result = command(*command_line, *given)
+        assert (result.status, result.stderr) == (
+            2,
+            f"error: {missing}: must be given, as bare.pth holds weights alone\n",
+        )
+    assert command(*command_line, "model=xcit_n12", "model.patch_size=8", "data=digits").status == 0
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    ema = [row for row in metrics(trained) if row.get("weights") == "ema"][-1]
+    assert (row["weights"], row["top1"]) == ("raw", ema["top1"])
+
+
+def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as the first checkpoint is there, in the middle of the second epoch; then the same command."""
+    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb", "logger.mode=offline")
+    process = launch(*arguments, cwd=tmp_path)
+    folder = tmp_path / "run"
+    while not (folder / "checkpoints" / "last.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)  # polling for the moment, not waiting for it to have passed
+    while metrics(folder)[-1]["step"] < 13:
+        assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["epoch"] == 1
+
+    result = finish(launch(*arguments, cwd=tmp_path))
+    assert result.status == 0, result.stderr
+    assert "resuming run/checkpoints/last.pt after epoch 1\n" in result.stderr
+    assert untimed(metrics(folder)) == untimed(metrics(trained))
+    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (trained, folder)]
+    for part in ("task", "ema"):
+        assert all(torch.equal(states[1][part][key], value) for key, value in states[0][part].items())
+    tracked = {path.name for path in folder.glob("wandb/offline-run-*/*.wandb")}
+    assert tracked == {f"run-{states[1]['identity']['tracker']}.wandb"}, "both halves are one run of the tracker"
+
+
+def test_two_processes_learn_what_one_learns(trained: Path, tmp_path: Path) -> None:
+    """The same global batch under torchrun: equal losses within rounding, every validation image counted once."""
+    result = finish(launch("train.py", *DEIT, "run_dir=run", processes=2, cwd=tmp_path))
+    assert result.status == 0, result.stderr
+    for one, two in zip(metrics(trained), metrics(tmp_path / "run"), strict=True):
+        assert one.keys() == two.keys()
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one
+        assert two.get("images") == one.get("images")
+    result = finish(launch("eval.py", "checkpoint=run", "run_dir=out", processes=2, cwd=tmp_path))
+    assert result.status == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [(row["top1"], row["images"]) for row in rows] == [(row["top1"], row["images"]) for row in expected]
+
+
+def test_a_finished_run_is_not_overwritten_and_resuming_it_trains_no_more(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    result = command("train.py", *TINY, f"run_dir={trained}")
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: run_dir={trained}: holds something already; give a new folder, or continue with resume=\n"
+    )
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+    lines = len(metrics(trained))
+    result = command("train.py", *DEIT, f"resume={trained}", "train.log_every=2")
+    assert result.status == 0
+    assert "changed since: train.log_every 1 → 2" in result.stderr
+    assert len(metrics(trained)) == lines
+
+
+def test_the_written_configuration_runs_again(command: Command, trained: Path, tmp_path: Path) -> None:
+    result = command("train.py", f"--config-path={trained}", "--config-name=config", "run_dir=again", "train.epochs=1")
+    assert result.status == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"again"}
+    assert untimed(metrics(tmp_path / "again"))[0]["loss"] == metrics(trained)[0]["loss"]
+
+
+def test_ones_own_images_train_with_their_class_names(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"train/red": 12, "train/green": 12, "val/green": 3})
+    arguments = ("data=folder", f"data.root={root}", "data.image_size=32", "data.workers=1", "model.patch_size=8")
+    loop = (
+        "train.epochs=2",
+        "train.global_batch_size=8",
+        "train.accumulate=2",
+        "resolutions=[32]",
+        "optim.clip_norm=1",
+    )
+    switches = ("train.precision=bf16", "train.channels_last=true", "logger=tensorboard", "train.ema_decay=null")
+    result = command("train.py", *arguments, *loop, *switches, "run_dir=run")
+    assert result.status == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["green", "red"]
+    assert {row.get("weights") for row in metrics(tmp_path / "run")} == {None, "raw"}
+    # Evaluated later on a folder that knows one of the classes: labels keep their meaning.
+    assert command("eval.py", "checkpoint=run", "run_dir=out", "weights=ema").status == 2
+    result = command("eval.py", "checkpoint=run", "run_dir=out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["images"] == 3
+
+
+def test_imagenet_composes_the_papers_recipe_and_starts(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = image_tree("imagenet", {"train/n01": 6, "train/n02": 6, "val/n01": 2, "val/n02": 2}, ".JPEG")
+    small = ("train.global_batch_size=4", "train.epochs=1", "data.workers=0", "data.image_size=32", "resolutions=[32]")
+    result = command("train.py", "model=xcit_n12", "data=imagenet", f"data.root={root}", *small, "run_dir=run")
+    assert result.status == 0, result.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["augment"]["repeats"], config["optim"]["lr"], config["train"]["ema_decay"]) == (3, 5e-4, 0.99996)
+
+
+def test_a_model_can_be_compiled(command: Command, image_tree: Callable[..., Path]) -> None:
+    root = image_tree("mine", {"red": 8, "green": 8})
+    arguments = ("data=folder", f"data.root={root}", "data.image_size=16", "data.workers=0", "model.patch_size=8")
+    loop = ("train.epochs=1", "train.global_batch_size=8", "train.compile=true", "resolutions=[16]")
+    shallow = ("+model.depth=1", "+model.class_depth=1")  # the variant's own numbers are options too
+    result = command("train.py", *arguments, *loop, *shallow, "run_dir=run")
+    assert result.status == 0, result.stderr
+
+
+def test_training_starts_from_published_weights(command: Command, trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
+    torch.save({key.removeprefix("model."): value for key, value in content["task"].items()}, tmp_path / "start.pth")
+    frozen = ("optim.lr=1e-30", "optim.warmup_lr=0", "optim.min_lr=0", "optim.weight_decay=0")
+    result = command("train.py", *TINY, *frozen, "pretrained=start.pth", "run_dir=run")
+    assert result.status == 0, result.stderr
+    raw = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["task"]
+    assert torch.equal(raw["model.head.weight"], content["task"]["model.head.weight"])
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_lists_the_choices_and_the_values(command: Command, script: str) -> None:
+    result = command(script, "--help")
+    assert result.status == 0
+    for expected in ("model: ", "xcit_s12", "data: ", "imagenet", "resolutions", "Examples:"):
+        assert expected in result.stdout
+
+
+def test_cfg_job_shows_the_configuration_and_stops(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", "model=xcit_s12", "data=imagenet", "data.root=/path", "--cfg", "job")
+    assert result.status == 0
+    shown = yaml.safe_load(result.stdout)
+    assert shown["model"]["drop_path_rate"] == 0.05
+    assert shown["train"]["epochs"] == 400
+    assert shown["augment"]["rand_augment"] == "rand-m9-mstd0.5-inc1"
+    assert not any(tmp_path.iterdir())
