@@ -29,7 +29,8 @@ clean:
 
 # Installed once, and again when pyproject.toml changes or PYTHON is another interpreter.
 $(VENV)/%.installed: pyproject.toml $(VENV)/interpreter
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$(if $(filter test,$*),train$(comma)test,$*)]'
+	@echo "installing into $(VENV) (some minutes, once)"
+	@$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$(if $(filter test,$*),train$(comma)test,$*)]'
 	@touch $@
 
 $(VENV)/interpreter: FORCE

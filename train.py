@@ -17,7 +17,7 @@ from xcit.config import Tables, TrainConfig, every_key, read_config, require_pat
 from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.optimizer import make_optimizer, peak_lr
-from xcit.engine.precision import grad_scaler
+from xcit.engine.precision import grad_scaler, require_determinism
 from xcit.engine.progress import announce_resume
 from xcit.engine.recorder import NullRecorder, Recorder
 from xcit.engine.run_folder import RunFolder, resolve
@@ -35,7 +35,7 @@ TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 def train(config: TrainConfig) -> float:
     """One run, from configuration to report; returns the final top-1 at the training resolution."""
     with distributed.session() as device:
-        torch.use_deterministic_algorithms(config.deterministic)
+        require_determinism(config.deterministic)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
         # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.

@@ -218,7 +218,13 @@ def test_imagenet_composes_the_papers_recipe_and_starts(
 def test_a_model_can_be_compiled(command: Command, image_tree: Callable[..., Path]) -> None:
     root = image_tree("mine", {"red": 8, "green": 8})
     arguments = ("data=folder", f"data.root={root}", "data.image_size=16", "data.workers=0", "model.patch_size=8")
-    loop = ("train.epochs=1", "train.global_batch_size=8", "train.compile=true", "resolutions=[16]")
+    loop = (
+        "train.epochs=1",
+        "train.global_batch_size=8",
+        "train.compile=true",
+        "deterministic=true",
+        "resolutions=[16]",
+    )
     shallow = ("+model.depth=1", "+model.class_depth=1")  # the variant's own numbers are options too
     result = command("train.py", *arguments, *loop, *shallow, "run_dir=run")
     assert result.status == 0, result.stderr

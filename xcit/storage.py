@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with None for numbers that are not finite: JSON has no word for them."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,5 +1,6 @@
-"""fp32, bf16 or fp16: what is cast, and what is scaled."""
+"""fp32, bf16 or fp16: what is cast, what is scaled; and whether results may vary from run to run."""
 
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,3 +15,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """fp16 gradients are scaled so that small ones survive; otherwise the scaler passes everything through."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def require_determinism(required: bool) -> None:
+    """Refuse operations whose results vary from run to run; on a GPU that costs speed."""
+    if required:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS is deterministic with a workspace of its own
+    torch.use_deterministic_algorithms(required)

@@ -1,12 +1,11 @@
 """What is measured goes to metrics.jsonl, to the tracker of one's choice, and to the terminal."""
 
 import json
-import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..storage import write_text
+from ..storage import without_nan, write_text
 from .trackers import Tracker
 
 
@@ -24,7 +23,7 @@ class Recorder:
         self.file = path.open("a", buffering=1)  # a line at a time
 
     def log(self, row: dict[str, Any]) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        finite = without_nan(row)
         self.file.write(json.dumps(finite) + "\n")
         self.tracker.log(finite)
 

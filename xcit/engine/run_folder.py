@@ -133,7 +133,6 @@ def require_writable(path: Path) -> None:
 
 
 def describe_environment() -> dict[str, Any]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "command": shlex.join(sys.argv),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -144,5 +143,14 @@ def describe_environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git_commit(),
     }
+
+
+def git_commit() -> str | None:
+    """The commit of this code, where it lies in a checkout and git is at hand."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

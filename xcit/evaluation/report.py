@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..storage import csv_text, write_atomically, write_text
+from ..storage import csv_text, without_nan, write_atomically, write_text
 from .resolutions import Row
 
 
@@ -21,7 +21,7 @@ def write_report(folder: Path, rows: Sequence[Row], trained_at: int | None = Non
 
     trained_at: the training resolution, to be marked in the picture.
     """
-    plain = [dict(row) for row in rows]
+    plain = [without_nan(row) for row in rows]
     write_text(folder / "results.json", json.dumps(plain, indent=2) + "\n")
     write_text(folder / "results.csv", csv_text(plain))
     figure = draw(rows, trained_at)
