@@ -18,6 +18,21 @@ def test_logits_are_those_of_timm(name: str, patch_size: int) -> None:
             assert relative_difference(ours(images), theirs(images)) < 1e-4
 
 
+@pytest.mark.parametrize(("name", "patch_size"), [("xcit_n12", 8), ("xcit_t12", 16)])
+def test_patch_tokens_are_those_of_timm(name: str, patch_size: int) -> None:
+    """The logits do not show what becomes of the patches in the class attention (they double); the features do."""
+    theirs, ours = pair(name, patch_size)
+    assert isinstance(ours, xcit.XCiT)
+    images = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        features, expected = ours.forward_features(images), theirs.forward_features(images)
+        maps = ours.forward_intermediates(images, [3, 11])
+        expected_maps = theirs.forward_intermediates(images, [3, 11], intermediates_only=True)
+    assert relative_difference(features, expected) < 1e-4
+    for mine, other in zip(maps, expected_maps, strict=True):
+        assert relative_difference(mine, other) < 1e-4
+
+
 @pytest.mark.parametrize("size", [(65, 70), (47, 33)])
 def test_sizes_that_the_patch_does_not_divide_are_those_of_timm(size: tuple[int, int]) -> None:
     theirs, ours = pair("xcit_n12", 16)
