@@ -5,19 +5,18 @@ python eval.py checkpoint=weights.pth model=xcit_s12 data=imagenet data.root=/pa
 torchrun --nproc-per-node=8 eval.py …
 """
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
-from torch import nn
 
 import data
-from xcit import InputError, create_model, load_weights
+from xcit import InputError, create_model
 from xcit.command import guarded, run
 from xcit.config import (
     EvalConfig,
-    ModelConfig,
+    ResolvedEvalConfig,
     Tables,
     TaskConfig,
     TrainConfig,
@@ -32,6 +31,7 @@ from xcit.engine.state import FORMAT
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
+from xcit.models.weights import state_dict_of, to_timm_names
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
 
@@ -41,81 +41,82 @@ TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
     with distributed.session() as device:
-        path = find_checkpoint(config.checkpoint)
-        content = read_tensors(path)
-        trained = read_config(TrainConfig, content["identity"]["config"], TABLES) if is_run(content) else None
-
-        # What the command line does not say is as it was in training.
-        model_config = config.model or (trained and trained.model)
-        data_config = config.data or (trained and trained.data)
-        if not model_config or not data_config:
-            missing = "data" if model_config else "model"
-            raise InputError(f"{missing}: must be given, as {path} holds weights alone")
-        resolutions = config.resolutions or (trained.resolutions if trained else [data_config.image_size])
-        require_patches(model_config, {"resolutions": min(resolutions)})
-
-        classes = content["identity"]["classes"] if trained else None
-        images = data.DATASETS[data_config.name](**data_config.options).val(classes)
-        task_config = trained.task if trained else TaskConfig(name="classify")
-        tasks = {
-            weights: load_task(content, weights, str(path), model_config, task_config, len(images.classes)).to(device)
-            for weights in chosen_weights(content, config.weights, str(path))
-        }
-
+        path = find_checkpoint("checkpoint", config.checkpoint)
+        found, trained, classes = read_checkpoint(path)
+        weights = choose_weights(found, config.weights, path)
+        whole = completed(config, trained, path)
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
+        folder.require_free()
+
+        source = data.DATASETS[whole.data.name](**whole.data.options)
+        images = source.val(classes)
+        task = trained.task if trained else TaskConfig(name="classify")
+        tasks = {}
+        for name, state in weights.items():
+            model = create_model(whole.model.name, num_classes=len(images.classes), **whole.model.options)
+            tasks[name] = TASKS[task.name](model, len(images.classes), **task.options).to(device)
+            load_exactly(tasks[name], state, str(path))
+
         if distributed.is_main():
             folder.create()
-            folder.describe(to_yaml(config))
+            folder.describe(to_yaml(whole))
         rows = sweep(
             tasks,
             lambda resolution: data.EvalLoader(
                 images,
                 data.eval_transform(resolution, config.crop_ratio),
                 config.batch_size,
-                workers=data_config.workers,
+                workers=whole.data.workers,
                 device=device,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
             ),
-            resolutions,
-            model=model_config.name,
+            whole.resolutions,
+            model=whole.model.name,
             checkpoint=str(path),
-            eval_set=data_config.name,
+            eval_set=whole.data.name,
             crop_ratio=config.crop_ratio,
             device=device,
             precision=config.precision,
         )
+        headline = str(next(iter(tasks.values())).headline)
         if distributed.is_main():
-            write_report(folder.path, rows, trained_at=trained.data.image_size if trained else None)
+            write_report(folder.path, rows, headline, trained.data.image_size if trained else None)
             print(f"run folder: {folder.path}")
         return rows
 
 
-def is_run(content: Mapping[str, Any]) -> bool:
-    """Whether a file is a checkpoint of one of our runs, rather than weights alone."""
-    return content.get("format") == FORMAT
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], TrainConfig | None, list[str] | None]:
+    """The weights in a file, of the task and by kind; and its run's configuration and classes, if it is of a run."""
+    content = read_tensors(path)
+    if content.get("format") != FORMAT:
+        state = to_timm_names(state_dict_of(content, str(path)))
+        return {"raw": {f"model.{key}": value for key, value in state.items()}}, None, None
+    weights = {"raw": content["task"]}
+    if content["ema"]:
+        weights["ema"] = content["ema"]
+    return weights, read_config(TrainConfig, content["identity"]["config"], TABLES), content["identity"]["classes"]
 
 
-def chosen_weights(content: Mapping[str, Any], wanted: str, origin: str) -> list[str]:
-    available = ["raw"] + ["ema"] * bool(is_run(content) and content["ema"])
+def choose_weights(found: dict[str, Any], wanted: str, path: Path) -> dict[str, Any]:
     if wanted == "both":
-        return available
-    if wanted not in available:
-        raise InputError(f"weights={wanted}: {origin} holds {' and '.join(available)} alone")
-    return [wanted]
+        return found
+    if wanted not in found:
+        raise InputError(f"weights={wanted}: {path} holds {' and '.join(found)} alone")
+    return {wanted: found[wanted]}
 
 
-def load_task(
-    content: Mapping[str, Any], weights: str, origin: str, model: ModelConfig, task: TaskConfig, num_classes: int
-) -> nn.Module:
-    """The task with one set of the checkpoint's weights."""
-    module = create_model(model.name, num_classes=num_classes, **model.options)
-    if not is_run(content):
-        load_weights(module, origin)
-    loaded = TASKS[task.name](module, num_classes, **task.options)
-    if is_run(content):
-        load_exactly(loaded, content["task" if weights == "raw" else "ema"], origin)
-    return loaded
+def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
+    """The configuration with model, data and resolutions as they were in training, where it does not say."""
+    model = config.model or (trained.model if trained else None)
+    source = config.data or (trained.data if trained else None)
+    if not model or not source:
+        missing = "data" if model else "model"
+        raise InputError(f"{missing}: must be given, as {path} holds weights alone")
+    resolutions = config.resolutions or (trained.resolutions if trained else [source.image_size])
+    require_patches(model, {"resolutions": min(resolutions)})
+    known = {"model": model, "data": source, "resolutions": resolutions}
+    return ResolvedEvalConfig.model_construct(**dict(config) | known)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

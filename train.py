@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 
 import data
-from xcit import create_model, load_weights
+from xcit import InputError, create_model, load_weights
 from xcit.command import guarded, run
 from xcit.config import Tables, TrainConfig, every_key, read_config, require_patches, to_yaml
 from xcit.engine import distributed
 from xcit.engine.loop import Trainer, evaluate, fit
+from xcit.engine.numerics import grad_scaler, require_determinism
 from xcit.engine.optimizer import make_optimizer, peak_lr
-from xcit.engine.precision import grad_scaler, require_determinism
 from xcit.engine.progress import announce_resume
 from xcit.engine.recorder import NullRecorder, Recorder
 from xcit.engine.run_folder import RunFolder, resolve
@@ -33,9 +33,10 @@ TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 
 
 def train(config: TrainConfig) -> float:
-    """One run, from configuration to report; returns the final top-1 at the training resolution."""
+    """One run, from configuration to report; returns the headline metric of the final weights as trained."""
     with distributed.session() as device:
         require_determinism(config.deterministic)
+        check(config)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
         # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
@@ -53,15 +54,13 @@ def train(config: TrainConfig) -> float:
         trainer = make_trainer(config, state, len(batches), device)
 
         # From here on there is something to keep.
-        recorder = open_run(config, folder, state)
-        with recorder:
-            validation = eval_batches(config, held_out, config.data.image_size, device)
+        validation = eval_batches(config, held_out, config.data.image_size, device)
+        with open_run(config, folder, state) as recorder:
             fit(
                 trainer,
                 batches,
                 lambda task: evaluate(task, validation, device, config.train.precision),
                 epochs=config.train.epochs,
-                global_batch_size=config.train.global_batch_size,
                 folder=folder,
                 recorder=recorder,
             )
@@ -78,43 +77,41 @@ def train(config: TrainConfig) -> float:
             precision=config.train.precision,
         )
         if distributed.is_main():
-            write_report(folder.path, rows, trained_at=config.data.image_size)
+            write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
             print(f"run folder: {folder.path}")
-        return [row["top1"] for row in rows if row["resolution"] == config.data.image_size][-1]
+        as_trained = next(
+            row for row in rows if row["resolution"] == config.data.image_size and row["weights"] == "raw"
+        )
+        return as_trained[state.headline]
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse what can be refused before the data are looked at."""
+    require_patches(config.model, {"data.image_size": config.data.image_size, "resolutions": min(config.resolutions)})
+    config.train.batch_size(distributed.world_size())
+    with torch.device("meta"):
+        try:
+            model = create_model(config.model.name, **config.model.options)
+        except InputError as error:
+            raise InputError(f"model.{error}") from None
+        make_schedule(new_optimizer(config, model), epochs=1, updates_per_epoch=1, **config.optim.schedule)
 
 
 def train_batches(config: TrainConfig, images: data.Images, device: torch.device) -> data.TrainLoader:
     """This process's share of the augmented batches, as conf/augment has them."""
-    augment = config.augment
-    transform = data.train_transform(
-        config.data.image_size,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter,
-        rand_augment=augment.rand_augment,
-        erase_prob=augment.erase_prob,
-    )
-    mixing = data.Mixing(
-        len(images.classes),
-        mixup=augment.mixup,
-        cutmix=augment.cutmix,
-        switch_prob=augment.switch_prob,
-        label_smoothing=augment.label_smoothing,
-    )
     order = data.TrainBatches(
         len(images),
         config.train.batch_size(distributed.world_size()),
         seed=config.seed,
         accumulate=config.train.accumulate,
-        repeats=augment.repeats,
+        repeats=config.augment.repeats,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
     return data.TrainLoader(
         images,
-        transform,
-        mixing,
+        data.train_transform(config.data.image_size, **config.augment.transform),
+        data.Mixing(len(images.classes), **config.augment.mixing),
         order,
         workers=config.data.workers,
         device=device,
@@ -145,19 +142,22 @@ def new_state(config: TrainConfig, classes: list[str], device: torch.device) -> 
         model = model.to(memory_format=torch.channels_last)
     task = TASKS[config.task.name](model, len(classes), **config.task.options).to(device)
     task = distributed.synchronise_batchnorm(task, device)
-    optimizer = make_optimizer(
+    return TrainingState(
         task,
+        new_optimizer(config, task),
+        scaler=grad_scaler(device, config.train.precision),
+        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
+        identity={"config": config.model_dump(), "classes": classes, "tracker": new_run_id()},
+    )
+
+
+def new_optimizer(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    return make_optimizer(
+        module,
         name=config.optim.name,
         lr=peak_lr(config.optim.lr, config.train.global_batch_size),
         weight_decay=config.optim.weight_decay,
         options=config.optim.options,
-    )
-    return TrainingState(
-        task,
-        optimizer,
-        scaler=grad_scaler(device, config.train.precision),
-        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
-        identity={"config": config.model_dump(), "classes": classes, "tracker": new_run_id()},
     )
 
 
@@ -167,10 +167,7 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
         state.optimizer,
         epochs=config.train.epochs,
         updates_per_epoch=batches_per_epoch // config.train.accumulate,
-        warmup_epochs=config.optim.warmup_epochs,
-        warmup_lr=config.optim.warmup_lr,
-        cooldown_epochs=config.optim.cooldown_epochs,
-        min_lr=config.optim.min_lr,
+        **config.optim.schedule,
     )
     if config.train.compile:
         state.task.compile()
@@ -180,6 +177,7 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
         schedule=schedule,
         device=device,
         precision=config.train.precision,
+        global_batch_size=config.train.global_batch_size,
         accumulate=config.train.accumulate,
         clip_norm=config.optim.clip_norm,
         log_every=config.train.log_every,
@@ -192,17 +190,15 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
     if not distributed.is_main():
         return NullRecorder()
     if state.epoch == 0:
-        folder.create(restart=config.resume == "auto")
+        folder.create()
     folder.describe(to_yaml(config), state.identity["classes"])
     tracker = make_tracker(
         config.logger.name,
         folder.path,
         after_step=state.step,
         run_id=state.identity["tracker"],
-        mode=config.logger.mode,
-        project=config.logger.project,
-        entity=config.logger.entity,
         config=config.model_dump(),
+        **config.logger.model_dump(exclude={"name"}),
     )
     return Recorder(folder.metrics, tracker, after_step=state.step)
 
@@ -210,9 +206,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guarded(data.DataError)
 def main(raw: DictConfig) -> float:
-    config = read_config(TrainConfig, raw, TABLES)
-    require_patches(config.model, {"data.image_size": config.data.image_size, "resolutions": min(config.resolutions)})
-    return train(config)
+    return train(read_config(TrainConfig, raw, TABLES))
 
 
 if __name__ == "__main__":

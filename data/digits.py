@@ -5,6 +5,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .errors import DataError
 from .images import Images
 
 
@@ -17,7 +18,10 @@ class Digits:
         return self.split(0)
 
     def val(self, classes: list[str] | None = None) -> Images:
-        return self.split(1)
+        images = self.split(1)
+        if classes not in (None, images.classes):
+            raise DataError(f"data=digits: its classes are {', '.join(images.classes)}, not those of the model")
+        return images
 
     def split(self, part: int) -> Images:
         digits = load_digits()

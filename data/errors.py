@@ -3,3 +3,9 @@
 
 class DataError(ValueError):
     """A data set cannot be used as it is: exit status 2. The message names the path and what would be accepted."""
+
+
+class BrokenImageError(DataError):
+    """An image that cannot be decoded. Of several processes only the one whose share it is in gets to know."""
+
+    of_one_process = True

@@ -1,6 +1,7 @@
 """One's own images: a folder for each class."""
 
 import random
+from itertools import groupby
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -35,8 +36,8 @@ class Folder:
     def split(self, part: int) -> ImageFiles:
         whole = list_classes(self.root)
         parts: tuple[list, list] = ([], [])
-        for label in range(len(whole.classes)):
-            members = [sample for sample in whole.samples if sample[1] == label]
+        for label, group in groupby(whole.samples, key=lambda sample: sample[1]):
+            members = list(group)
             random.Random(label).shuffle(members)
             held_out = round(len(members) * self.val_fraction)
             parts[0].extend(members[held_out:])
@@ -55,7 +56,6 @@ def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
     if not found:
         raise DataError(f"{folder}: holds no class folders")
     numbers = {name: number for number, name in enumerate(found)}
-    # Folders that share no image with the known classes are reported by relabel, with their names.
     samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
     if not samples:
         raise DataError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .errors import DataError
+from .errors import BrokenImageError, DataError
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 
@@ -51,7 +51,7 @@ class ImageFiles:
                 return image.convert("RGB"), label
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow may raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: cannot be decoded ({reason})") from None
+            raise BrokenImageError(f"{path}: cannot be decoded ({reason})") from None
 
 
 class TransformedImages(Dataset):

@@ -45,7 +45,7 @@ class TrainLoader:
             )
         self.mixing, self.batches, self.device = mixing, batches, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.loader = make_loader(images, transform, batches, workers, device)
+        self.loader = make_loader(images, transform, batches, workers, device, keep_workers=True)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -75,7 +75,7 @@ class EvalLoader:
     ) -> None:
         batches = EvalBatches(len(images), batch_size, rank=rank, world_size=world_size)
         self.num_classes, self.device = len(images.classes), device
-        self.loader = make_loader(images, transform, batches, workers, device)
+        self.loader = make_loader(images, transform, batches, workers, device, keep_workers=False)
 
     def __iter__(self) -> Iterator[Batch]:
         for collated in self.loader:
@@ -84,7 +84,13 @@ class EvalLoader:
 
 
 def make_loader(
-    images: Images, transform: Transform, batches: TrainBatches | EvalBatches, workers: int, device: torch.device
+    images: Images,
+    transform: Transform,
+    batches: TrainBatches | EvalBatches,
+    workers: int,
+    device: torch.device,
+    *,
+    keep_workers: bool,
 ) -> DataLoader:
     return DataLoader(
         TransformedImages(images, transform),
@@ -92,7 +98,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=keep_workers and workers > 0,
     )
 
 

@@ -53,25 +53,28 @@ def command(
     return call
 
 
-def launch(*arguments: str, processes: int = 1, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Start an entry point in processes of its own, under torchrun if there are several."""
+def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: str = "") -> Result:
+    """Run an entry point in processes of its own, under torchrun if there are several.
+
+    before: Python to execute in the process first.
+    """
     starter = [sys.executable]
     if processes > 1:
         starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script, *rest = arguments
-    return subprocess.Popen(
-        [*starter, str(ROOT / script), *rest],
+    if before:
+        path = cwd / "before.py"
+        path.write_text(f"import runpy, sys\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+        starter += ["-c", f"import sys; del sys.argv[0]; exec(open({str(path)!r}).read())"]
+    done = subprocess.run(
+        [*starter, str(ROOT / script), *arguments],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
         text=True,
+        timeout=600,
+        check=False,
     )
-
-
-def finish(process: subprocess.Popen[str]) -> Result:
-    stdout, stderr = process.communicate(timeout=300)
-    return Result(process.returncode, stdout, stderr)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

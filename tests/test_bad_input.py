@@ -8,7 +8,7 @@ import torch
 
 import xcit
 
-from .conftest import TINY, Result
+from .conftest import TINY, Result, launch
 
 Command = Callable[..., Result]
 
@@ -31,7 +31,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of xcit_l24, xcit_m24, "),
         ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of digits, folder, imagenet)"),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
-        ("data.root=/x", "data.root: not a key of the data= that was chosen"),
+        ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),
         ("train.epochs=many", "train.epochs=many: must be a valid integer"),
         ("train.epochs=2.5", "train.epochs=2.5: must be a valid integer"),
         ("train.epochs=true", "train.epochs=True: must be a valid integer"),
@@ -41,21 +41,25 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("optim.lr=-1", "optim.lr=-1: must be greater than 0"),
         ("optim.lr=nan", "optim.lr=nan: must be a finite number"),
         ("augment.hflip=1.5", "augment.hflip=1.5: must be less than or equal to 1"),
-        ("augment.scale=[0.5,0.2]", "augment.scale=[0.5, 0.2]: must rise and end at 1 at most"),
-        ("augment.rand_augment=auto", "augment.rand_augment=auto: must begin with rand"),
+        ("augment.scale=[0.5,0.2]", "augment.scale=[0.5, 0.2]: must rise, and end at 1 at most"),
+        ("augment.rand_augment=auto", "augment.rand_augment=auto: must be a policy of timm's"),
         ("train.precision=fp8", "train.precision=fp8: must be 'fp32', 'bf16' or 'fp16'"),
         ("resolutions=[]", "resolutions=[]: must have at least 1 item"),
         ("resolutions=[32,4]", "resolutions=4: must hold one patch (model.patch_size=8)"),
         ("data.image_size=7", "data.image_size=7: must hold one patch (model.patch_size=8)"),
-        ("model.patch_size=12", "patch_size=12: must be one of 2, 4, 8, 16, 32"),
-        ("model.drop_path_rate=1.0", "drop_path_rate=1.0: must be at least 0 and less than 1"),
+        ("model.patch_size=12", "model.patch_size=12: must be one of 2, 4, 8, 16, 32"),
+        ("model.drop_path_rate=1.0", "model.drop_path_rate=1.0: must be at least 0 and less than 1"),
         (
             "train.accumulate=5",
             "train.global_batch_size=64: must be a multiple of 5 (1 processes × train.accumulate=5)",
         ),
         ("train.epochs=[3", "train.epochs=[3: cannot be read"),
         ("data=imagenet", "data.root: must be given"),
-        ("resume=nowhere", "nowhere: no such file or run folder"),
+        ("resume=nowhere", "resume=nowhere: no such file or run folder"),
+        ("+model.heads=3", "model.heads=3: must divide dim=128"),
+        ("optim.min_lr=0.1", "optim.min_lr=0.1: is above the peak"),
+        ("optim.name=adan", "optim.options="),
+        ("augment.rand_augment=rand-m9-foo1", "augment.rand_augment=rand-m9-foo1: must be a policy of timm's"),
         ("pretrained=nowhere.pth", "nowhere.pth: no such file"),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
@@ -108,6 +112,30 @@ def test_an_image_that_cannot_be_decoded(command: Command, image_tree: Callable[
     assert "Traceback" not in result.stderr
 
 
+def test_a_broken_image_in_another_processs_share_is_named(image_tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = image_tree("mine", {"train/cat": 4, "train/dog": 4, "val/dog": 2})
+    broken = root / "val" / "dog" / "001.png"  # of two, the second process evaluates the second image
+    broken.write_bytes(b"no image")
+    small = (
+        "data.image_size=16",
+        "model.patch_size=8",
+        "train.global_batch_size=8",
+        "data.workers=0",
+        "train.epochs=1",
+    )
+    arguments = ("data=folder", f"data.root={root}", *small, "resolutions=[16]", "run_dir=new")
+    result = launch("train.py", *arguments, cwd=tmp_path, processes=2)
+    assert f"error: {broken}: cannot be decoded" in result.stderr
+
+
+def test_a_weight_file_that_holds_something_else(command: Command, tmp_path: Path) -> None:
+    for number, content in enumerate(({"model": 3}, {1: torch.zeros(1)}, {"cls_attn_blocks.0.attn.qkv.weight": 1})):
+        torch.save(content, tmp_path / f"{number}.pth")
+        before = set(tmp_path.rglob("*"))
+        result = command("eval.py", f"checkpoint={number}.pth", "model=xcit_n12", "data=digits")
+        assert refused(result, tmp_path, before).startswith(f"{number}.pth: holds no state dict")
+
+
 def test_a_read_only_run_folder(command: Command, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     message = refused(command("train.py", *TINY, "run_dir=locked/run"), tmp_path, {tmp_path / "locked"})
@@ -121,11 +149,14 @@ def test_a_checkpoint_that_is_not_one(command: Command, tmp_path: Path) -> None:
     for name in ("text.pt", "empty.pt"):
         message = refused(command("eval.py", f"checkpoint={name}"), tmp_path, before)
         assert message.startswith(f"{name}: not a file of weights")
-    assert refused(command("eval.py", "checkpoint=nowhere"), tmp_path, before) == "nowhere: no such file or run folder"
+    assert (
+        refused(command("eval.py", "checkpoint=nowhere"), tmp_path, before)
+        == "checkpoint=nowhere: no such file or run folder"
+    )
     assert refused(command("eval.py"), tmp_path, before) == "checkpoint: must be given"
     (tmp_path / "folder").mkdir()
     message = refused(command("eval.py", "checkpoint=folder"), tmp_path, before | {tmp_path / "folder"})
-    assert message == "folder: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)"
+    assert message == "checkpoint=folder: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)"
 
 
 def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) -> None:
@@ -135,7 +166,7 @@ def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) 
     lines = refused(result, tmp_path, before).splitlines()
     assert lines[0] == "n12.pth: belongs to another architecture"
     assert 2 <= len(lines) <= 4
-    assert "missing: blocks.12." in lines[1]
+    assert "missing: model.blocks.12." in lines[1]
     result = command("train.py", "pretrained=n12.pth", "model=xcit_t12", "run_dir=new")
     assert "of another shape: " in refused(result, tmp_path, before)
 

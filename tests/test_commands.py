@@ -2,10 +2,9 @@
 
 import csv
 import json
-import os
-import signal
-import time
+import shutil
 from collections.abc import Callable
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import pytest
 import torch
 import yaml
 
-from .conftest import TINY, Result, finish, launch
+from .conftest import TINY, Result, launch
 
 Command = Callable[..., Result]
 
 # DeiT's whole augmentation with repeated augmentation and mixing, so that a difference anywhere would show.
-DEIT = (*TINY, "augment=deit", "train.epochs=2", "train.ema_decay=0.9")
+DEIT = (*TINY, "augment=deit", "train.epochs=2", "train.accumulate=2", "train.ema_decay=0.9")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -34,7 +33,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that `python train.py` left, in one process."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = finish(launch("train.py", *DEIT, f"run_dir={folder}", cwd=folder.parent))
+    result = launch("train.py", *DEIT, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
     assert f"run folder: {folder}" in result.stdout
     return folder
@@ -49,7 +48,7 @@ def test_a_run_leaves_what_design_promises(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert (config["model"]["name"], config["model"]["patch_size"], config["seed"]) == ("xcit_n12", 8, 0)
     environment = json.loads((trained / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["packages"]["torch"] == metadata.version("torch")
 
 
 def test_metrics_are_a_line_for_each_update_and_each_validation(trained: Path) -> None:
@@ -117,23 +116,29 @@ def test_evaluation_of_bare_weights_needs_the_model_and_the_data(
     assert (row["weights"], row["top1"]) == ("raw", ema["top1"])
 
 
-def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as the first checkpoint is there, in the middle of the second epoch; then the same command."""
-    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb", "logger.mode=offline")
-    process = launch(*arguments, cwd=tmp_path)
-    folder = tmp_path / "run"
-    while not (folder / "checkpoints" / "last.pt").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)  # polling for the moment, not waiting for it to have passed
-    while metrics(folder)[-1]["step"] < 13:
-        assert process.poll() is None, process.communicate()
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["epoch"] == 1
+KILLED_AT_STEP_14 = """
+import os, signal
+from xcit.engine.loop import Trainer
+update = Trainer.update
+def update_or_die(self, batches):
+    if self.state.step == 14:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, batches)
+Trainer.update = update_or_die
+"""
 
-    result = finish(launch(*arguments, cwd=tmp_path))
+
+def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second epoch; then the same command again."""
+    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb", "logger.mode=offline")
+    folder = tmp_path / "run"
+    assert launch(*arguments, cwd=tmp_path, before=KILLED_AT_STEP_14).status == -9
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["epoch"] == 1
+    assert metrics(folder)[-1]["step"] == 14
+
+    result = launch(*arguments, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    assert "resuming run/checkpoints/last.pt after epoch 1\n" in result.stderr
+    assert "resuming run/checkpoints/last.pt after epoch 1; changed since: logger" not in result.stderr
     assert untimed(metrics(folder)) == untimed(metrics(trained))
     states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (trained, folder)]
     for part in ("task", "ema"):
@@ -142,15 +147,28 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path
     assert tracked == {f"run-{states[1]['identity']['tracker']}.wandb"}, "both halves are one run of the tracker"
 
 
+def test_what_is_configured_anew_at_a_resume_holds(trained: Path, command: Command, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    changed = ("optim.lr=1e-4", "optim.weight_decay=0.3", "train.epochs=3")
+    result = command("train.py", *DEIT, f"resume={folder}", *changed)
+    assert result.status == 0, result.stderr
+    assert "changed since: optim.lr 0.016 → 0.0001, optim.weight_decay 0.05 → 0.3, train.epochs 2 → 3" in result.stderr
+    later = [row["lr"] for row in metrics(folder) if row["step"] > 22 and row["split"] == "train"]
+    assert len(later) == 11
+    assert max(later) <= 1e-4 * 128 / 512
+    result = command("train.py", *DEIT, f"resume={folder}", "optim=lamb")
+    assert (result.status, "was trained with AdamW, optim.name asks for Lamb" in result.stderr) == (2, True)
+
+
 def test_two_processes_learn_what_one_learns(trained: Path, tmp_path: Path) -> None:
     """The same global batch under torchrun: equal losses within rounding, every validation image counted once."""
-    result = finish(launch("train.py", *DEIT, "run_dir=run", processes=2, cwd=tmp_path))
+    result = launch("train.py", *DEIT, "run_dir=run", processes=2, cwd=tmp_path)
     assert result.status == 0, result.stderr
     for one, two in zip(metrics(trained), metrics(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one
         assert two.get("images") == one.get("images")
-    result = finish(launch("eval.py", "checkpoint=run", "run_dir=out", processes=2, cwd=tmp_path))
+    result = launch("eval.py", "checkpoint=run", "run_dir=out", processes=2, cwd=tmp_path)
     assert result.status == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     expected = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -167,11 +185,9 @@ def test_a_finished_run_is_not_overwritten_and_resuming_it_trains_no_more(
         f"error: run_dir={trained}: holds something already; give a new folder, or continue with resume=\n"
     )
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
-    lines = len(metrics(trained))
-    result = command("train.py", *DEIT, f"resume={trained}", "train.log_every=2")
-    assert result.status == 0
-    assert "changed since: train.log_every 1 → 2" in result.stderr
-    assert len(metrics(trained)) == lines
+    folder = shutil.copytree(trained, tmp_path / "run")
+    assert command("train.py", *DEIT, f"resume={folder}").status == 0
+    assert (folder / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
 
 
 def test_the_written_configuration_runs_again(command: Command, trained: Path, tmp_path: Path) -> None:

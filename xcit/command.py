@@ -18,7 +18,7 @@ def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Ca
     """Decorate a Hydra main so that what a user can mend ends it with a line and an exit status, without a traceback.
 
     It stands below @hydra.main, as Hydra adds lines of its own to an exception. input_errors: further exceptions that
-    mean what InputError means.
+    mean what InputError means; one with a true attribute of_one_process is not met by the other processes.
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,11 +29,11 @@ def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Ca
             try:
                 return main(*args)
             except accepted as error:
-                stop(str(error), 2)
+                stop(str(error), 2, alone=getattr(error, "of_one_process", False))
             except TrainingError as error:
                 stop(str(error), 1)
             except KeyboardInterrupt:
-                stop("interrupted; resume= continues from the last finished epoch", 130)
+                stop("interrupted", 1)
 
         return guard
 
@@ -52,8 +52,9 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
         stop(explain(error, keys), 2)
 
 
-def stop(message: str, status: int) -> NoReturn:
-    if distributed.is_main():
+def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:
+    """End the process. All processes come here with one error, and the main one prints it, unless this one is alone."""
+    if distributed.is_main() or alone:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -68,10 +69,12 @@ def explain(error: Exception, keys: Sequence[str]) -> str:
         return f"{error.override}: cannot be read ({message.splitlines()[0]}); quote a value that holds , = or spaces"
     named = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and named:
-        key = getattr(error.__cause__, "full_key", None) or named[1]
+        key = str(getattr(error.__cause__, "full_key", None) or "")
+        key = key if key.startswith(named[1]) else named[1]
         section, _, _ = key.rpartition(".")
         if key in keys:
-            return f"{key}: not a key of the {key.split('.')[0]}= that was chosen"
+            group = key.split(".")[0]
+            return f"{key}: not a key of what is chosen for {group}; choose with {group}="
         if section in keys and not any(known.startswith(f"{section}.") for known in keys):
             return f"{key}: unknown key; +{key}=… adds it"
         return f"{key}: unknown key{did_you_mean(key, keys)}"

@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
+RAND_AUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|tweights|t3a))*"
 Precision = Literal["fp32", "bf16", "fp16"]
 # What conf/train.yaml and conf/eval.yaml tell Hydra, for a configuration that stands by itself.
 RUN_AGAIN = """\
@@ -67,6 +68,9 @@ class DataConfig(OpenSection):
     workers: Annotated[int, Field(ge=0)] = 8
 
 
+OPEN_SECTIONS: dict[str, type[OpenSection]] = {"model": ModelConfig, "task": TaskConfig, "data": DataConfig}
+
+
 class AugmentConfig(Section):
     """conf/augment; see `train_transform` and `Mixing` in data/."""
 
@@ -84,12 +88,23 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def ranges_rise(self) -> "AugmentConfig":
-        for key, (low, high) in {"scale": self.scale, "ratio": self.ratio}.items():
-            if low > high or (key == "scale" and high > 1):
-                raise ValueError(f"{key}=[{low}, {high}]: must rise{' and end at 1 at most' * (key == 'scale')}")
-        if self.rand_augment is not None and not re.match(r"rand(-|$)", self.rand_augment):
-            raise ValueError(f"rand_augment={self.rand_augment}: must begin with rand, as rand-m9-mstd0.5-inc1")
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
+            raise ValueError(f"scale={self.scale}: must rise, and end at 1 at most")
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio={self.ratio}: must rise")
+        if self.rand_augment is not None and not re.fullmatch(RAND_AUGMENT, self.rand_augment):
+            raise ValueError(f"rand_augment={self.rand_augment}: must be a policy of timm's, as rand-m9-mstd0.5-inc1")
         return self
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """The arguments of `train_transform`."""
+        return self.model_dump(include={"scale", "ratio", "hflip", "color_jitter", "rand_augment", "erase_prob"})
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """The arguments of `Mixing`."""
+        return self.model_dump(include={"mixup", "cutmix", "switch_prob", "label_smoothing"})
 
 
 class OptimConfig(Section):
@@ -104,6 +119,11 @@ class OptimConfig(Section):
     warmup_lr: NonNegative
     cooldown_epochs: NonNegative
     min_lr: NonNegative
+
+    @property
+    def schedule(self) -> dict[str, float]:
+        """The arguments of `make_schedule`."""
+        return self.model_dump(include={"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr"})
 
 
 class LoopConfig(Section):
@@ -177,6 +197,14 @@ class EvalConfig(Evaluated):
     data: DataConfig | None = None
 
 
+class ResolvedEvalConfig(EvalConfig):
+    """An evaluation's configuration with all that came from the run it evaluates."""
+
+    model: ModelConfig
+    data: DataConfig
+    resolutions: list[Positive]
+
+
 def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Tables) -> C:
     """The composed configuration as typed objects.
 
@@ -203,12 +231,7 @@ def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> typ
         chosen = plain.get(group)
         if group in schema.model_fields and isinstance(chosen, Mapping) and isinstance(chosen.get("name"), str):
             entry = choose(table, chosen["name"], f"{group}.name")
-            base = next(
-                kind
-                for kind in [schema.model_fields[group].annotation, *get_args(schema.model_fields[group].annotation)]
-                if isinstance(kind, type) and issubclass(kind, OpenSection)
-            )
-            options = options_of(entry)
+            base, options = OPEN_SECTIONS[group], options_of(entry)
             section = create_model(base.__name__, __base__=base, **options)
             section.option_names = frozenset(options)
             groups[group] = (section, ...)
@@ -216,12 +239,12 @@ def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> typ
 
 
 def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a table's entry, as fields. num_classes comes from the data, never from conf/."""
+    """The keyword-only parameters of a table's entry, as fields, but for those that come from the data."""
     parameters = inspect.signature(entry, eval_str=True).parameters.values()
     return {
         p.name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
         for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "num_classes"
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ("num_classes", "in_chans")
     }
 
 

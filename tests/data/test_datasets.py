@@ -20,7 +20,9 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert (len(train), len(val)) == (1437, 360)
     assert train.classes == [str(digit) for digit in range(10)]
     image, label = val[0]
-    assert (image.size, image.mode, label) == ((32, 32), "RGB", val[0][1])
+    assert (image.size, image.mode, label) == ((32, 32), "RGB", 5)
+    with pytest.raises(DataError, match="not those of the model"):
+        Digits().val(["cat", "dog"])
     counts = Counter(val[i][1] for i in range(len(val)))
     assert min(counts.values()) >= 34, "each class has its share"
     fingerprints = [{val_or_train[i][0].tobytes() for i in range(len(val_or_train))} for val_or_train in (train, val)]

@@ -9,8 +9,8 @@ import torch
 from timm.utils import ModelEmaV3
 
 from xcit.engine.loop import Trainer, fit
+from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer
-from xcit.engine.precision import grad_scaler
 from xcit.engine.recorder import Recorder
 from xcit.engine.run_folder import RunFolder
 from xcit.engine.schedule import make_schedule
@@ -51,7 +51,7 @@ def run(
         cooldown_epochs=0,
         min_lr=lr,
     )
-    trainer = Trainer(state, task, schedule, CPU, precision, accumulate, clip_norm, log_every=1, seed=0)
+    trainer = Trainer(state, task, schedule, CPU, precision, 24 // updates, accumulate, clip_norm, log_every=1, seed=0)
     run_folder = RunFolder(folder / "run")
     run_folder.create()
     left = iter(scores or [0.0] * 2 * epochs)
@@ -61,7 +61,6 @@ def run(
             loader,
             lambda task: {"score": next(left)},
             epochs=epochs,
-            global_batch_size=24 // updates,
             folder=run_folder,
             recorder=recorder,
         )
@@ -93,7 +92,7 @@ def test_an_update_is_one_step_down_the_gradient(tmp_path: Path) -> None:
 def test_accumulated_passes_make_one_large_batch(tmp_path: Path, accumulate: int) -> None:
     state, rows = run(tmp_path, ToyLoader(accumulate), accumulate=accumulate)
     torch.testing.assert_close(weights(state), by_hand())
-    whole, _ = ToyTask(), ToyLoader(1)
+    whole = ToyTask()
     assert rows[0]["loss"] == pytest.approx(whole(next(ToyLoader(1).epoch(0))).item())
 
 
@@ -120,9 +119,15 @@ def test_every_precision_learns_in_fp32_weights(tmp_path: Path, precision: str) 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="the loss is nan at step 2 of epoch 1"):
+    with pytest.raises(TrainingError, match="the loss is nan by step 2 of epoch 1"):
         run(tmp_path, ToyLoader(3, spoilt=1))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_validation_that_is_not_finite_stops_the_run_before_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="validation after epoch 2 measured"):
+        run(tmp_path, ToyLoader(1), epochs=3, scores=[50.0, float("nan"), 60.0])
+    assert torch.load(RunFolder(tmp_path / "run").last, weights_only=True)["epoch"] == 1
 
 
 def test_best_is_the_epoch_with_the_highest_score_of_the_ema(tmp_path: Path) -> None:

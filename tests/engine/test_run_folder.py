@@ -17,12 +17,8 @@ def with_checkpoint(path: Path) -> RunFolder:
     return folder
 
 
-def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    paths = []
-    for _ in range(3):
-        paths.append(new_path(None, "name"))
-        RunFolder(paths[-1]).create()
+def test_runs_that_start_together_get_folders_of_their_own() -> None:
+    paths = [new_path(None, "name") for _ in range(3)]
     assert len(set(paths)) == 3
     assert {path.parent for path in paths} == {Path("runs/name")}
 
@@ -31,23 +27,27 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path: Path) 
     (tmp_path / "precious").write_text("mine")
     for restart in (False, True):
         with pytest.raises(InputError, match=f"run_dir={tmp_path}: holds something already"):
-            RunFolder(tmp_path).create(restart=restart)
+            RunFolder(tmp_path).require_free(restart=restart)
     with_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="holds something already"):
-        RunFolder(tmp_path / "run").create(restart=True)
+        RunFolder(tmp_path / "run").require_free(restart=True)
     assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("")
-    RunFolder(tmp_path).create(restart=True)
+    for name in ("config.yaml", "classes.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("")
+    RunFolder(tmp_path).require_free(restart=True)
+    (tmp_path / "classes.json").unlink()
+    with pytest.raises(InputError, match="holds something already"):
+        RunFolder(tmp_path).require_free(restart=True)  # an evaluation's folder, say
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(InputError, match=f"run_dir={tmp_path}/new/run: {tmp_path} is read-only"):
-            RunFolder(tmp_path / "new" / "run").create()
+            RunFolder(tmp_path / "new" / "run").require_free()
         assert not any(tmp_path.iterdir())
     finally:
         tmp_path.chmod(0o755)
@@ -56,7 +56,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"{tmp_path}/file is a file"):
-        RunFolder(tmp_path / "file" / "run").create()
+        RunFolder(tmp_path / "file" / "run").require_free()
 
 
 def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +72,14 @@ def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch:
 
 def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
     folder = with_checkpoint(tmp_path / "run")
-    assert find_checkpoint(str(folder.path)) == folder.last
-    assert find_checkpoint(str(folder.last)) == folder.last
+    assert find_checkpoint("resume", str(folder.path)) == folder.last
+    assert find_checkpoint("resume", str(folder.last)) == folder.last
     resumed, checkpoint = resolve(str(folder.last), None, "name")
     assert (resumed.path, checkpoint) == (folder.path, folder.last)
     with pytest.raises(InputError, match="is not a run folder with a checkpoint"):
-        find_checkpoint(str(tmp_path))
+        find_checkpoint("resume", str(tmp_path))
+    folder.best.write_bytes(b"")
+    with pytest.raises(InputError, match=r"must be a run folder or its checkpoints/last\.pt"):
+        resolve(str(folder.best), None, "name")
     with pytest.raises(InputError, match="leave run_dir out"):
         resolve(str(folder.path), str(tmp_path / "other"), "name")

@@ -83,7 +83,7 @@ def test_rows_count_every_image_of_part_batches_alike() -> None:
 
 def test_the_report_is_a_list_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of([16, 24, 32])
-    write_report(tmp_path, rows, trained_at=16)
+    write_report(tmp_path, rows, "top1", trained_at=16)
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     with (tmp_path / "results.csv").open() as file:
         table = list(csv.DictReader(file))

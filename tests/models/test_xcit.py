@@ -8,8 +8,8 @@ from torch import Tensor
 
 import xcit
 from xcit.models.cross_covariance import CrossCovarianceAttention
-from xcit.models.feed_forward import StochasticDepth
 from xcit.models.position import SinePositionEncoding
+from xcit.models.stochastic_depth import StochasticDepth
 
 # FACTS of the paper: millions of parameters at patch 16 and 8, with 1000 classes.
 PARAMETERS = {
@@ -107,6 +107,8 @@ def test_without_classes_the_model_returns_the_class_token() -> None:
     [
         ({"patch_size": 12}, "patch_size=12: must be one of 2, 4, 8, 16, 32"),
         ({"patch_embed": "cnv"}, "patch_embed='cnv': must be one of conv, linear"),
+        ({"heads": 3}, "heads=3: must divide dim=128"),
+        ({"depth": 0}, "depth=0, class_depth=2: must be at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0: must be at least 0 and less than 1"),
     ],
 )

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .sync_batchnorm import convert_batchnorm
 
 T = TypeVar("T")
@@ -20,6 +21,9 @@ def session() -> Iterator[torch.device]:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            gpus = torch.cuda.device_count()
+            raise InputError(f"--nproc-per-node: must be {gpus} at most, the number of GPUs here")
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
@@ -65,9 +69,12 @@ def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
     """The module as it is trained: with several processes, gradients are averaged over them."""
     if world_size() == 1:
         return module
-    # BatchNorm's statistics are the same in all processes already, so there are no buffers to broadcast.
-    device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
+    """A context for a pass whose gradients are not averaged yet, as more will be added to them."""
+    return module.no_sync() if stay and isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:

@@ -3,18 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingError
 from . import distributed
-from .precision import autocast
+from .numerics import autocast
 from .progress import Progress
 from .recorder import Recorder
 from .run_folder import RunFolder
@@ -53,6 +51,7 @@ class Trainer:
     """How an update is made; what it changes is in the `TrainingState`.
 
     module: the state's task as it is called in training (compiled, in DDP).
+    global_batch_size: images of an update, over all processes and passes.
     accumulate: forward passes for each update, over equal shares of its batch.
     clip_norm: bound on the gradient's norm over all parameters, or None.
     """
@@ -62,13 +61,14 @@ class Trainer:
     schedule: CosineLRScheduler
     device: torch.device
     precision: str
+    global_batch_size: int
     accumulate: int
     clip_norm: float | None
     log_every: int
     seed: int
 
-    def train_epoch(self, loader: EpochLoader, global_batch_size: int, recorder: Recorder, progress: Progress) -> None:
-        """Every update of one epoch. Nothing waits for the device but the logging.
+    def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> None:
+        """Every update of one epoch. Nothing waits for the device but the logging (and fp16's scaler).
 
         Raises:
             TrainingError: the loss is not finite.
@@ -86,11 +86,10 @@ class Trainer:
             if update % self.log_every == 0 or update == updates:
                 loss = distributed.mean(loss_sum / since)
                 if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss} at step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g}): the run "
-                        "stops here, its checkpoint is from before; try a lower optim.lr or train.precision=fp32"
+                    raise not_finite(
+                        f"the loss is {loss} by step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g})"
                     )
-                speed = since * global_batch_size / (time.perf_counter() - logged_at)
+                speed = since * self.global_batch_size / (time.perf_counter() - logged_at)
                 measured = {"loss": loss, "lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
                 progress.show(loss, lr, speed)
@@ -110,7 +109,8 @@ class Trainer:
             batch = next(batches)
             # After the loader, which may use the same generator in this process.
             seed_step(self.seed, state.step, part, distributed.rank())
-            with self.synchronised(part == self.accumulate - 1), autocast(self.device, self.precision):
+            more = part < self.accumulate - 1
+            with distributed.gradients_stay(self.module, more), autocast(self.device, self.precision):
                 loss = self.module(batch) / self.accumulate
                 state.scaler.scale(loss).backward()
             total += loss.detach()
@@ -125,10 +125,6 @@ class Trainer:
             state.ema.update(state.task)
         return total
 
-    def synchronised(self, last: bool) -> AbstractContextManager:
-        """Gradients cross to the other processes in the last of the accumulated passes only."""
-        return nullcontext() if last or not isinstance(self.module, DistributedDataParallel) else self.module.no_sync()
-
 
 def fit(
     trainer: Trainer,
@@ -136,26 +132,33 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]],
     *,
     epochs: int,
-    global_batch_size: int,
     folder: RunFolder,
     recorder: Recorder,
 ) -> None:
     """Train from where the state stands to the end, validating both sets of weights after each epoch."""
     state = trainer.state
-    headline: str = state.task.headline  # type: ignore[assignment]  # nn.Module hides what Task promises
     with Progress(epochs, len(loader) // trainer.accumulate, state.epoch, shown=distributed.is_main()) as progress:
         while state.epoch < epochs:
-            trainer.train_epoch(loader, global_batch_size, recorder, progress)
+            trainer.train_epoch(loader, recorder, progress)
             results = {weights: validate(task) for weights, task in state.weights().items()}
             for weights, measured in results.items():
                 row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
                 recorder.log(row | measured)
-            score = results["ema" if state.ema else "raw"][headline]
+            if any(not math.isfinite(value) for measured in results.values() for value in measured.values()):
+                raise not_finite(f"validation after epoch {state.epoch} measured {results}")
+            score = results["ema" if state.ema else "raw"][state.headline]
             is_best = state.best is None or score > state.best
             state.best = score if is_best else state.best
             if distributed.is_main():
                 folder.save(state, is_best=is_best)
-            progress.epoch_done(state.epoch, results, headline)
+            progress.epoch_done(state.epoch, results, state.headline)
+
+
+def not_finite(what: str) -> TrainingError:
+    return TrainingError(
+        f"{what}: the run stops here, and a checkpoint that it has is from before; "
+        "try a lower optim.lr or train.precision=fp32"
+    )
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ def make_optimizer(
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, ImportError, RuntimeError) as error:
         raise InputError(f"optim.options={dict(options)}: not accepted by {name} ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""What is measured goes to metrics.jsonl, to the tracker of one's choice, and to the terminal."""
+"""What is measured goes to metrics.jsonl and to the tracker of one's choice."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,7 @@
 """The folder of a run: who may write where, and what is in it (made by the main process alone)."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -37,18 +38,18 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def create(self, *, restart: bool = False) -> None:
-        """Make the folder. An existing one must be empty, or with `restart` a run that has no checkpoint yet.
-
-        Raises:
-            InputError: it holds something already, or cannot be written to.
-        """
-        fresh = restart and (self.path / "config.yaml").is_file() and not self.last.exists()
-        if self.path.is_dir() and any(self.path.iterdir()) and not fresh:
+    def require_free(self, *, restart: bool = False) -> None:
+        """Refuse a folder that holds something, unless `restart` and it is a run that got to no checkpoint."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.last.exists()
+        if names and not abandoned:
             raise InputError(
                 f"run_dir={self.path}: holds something already; give a new folder, or continue with resume="
             )
         require_writable(self.path)
+
+    def create(self) -> None:
+        """Make the folder, which `require_free` has accepted."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,28 +71,35 @@ class RunFolder:
         """
         self.last.parent.mkdir(exist_ok=True)
         content = state.state_dict()
-        for path in [self.best] * is_best + [self.last]:
-            write_tensors(path, content)
+        if is_best:
+            write_tensors(self.best, content)
+        write_tensors(self.last, content)
 
 
 def new_path(run_dir: str | None, name: str) -> Path:
-    """run_dir, or a folder that does not exist yet below runs/."""
-    if run_dir:
-        return Path(run_dir)
-    path = stamped = RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S")
-    number = 1
-    while path.exists():
-        number += 1
-        path = stamped.with_name(f"{stamped.name}-{number}")
-    return path
+    """run_dir, or a folder of its own below runs/: the microseconds keep jobs that start together apart."""
+    return Path(run_dir) if run_dir else RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
 def resolve(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
     """The folder that a training run writes to, and the checkpoint that it continues from, if any.
 
     resume=none starts anew. resume=auto continues run_dir, or without one the latest run below runs/NAME, and starts
-    anew where there is no checkpoint. resume=PATH continues a run folder, or the run of a checkpoint in one.
+    anew where there is no checkpoint. resume=PATH continues a run folder, named by itself or by its last.pt.
+
+    Raises:
+        InputError: there is nothing to continue at PATH, or the folder for a new run holds something, or it cannot be
+            written to. Nothing has been written then.
     """
+    folder, checkpoint = locate(resume, run_dir, name)
+    if checkpoint:
+        require_writable(folder.path)
+    else:
+        folder.require_free(restart=resume == "auto")
+    return folder, checkpoint
+
+
+def locate(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
     if resume == "none":
         return RunFolder(new_path(run_dir, name)), None
     if resume == "auto":
@@ -102,33 +110,33 @@ def resolve(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Pat
             candidates = [path.parents[1] for path in candidates]
         folder = RunFolder(candidates[-1]) if candidates else RunFolder(new_path(run_dir, name))
         return folder, folder.last if folder.last.is_file() else None
-    checkpoint = find_checkpoint(resume)
-    if checkpoint.parent.name != "checkpoints":
-        raise InputError(f"resume={resume}: not a run folder, nor a checkpoint in one; pretrained= starts from weights")
+    checkpoint = find_checkpoint("resume", resume)
+    if checkpoint.parts[-2:] != ("checkpoints", "last.pt"):
+        raise InputError(f"resume={resume}: must be a run folder or its checkpoints/last.pt; pretrained= takes weights")
     folder = RunFolder(checkpoint.parents[1])
     if run_dir and Path(run_dir).resolve() != folder.path.resolve():
         raise InputError(f"run_dir={run_dir}: resume={resume} continues in {folder.path}; leave run_dir out")
     return folder, checkpoint
 
 
-def find_checkpoint(path: str) -> Path:
-    """The file itself, or the last checkpoint of a run folder."""
+def find_checkpoint(key: str, path: str) -> Path:
+    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
     if not Path(path).exists():
-        raise InputError(f"{path}: no such file or run folder")
+        raise InputError(f"{key}={path}: no such file or run folder")
     if Path(path).is_dir():
         last = RunFolder(Path(path)).last
         if not last.is_file():
-            raise InputError(f"{path}: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)")
+            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)")
         return last
     return Path(path)
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a folder that is marked read-only, for root too, whom the marks do not stop."""
+    """Refuse a folder that cannot be written to, or is marked read-only: root too, whom the marks do not stop."""
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"run_dir={path}: {nearest} is a file")
-    if not nearest.stat().st_mode & 0o222:
+    if not nearest.stat().st_mode & 0o222 or not os.access(nearest, os.W_OK):
         raise InputError(f"run_dir={path}: {nearest} is read-only")
 
 

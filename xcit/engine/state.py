@@ -38,6 +38,11 @@ class TrainingState:
     best: float | None = None
     """The best value of the task's headline metric so far, of the EMA weights where there are any."""
 
+    @property
+    def headline(self) -> str:
+        """The metric by which the task wants to be judged; higher is better."""
+        return str(self.task.headline)
+
     def weights(self) -> dict[str, nn.Module]:
         """The task with the weights as trained, and with their moving average."""
         return {"raw": self.task} | ({"ema": self.ema.module} if self.ema else {})
@@ -47,7 +52,7 @@ class TrainingState:
             "format": FORMAT,
             "task": self.task.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {"name": type(self.optimizer).__name__, "state": self.optimizer.state_dict()["state"]},
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -56,17 +61,23 @@ class TrainingState:
         }
 
     def load_state_dict(self, content: Mapping[str, Any], origin: str) -> None:
-        """Continue where `content` stood. `origin` names it in the errors."""
+        """Continue where `content` stood. `origin` names it in the errors.
+
+        What the optimiser has gathered is restored; its rates and decays are those configured now.
+        """
+        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=False):
+            if now != before:
+                raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
         load_exactly(self.task, content["task"], origin)
         if (self.ema is None) != (content["ema"] is None):
             has, wants = ("no", "one") if self.ema else ("an", "none")
             raise InputError(f"{origin}: holds {has} EMA, train.ema_decay asks for {wants}")
         if self.ema:
             load_exactly(self.ema.module, content["ema"], origin)
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise InputError(f"{origin}: belongs to another optimiser ({error})") from None
+        name = type(self.optimizer).__name__
+        if content["optimizer"]["name"] != name:
+            raise InputError(f"{origin}: was trained with {content['optimizer']['name']}, optim.name asks for {name}")
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]

@@ -5,18 +5,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from ..errors import InputError
+
 
 def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with each BatchNorm2d replaced by one that is synchronised; parameters and buffers are kept."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d) and child.affine:
             synchronised = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             synchronised.weight, synchronised.bias = child.weight, child.bias
             for buffer_name, buffer in child.named_buffers():
                 setattr(synchronised, buffer_name, buffer)
             setattr(module, name, synchronised)
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise InputError(f"{name}: {child} cannot be synchronised over CPUs, only an affine BatchNorm2d can")
         else:
             convert_batchnorm(child, device)
     return module

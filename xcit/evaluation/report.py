@@ -4,10 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -15,31 +11,34 @@ from rich.table import Table
 from ..storage import csv_text, without_nan, write_atomically, write_text
 from .resolutions import Row
 
+# What is known by another name in print.
+PRINTED = {"top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)"}
 
-def write_report(folder: Path, rows: Sequence[Row], trained_at: int | None = None) -> None:
-    """results.json (a list of rows), results.csv and top1_vs_resolution.png in `folder`; a table on the terminal.
 
-    trained_at: the training resolution, to be marked in the picture.
+def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: int | None = None) -> None:
+    """results.json (a list of rows), results.csv and HEADLINE_vs_resolution.png in `folder`; a table on the terminal.
+
+    headline: the metric to draw. trained_at: the training resolution, to be marked.
     """
     plain = [without_nan(row) for row in rows]
     write_text(folder / "results.json", json.dumps(plain, indent=2) + "\n")
     write_text(folder / "results.csv", csv_text(plain))
-    figure = draw(rows, trained_at)
-    write_atomically(folder / "top1_vs_resolution.png", lambda file: figure.savefig(file, format="png"))
+    figure = draw(rows, headline, trained_at)
+    write_atomically(folder / f"{headline}_vs_resolution.png", lambda file: figure.savefig(file, format="png"))
     print_table(rows, trained_at)
 
 
-def draw(rows: Sequence[Row], trained_at: int | None) -> Figure:
+def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> Figure:
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for weights in dict.fromkeys(row["weights"] for row in rows):
-        own = sorted((row["resolution"], row["top1"]) for row in rows if row["weights"] == weights)
+        own = sorted((row["resolution"], row[headline]) for row in rows if row["weights"] == weights)
         axes.plot(*zip(*own, strict=True), marker="o", label=f"{weights} weights")
     if trained_at:
         axes.axvline(trained_at, color="grey", linestyle="--", linewidth=1, label=f"training resolution ({trained_at})")
     axes.set_xticks(sorted({row["resolution"] for row in rows}))
     axes.set_xlabel("test resolution (pixels)")
-    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_ylabel(PRINTED.get(headline, headline))
     first = rows[0]
     axes.set_title(
         f"{first['model']} on {first['eval_set']}, {first['images']:,} images, crop ratio {first['crop_ratio']}"
@@ -51,17 +50,16 @@ def draw(rows: Sequence[Row], trained_at: int | None) -> Figure:
 
 def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
     first = rows[0]
+    labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "images")
+    measured = [key for key in first if key not in labels]
     printed = Table(title=f"{first['model']} on {first['eval_set']}, {first['images']:,} images")
-    for column in ("resolution", "weights", "top-1 %", "top-5 %", "loss", "images/s", "peak MB"):
+    for column in ("resolution", "weights", *measured):
         printed.add_column(column, justify="right")
     for row in rows:
-        printed.add_row(
-            f"{row['resolution']}{' (training)' if row['resolution'] == trained_at else ''}",
-            row["weights"],
-            f"{row['top1']:.2f}",
-            f"{row['top5']:.2f}",
-            f"{row['loss']:.3f}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['peak_memory_mb']:,.0f}",
-        )
+        resolution = f"{row['resolution']}{' (training)' if row['resolution'] == trained_at else ''}"
+        printed.add_row(resolution, row["weights"], *(f"{row[key]:,.{decimals(key)}f}" for key in measured))
     Console().print(printed)
+
+
+def decimals(key: str) -> int:
+    return {"images_per_second": 0, "peak_memory_mb": 0, "loss": 3}.get(key, 2)

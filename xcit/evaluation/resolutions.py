@@ -1,7 +1,7 @@
 """Accuracy across test resolutions (paper, figure 3): the same weights, the images at other sizes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,22 +9,9 @@ from torch import nn
 from ..engine.loop import evaluate
 from .cost import Meter
 
-
-class Row(TypedDict):
-    """A line of results.json and results.csv. top1 and top5 are percentages."""
-
-    model: str
-    checkpoint: str
-    weights: str
-    eval_set: str
-    resolution: int
-    crop_ratio: float
-    top1: float
-    top5: float
-    loss: float
-    images: int
-    images_per_second: float
-    peak_memory_mb: float
+# A line of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio; what the task's
+# evaluator measured (for classification top1 and top5 in percent, loss, images); images_per_second, peak_memory_mb.
+Row = dict[str, Any]
 
 
 def sweep(
@@ -41,28 +28,18 @@ def sweep(
 ) -> list[Row]:
     """A row for each of the weights ("raw", "ema") at each resolution.
 
-    batches_at: the evaluation batches at a resolution. images_per_second counts decoding and all.
+    batches_at: the evaluation batches at a resolution. images_per_second counts decoding, the start of workers and all.
     """
-    rows = []
+    rows: list[Row] = []
     for resolution in resolutions:
         batches = batches_at(resolution)
         for weights, task in tasks.items():
             with Meter(device) as meter:
                 measured = evaluate(task, batches, device, precision)
-            rows.append(
-                Row(
-                    model=model,
-                    checkpoint=checkpoint,
-                    weights=weights,
-                    eval_set=eval_set,
-                    resolution=resolution,
-                    crop_ratio=crop_ratio,
-                    top1=measured["top1"],
-                    top5=measured["top5"],
-                    loss=measured["loss"],
-                    images=int(measured["images"]),
-                    images_per_second=measured["images"] / meter.seconds,
-                    peak_memory_mb=meter.peak_memory_mb,
-                )
-            )
+            conditions = {"eval_set": eval_set, "resolution": resolution, "crop_ratio": crop_ratio}
+            cost = {
+                "images_per_second": measured["images"] / meter.seconds,
+                "peak_memory_mb": meter.peak_memory_mb,
+            }
+            rows.append({"model": model, "checkpoint": checkpoint, "weights": weights} | conditions | measured | cost)
     return rows

@@ -31,7 +31,7 @@ class ClassAttention(nn.Module):
 
 
 class ClassAttentionLayer(nn.Module):
-    """Class attention and an FFN on the class token (paper, section 3.4; CaiT, arXiv 2103.17239).
+    """Class attention and an FFN on the class token (paper, section 3.3; CaiT, arXiv 2103.17239).
 
     Only the class token is updated in earnest, but the published weights fix what happens to the patch tokens:
     the first residual adds them, normalised and scaled, and the second adds them to themselves, so that they double
@@ -40,16 +40,14 @@ class ClassAttentionLayer(nn.Module):
     Input and output: (B, 1 + N, C), the class token first.
     """
 
-    def __init__(
-        self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool) -> None:
         super().__init__()
         self.tokens_norm = tokens_norm
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = ClassAttention(dim, heads)
         self.gamma1 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        self.mlp = FeedForward(dim, 4 * dim)
         self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:

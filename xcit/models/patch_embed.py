@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ConvPatchEmbed(nn.Module):
-    """log₂ p convolutions, 3 × 3 with stride 2, each with BatchNorm, GELU between them (paper, section 3.4).
+    """log₂ p convolutions, 3 × 3 with stride 2, each with BatchNorm, GELU between them (after LeViT, arXiv 2104.01136).
 
     The width doubles at each step and ends at `dim`. Input: (B, in_chans, H, W). Output: (B, dim, ⌈H / p⌉, ⌈W / p⌉);
     the convolutions' own padding is what fills an incomplete patch.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SinePositionEncoding(nn.Module):
-    """2-D sine encoding followed by a learned 1 × 1 projection to the model's width (paper, section 3.4 and DETR).
+    """2-D sine encoding followed by a learned 1 × 1 projection to the model's width (as in DETR, arXiv 2005.12872).
 
     Each axis is encoded by 32 channels: sines and cosines of the coordinate at geometrically spaced frequencies.
     Coordinates count from 1 and are divided by their last value, so they span (0, 2π] whatever the resolution.

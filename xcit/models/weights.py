@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import InputError
 from ..storage import load_exactly, read_tensors
 
 
@@ -25,15 +26,25 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any]) -> No
         state, origin = source, "the state dict"
     else:
         state, origin = read_tensors(source), str(source)
-    load_exactly(model, to_timm_names(state.get("model", state)), origin)
+    load_exactly(model, to_timm_names(state_dict_of(state, origin)), origin)
 
 
-def to_timm_names(state: Mapping[str, Any]) -> dict[str, Any]:
+def state_dict_of(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """The tensors by name, bare or under "model"."""
+    state = content.get("model", content)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise InputError(f"{origin}: holds no state dict (tensors by name, bare or under 'model')")
+    return dict(state)
+
+
+def to_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' key names as timm's; others stay.
 
     The authors call the position encoding `pos_embeder` and keep the class attention's three projections in one.
     """
-    renamed: dict[str, Any] = {}
+    renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         key = key.replace("pos_embeder.", "pos_embed.")
         if key.startswith("cls_attn_blocks.") and ".attn.qkv." in key:

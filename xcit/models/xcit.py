@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .class_attention import ClassAttentionLayer
 from .cross_covariance import CrossCovarianceAttention
-from .feed_forward import FeedForward, StochasticDepth
+from .feed_forward import FeedForward
 from .local_patch import LocalPatchInteraction
 from .patch_embed import PATCH_EMBEDS
 from .position import SinePositionEncoding
+from .stochastic_depth import StochasticDepth
 
 PATCH_SIZES = (2, 4, 8, 16, 32)
 
@@ -27,9 +28,7 @@ class XCiTLayer(nn.Module):
     Input and output: (B, N, C), the tokens of the grid (H, W) in row-major order.
     """
 
-    def __init__(
-        self, dim: int, heads: int, layer_scale_init: float, drop_path_rate: float = 0.0, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, dim: int, heads: int, layer_scale_init: float, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = CrossCovarianceAttention(dim, heads)
@@ -38,7 +37,7 @@ class XCiTLayer(nn.Module):
         self.local_mp = LocalPatchInteraction(dim)
         self.gamma3 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        self.mlp = FeedForward(dim, 4 * dim)
         self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.drop_path = StochasticDepth(drop_path_rate)
 
@@ -86,6 +85,10 @@ class XCiT(nn.Module):
             raise InputError(f"patch_size={patch_size}: must be one of {', '.join(map(str, PATCH_SIZES))}")
         if patch_embed not in PATCH_EMBEDS:
             raise InputError(f"patch_embed={patch_embed!r}: must be one of {', '.join(PATCH_EMBEDS)}")
+        if heads < 1 or dim % heads:
+            raise InputError(f"heads={heads}: must divide dim={dim}")
+        if depth < 1 or class_depth < 1:
+            raise InputError(f"depth={depth}, class_depth={class_depth}: must be at least 1")
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
         self.patch_size, self.num_classes, self.num_features = patch_size, num_classes, dim
