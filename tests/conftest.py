@@ -63,7 +63,8 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
         starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     if before:
         path = cwd / "before.py"
-        path.write_text(f"import runpy, sys\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+        start = "import os, runpy, sys\nsys.path.insert(0, os.path.dirname(sys.argv[0]))"
+        path.write_text(f"{start}\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
         starter += ["-c", f"import sys; del sys.argv[0]; exec(open({str(path)!r}).read())"]
     done = subprocess.run(
         [*starter, str(ROOT / script), *arguments],

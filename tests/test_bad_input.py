@@ -57,7 +57,6 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("data=imagenet", "data.root: must be given"),
         ("resume=nowhere", "resume=nowhere: no such file or run folder"),
         ("+model.heads=3", "model.heads=3: must divide dim=128"),
-        ("optim.min_lr=0.1", "optim.min_lr=0.1: is above the peak"),
         ("optim.name=adan", "optim.options="),
         ("augment.rand_augment=rand-m9-foo1", "augment.rand_augment=rand-m9-foo1: must be a policy of timm's"),
         ("pretrained=nowhere.pth", "nowhere.pth: no such file"),

@@ -20,7 +20,7 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert (len(train), len(val)) == (1437, 360)
     assert train.classes == [str(digit) for digit in range(10)]
     image, label = val[0]
-    assert (image.size, image.mode, label) == ((32, 32), "RGB", 5)
+    assert (image.size, image.mode, label) == ((32, 32), "RGB", 7)
     with pytest.raises(DataError, match="not those of the model"):
         Digits().val(["cat", "dog"])
     counts = Counter(val[i][1] for i in range(len(val)))

@@ -33,8 +33,8 @@ def test_an_argument_that_the_optimiser_does_not_take_is_named() -> None:
         make_optimizer(torch.nn.Linear(1, 1), name="sgd", lr=0.1, weight_decay=0, options={"momentun": 0.9})
 
 
-def rates(epochs: int, *, warmup: float = 5, cooldown: float = 10, updates: int = 4) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+def rates(epochs: int, *, warmup: float = 5, cooldown: float = 10, updates: int = 4, peak: float = 1e-3) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = make_schedule(
         optimizer,
         epochs=epochs,
@@ -58,6 +58,12 @@ def test_warmup_cosine_and_cooldown() -> None:
     for step in (20, 60, 119):
         assert lr[step] == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 120)) / 2)
     assert lr[120:] == [pytest.approx(1e-5)] * 40
+
+
+def test_a_peak_below_the_floor_is_itself_the_floor() -> None:
+    lr = rates(4, warmup=1, cooldown=1, peak=5e-6)
+    assert max(lr) == pytest.approx(5e-6)
+    assert lr[-1] == pytest.approx(5e-6)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])

@@ -12,7 +12,7 @@ from ..storage import csv_text, without_nan, write_atomically, write_text
 from .resolutions import Row
 
 # What is known by another name in print.
-PRINTED = {"top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)"}
+PRINTED = {"top1": "top-1 %", "top5": "top-5 %", "images_per_second": "images/s", "peak_memory_mb": "peak MB"}
 
 
 def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: int | None = None) -> None:
@@ -54,7 +54,7 @@ def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
     measured = [key for key in first if key not in labels]
     printed = Table(title=f"{first['model']} on {first['eval_set']}, {first['images']:,} images")
     for column in ("resolution", "weights", *measured):
-        printed.add_column(column, justify="right")
+        printed.add_column(PRINTED.get(column, column), justify="right")
     for row in rows:
         resolution = f"{row['resolution']}{' (training)' if row['resolution'] == trained_at else ''}"
         printed.add_row(resolution, row["weights"], *(f"{row[key]:,.{decimals(key)}f}" for key in measured))
