@@ -94,7 +94,7 @@ def check(config: TrainConfig) -> None:
             model = create_model(config.model.name, **config.model.options)
         except InputError as error:
             raise InputError(f"model.{error}") from None
-        make_schedule(new_optimizer(config, model), epochs=1, updates_per_epoch=1, **config.optim.schedule)
+        new_optimizer(config, model)
 
 
 def train_batches(config: TrainConfig, images: data.Images, device: torch.device) -> data.TrainLoader:
