@@ -34,7 +34,7 @@ $(VENV)/%.installed: pyproject.toml $(VENV)/interpreter
 	@touch $@
 
 $(VENV)/interpreter: FORCE
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed, PYTHON=%s is %s" % (sys.executable, sys.version)'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON=%s is Python %d.%d: must be 3.11 or later" % (sys.executable, *sys.version_info[:2]))'
 	@wanted="$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable), sys.version)')"; \
 	if [ "$$(cat $@ 2>/dev/null)" != "$$wanted" ]; then \
 	    rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo "$$wanted" > $@; \
