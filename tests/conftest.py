@@ -66,10 +66,12 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
         start = "import os, runpy, sys\nsys.path.insert(0, os.path.dirname(sys.argv[0]))"
         path.write_text(f"{start}\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
         starter += ["-c", f"import sys; del sys.argv[0]; exec(open({str(path)!r}).read())"]
+    # A wandb service that an earlier test started in this process would still hold the run of a killed child.
+    inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     done = subprocess.run(
         [*starter, str(ROOT / script), *arguments],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=600,

@@ -159,7 +159,12 @@ def test_what_is_configured_anew_at_a_resume_holds(trained: Path, command: Comma
     later = [row["lr"] for row in metrics(folder) if row["step"] > 22 and row["split"] == "train"]
     assert len(later) == 11
     assert max(later) <= 1e-4 * 128 / 512
-    result = command("train.py", *DEIT, f"resume={folder}", "optim=lamb")
+    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    content["identity"]["classes"][3] = "drei"
+    torch.save(content, folder / "checkpoints" / "last.pt")
+    result = command("train.py", *DEIT, f"resume={folder}")
+    assert (result.status, "was trained with the class drei where the data now have 3" in result.stderr) == (2, True)
+    result = command("train.py", *DEIT, f"resume={trained}", "optim=lamb")
     assert (result.status, "was trained with AdamW, optim.name asks for Lamb" in result.stderr) == (2, True)
 
 

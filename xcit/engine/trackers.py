@@ -1,7 +1,6 @@
 """Where metrics go besides metrics.jsonl: a table, TensorBoard, wandb."""
 
 import json
-import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -90,8 +89,6 @@ class WandbTracker:
     def __init__(
         self, folder: Path, *, run_id: str, mode: Mode, project: str, entity: str | None, config: dict[str, Any]
     ) -> None:
-        # On a busy machine its helper process may need more than the half minute that wandb grants it.
-        os.environ.setdefault("WANDB__SERVICE_WAIT", "300")
         import wandb
 
         self.run = wandb.init(

@@ -1,0 +1,39 @@
+"""The classification loss is cross-entropy against soft targets; top-5 of few classes is all of them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from xcit.tasks import TASKS
+
+
+class Table(nn.Linear):
+    """Answers each image with the logits that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.3]])
+SOFT = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.1, 0.8]])
+
+
+def test_the_loss_weighs_every_class_by_its_target() -> None:
+    loss = TASKS["classify"](Table(), 3)(SimpleNamespace(images=LOGITS, targets=SOFT))
+    log_p = LOGITS - LOGITS.exp().sum(1, keepdim=True).log()
+    assert loss.item() == pytest.approx(-(SOFT * log_p).sum(1).mean().item())
+
+
+def test_metrics_add_up_over_batches_and_top_5_of_three_classes_is_everything() -> None:
+    evaluator = TASKS["classify"](Table(), 3).evaluator()
+    for row, label in zip(LOGITS, (0, 2), strict=True):
+        targets = nn.functional.one_hot(torch.tensor([label]), 3).float()
+        evaluator.update(SimpleNamespace(images=row[None], targets=targets, labels=torch.tensor([label])))
+    measured = evaluator.compute()
+    assert (measured["top1"], measured["top5"], measured["images"]) == (50.0, 100.0, 2)
+    assert measured["loss"] == pytest.approx(nn.functional.cross_entropy(LOGITS, torch.tensor([0, 2])).item(), rel=1e-6)
