@@ -52,7 +52,7 @@ class Folder:
 def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
     """The images below folder/CLASS/, sorted; labels number `classes`, by default the sorted names of the folders."""
     require_folder(folder, "expected a folder per class in it")
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise DataError(f"{folder}: holds no class folders")
     numbers = {name: number for number, name in enumerate(found)}

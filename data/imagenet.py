@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from .errors import DataError
 from .folder import list_classes
@@ -62,7 +63,7 @@ def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
                 meta_member, truth_member = tar.extractfile(members[0]), tar.extractfile(members[1])
                 if meta_member and truth_member:
                     return parse_devkit(meta_member, truth_member)
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, LookupError, ValueError, TypeError, tarfile.TarError, MatReadError) as error:
         raise DataError(f"{root / DEVKIT}: cannot be read ({error})") from None
     raise DataError(f"{root / 'val'}: is flat, so {DEVKIT}/ or {archive.name} must lie in {root} for its labels")
 

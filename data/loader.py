@@ -39,6 +39,8 @@ class TrainLoader:
         device: torch.device,
         channels_last: bool = False,
     ) -> None:
+        if not len(images):
+            raise DataError("data: the training split holds no images")
         if mixing.mixes and batches.batch_size % 2:
             raise DataError(
                 f"train.global_batch_size: gives batches of {batches.batch_size} a process; mixing needs pairs"

@@ -190,7 +190,7 @@ def test_a_finished_run_is_not_overwritten_and_resuming_it_trains_no_more(
     result = command("train.py", *TINY, f"run_dir={trained}")
     assert (result.status, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: run_dir={trained}: holds something already; give a new folder, or continue with resume=\n"
+        f"error: run_dir={trained}: holds something already; give a new folder (a training run goes on with resume=)\n"
     )
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
     folder = shutil.copytree(trained, tmp_path / "run")

@@ -27,7 +27,8 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 def unknown(name: str, what: str, choices: Iterable[str]) -> str:
     choices = list(choices)
-    listed = f" (one of {', '.join(choices)})" if len(choices) <= 20 else ""
+    shown = choices if len(choices) <= 20 else [*choices[:5], "…"]
+    listed = f" (one of {', '.join(shown)})"
     return f"{what}={name}: unknown{did_you_mean(name, choices)}{listed}"
 
 

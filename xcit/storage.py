@@ -73,8 +73,8 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: not a file of weights (tensors and plain data are read, code is not)") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
         # torch reports damage in as many ways as there are places in a file.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: not a file of weights, or damaged ({reason[:160]})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise InputError(f"{path}: not a file of weights, or damaged ({reason})") from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content

@@ -139,6 +139,13 @@ def test_flat_imagenet_without_its_devkit_says_what_is_needed(image_tree: Tree) 
         ImageNet(root=str(root)).val()
 
 
+def test_a_devkit_that_cannot_be_read_is_named(image_tree: Tree) -> None:
+    root = write_flat_imagenet(image_tree, [1])
+    (root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").write_text("junk\n")
+    with pytest.raises(DataError, match="ILSVRC2012_devkit_t12: cannot be read"):
+        ImageNet(root=str(root)).val()
+
+
 def test_flat_imagenet_with_more_images_than_labels_names_the_image(image_tree: Tree) -> None:
     root = write_flat_imagenet(image_tree, [1, 2])
     (root / "val" / "ILSVRC2012_val_00000002.JPEG").rename(root / "val" / "ILSVRC2012_val_00000009.JPEG")

@@ -44,7 +44,7 @@ class RunFolder:
         abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.last.exists()
         if names and not abandoned:
             raise InputError(
-                f"run_dir={self.path}: holds something already; give a new folder, or continue with resume="
+                f"run_dir={self.path}: holds something already; give a new folder (a training run goes on with resume=)"
             )
         require_writable(self.path)
 
