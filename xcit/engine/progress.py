@@ -53,7 +53,6 @@ class Progress:
             elapsed = time.perf_counter() - self.started
             line = f"epoch {epoch}/{self.epochs}  {self.status}  {scores}  {elapsed:,.0f} s"
             self.bar.console.print(line, highlight=False, soft_wrap=True)
-            sys.stderr.flush()
         self.bar.update(self.updates, epoch=f"{min(epoch + 1, self.epochs)}/{self.epochs}")
 
     def __enter__(self) -> Self:
