@@ -1,7 +1,7 @@
 """Evaluate a checkpoint across resolutions: the story of one evaluation.
 
 python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000
-python eval.py checkpoint=weights.pth model=xcit_s12 data=imagenet data.root=/path 'resolutions=[160,224,320]'
+python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=/path 'resolutions=[224,384]'
 torchrun --nproc-per-node=8 eval.py …
 """
 
@@ -13,25 +13,21 @@ from omegaconf import DictConfig
 
 import data
 from xcit import InputError, create_model
+from xcit.checkpoint import MODEL, is_checkpoint, task_weights
 from xcit.command import guarded, run
-from xcit.config import (
-    EvalConfig,
-    ResolvedEvalConfig,
-    Tables,
-    TaskConfig,
-    TrainConfig,
-    every_key,
-    read_config,
-    require_patches,
-    to_yaml,
-)
+from xcit.composition import Tables, every_key, read_config, section_for, to_yaml
+from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
-from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path
-from xcit.engine.state import FORMAT
+from xcit.engine.run_folder import RunFolder, new_path
+from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
-from xcit.models.weights import state_dict_of, to_timm_names
+from xcit.models.data_settings import data_settings
+from xcit.models.dry_run import dry_run
+from xcit.models.published import find_published
+from xcit.models.sources import locate
+from xcit.models.weights import Weights, weights_in
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
 
@@ -41,10 +37,12 @@ TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
     with distributed.session() as device:
-        path = find_checkpoint("checkpoint", config.checkpoint)
-        found, trained, classes = read_checkpoint(path)
-        weights = choose_weights(found, config.weights, path)
-        whole = completed(config, trained, path)
+        with given_as("checkpoint"), distributed.main_first():
+            path = locate(config.checkpoint)
+            found, trained, classes = read_checkpoint(path)
+        kinds = list(found.kinds) if config.weights == "both" else [config.weights]
+        weights = {kind: found.state(kind) for kind in kinds}
+        whole = completed(config, trained)
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         folder.require_free()
 
@@ -53,10 +51,11 @@ def evaluate(config: EvalConfig) -> list[Row]:
         task = trained.task if trained else TaskConfig(name="classify")
         tasks = {}
         for name, state in weights.items():
-            model = create_model(whole.model.name, num_classes=len(images.classes), **whole.model.options)
+            model = create_model(whole.model.entry, num_classes=len(images.classes), **whole.model.options)
             tasks[name] = TASKS[task.name](model, len(images.classes), **task.options).to(device)
             load_exactly(tasks[name], state, str(path))
 
+        settings = data_settings(model)
         if distributed.is_main():
             folder.create()
             folder.describe(to_yaml(whole))
@@ -64,7 +63,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             tasks,
             lambda resolution: data.EvalLoader(
                 images,
-                data.eval_transform(resolution, config.crop_ratio),
+                data.eval_transform(resolution, config.crop_ratio, mean=settings.mean, std=settings.std),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
@@ -86,37 +85,45 @@ def evaluate(config: EvalConfig) -> list[Row]:
         return rows
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], TrainConfig | None, list[str] | None]:
-    """The weights in a file, of the task and by kind; and its run's configuration and classes, if it is of a run."""
+def read_checkpoint(path: Path) -> tuple[Weights, TrainConfig | None, list[str] | None]:
+    """The weights of the task in a file; and its run's configuration and classes, if it is of a run."""
     content = read_tensors(path)
-    if content.get("format") != FORMAT:
-        state = to_timm_names(state_dict_of(content, str(path)))
-        return {"raw": {f"model.{key}": value for key, value in state.items()}}, None, None
-    weights = {"raw": content["task"]}
-    if content["ema"]:
-        weights["ema"] = content["ema"]
-    return weights, read_config(TrainConfig, content["identity"]["config"], TABLES), content["identity"]["classes"]
+    if is_checkpoint(content):
+        trained = read_config(TrainConfig, content["identity"]["config"], TABLES)
+        return Weights(str(path), task_weights(content)), trained, content["identity"]["classes"]
+    models = weights_in(content, str(path)).kinds
+    return Weights(str(path), {kind: as_task(state) for kind, state in models.items()}), None, None
 
 
-def choose_weights(found: dict[str, Any], wanted: str, path: Path) -> dict[str, Any]:
-    if wanted == "both":
-        return found
-    if wanted not in found:
-        raise InputError(f"weights={wanted}: {path} holds {' and '.join(found)} alone")
-    return {wanted: found[wanted]}
+def as_task(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{MODEL}{key}": value for key, value in state.items()}
 
 
-def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
+def completed(config: EvalConfig, trained: TrainConfig | None) -> ResolvedEvalConfig:
     """The configuration with model, data and resolutions as they were in training, where it does not say."""
-    model = config.model or (trained.model if trained else None)
+    model = config.model or (trained.model if trained else model_of(config.checkpoint))
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
-        raise InputError(f"{missing}: must be given, as {path} holds weights alone")
-    resolutions = config.resolutions or (trained.resolutions if trained else [source.image_size])
-    require_patches(model, {"resolutions": min(resolutions)})
+        raise InputError(f"{missing}: must be given, as {config.checkpoint} holds weights alone")
+    published = find_published(config.checkpoint)
+    default = [published.input_size] if published else [source.image_size]
+    resolutions = config.resolutions or (trained.resolutions if trained else default)
+    dry_run(model.entry, model.options, {"resolutions": resolutions})
     known = {"model": model, "data": source, "resolutions": resolutions}
     return ResolvedEvalConfig.model_construct(**dict(config) | known)
+
+
+def model_of(checkpoint: str) -> ModelConfig | None:
+    """What the name of published weights tells of the model that they are for."""
+    published = find_published(checkpoint)
+    if published:
+        plain = {"name": published.model, "patch_size": published.patch_size}
+    elif checkpoint.startswith("timm/"):
+        plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
+    else:
+        return None
+    return section_for("model", plain, MODELS).model_validate(plain)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

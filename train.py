@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 
 import data
-from xcit import InputError, create_model, load_weights
+from xcit import create_model
 from xcit.command import guarded, run
-from xcit.config import Tables, TrainConfig, every_key, read_config, require_patches, to_yaml
+from xcit.composition import Tables, every_key, read_config, to_yaml
+from xcit.config import TrainConfig
 from xcit.engine import distributed
+from xcit.engine.freezing import freeze
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism
 from xcit.engine.optimizer import make_optimizer, peak_lr
@@ -24,9 +26,13 @@ from xcit.engine.run_folder import RunFolder, resolve
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState, read_state
 from xcit.engine.trackers import make_tracker, new_run_id
+from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import sweep
 from xcit.models import MODELS
+from xcit.models.checkpointing import switch_on_checkpointing
+from xcit.models.data_settings import DataSettings, data_settings
+from xcit.models.dry_run import dry_run
 from xcit.tasks import TASKS
 
 TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
@@ -39,22 +45,27 @@ def train(config: TrainConfig) -> float:
         check(config)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
-        # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
+        # The model with its task, and all that changes while it learns.
         source = data.DATASETS[config.data.name](**config.data.options)
         images = source.train()
         held_out = source.val(images.classes)
-        batches = train_batches(config, images, device)
-
-        # The model with its task, and all that changes while it learns.
         state = new_state(config, images.classes, device)
         if checkpoint:
             saved = read_state(checkpoint)
             state.load_state_dict(saved, str(checkpoint))
             announce_resume(checkpoint, state.epoch, saved["identity"]["config"], config.model_dump())
+
+        # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
+        settings = data_settings(state.task.model)
+        batches = train_batches(config, images, settings, device)
+
+        def plain_batches(resolution: int) -> data.EvalLoader:
+            return eval_batches(config, held_out, settings, resolution, device)
+
         trainer = make_trainer(config, state, len(batches), device)
+        validation = plain_batches(config.data.image_size)
 
         # From here on there is something to keep.
-        validation = eval_batches(config, held_out, config.data.image_size, device)
         with open_run(config, folder, state) as recorder:
             fit(
                 trainer,
@@ -67,7 +78,7 @@ def train(config: TrainConfig) -> float:
 
         rows = sweep(
             state.weights(),
-            lambda resolution: eval_batches(config, held_out, resolution, device),
+            plain_batches,
             sorted({*config.resolutions, config.data.image_size}),
             model=config.model.name,
             checkpoint=str(folder.last),
@@ -87,17 +98,22 @@ def train(config: TrainConfig) -> float:
 
 def check(config: TrainConfig) -> None:
     """Refuse what can be refused before the data are looked at."""
-    require_patches(config.model, {"data.image_size": config.data.image_size, "resolutions": min(config.resolutions)})
     config.train.batch_size(distributed.world_size())
-    with torch.device("meta"):
-        try:
-            model = create_model(config.model.name, **config.model.options)
-        except InputError as error:
-            raise InputError(f"model.{error}") from None
-        new_optimizer(config, model)
+    sizes = {
+        "augment.image_sizes": config.augment.image_sizes or [],
+        "data.image_size": [config.data.image_size],
+        "resolutions": config.resolutions,
+    }
+    model = dry_run(config.model.entry, config.model.options, sizes)
+    if config.train.grad_checkpointing:
+        switch_on_checkpointing(model)
+    freeze(model, config.train.freeze)
+    new_optimizer(config, model)
 
 
-def train_batches(config: TrainConfig, images: data.Images, device: torch.device) -> data.TrainLoader:
+def train_batches(
+    config: TrainConfig, images: data.Images, settings: DataSettings, device: torch.device
+) -> data.TrainLoader:
     """This process's share of the augmented batches, as conf/augment has them."""
     order = data.TrainBatches(
         len(images),
@@ -110,20 +126,26 @@ def train_batches(config: TrainConfig, images: data.Images, device: torch.device
     )
     return data.TrainLoader(
         images,
-        data.train_transform(config.data.image_size, **config.augment.transform),
+        [
+            data.train_transform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
+            for size in config.augment.image_sizes or [config.data.image_size]
+        ],
         data.Mixing(len(images.classes), **config.augment.mixing),
         order,
+        epochs=config.train.epochs,
         workers=config.data.workers,
         device=device,
         channels_last=config.train.channels_last,
     )
 
 
-def eval_batches(config: TrainConfig, images: data.Images, resolution: int, device: torch.device) -> data.EvalLoader:
+def eval_batches(
+    config: TrainConfig, images: data.Images, settings: DataSettings, resolution: int, device: torch.device
+) -> data.EvalLoader:
     """This process's share of the validation images, at a resolution."""
     return data.EvalLoader(
         images,
-        data.eval_transform(resolution, config.crop_ratio),
+        data.eval_transform(resolution, config.crop_ratio, mean=settings.mean, std=settings.std),
         config.train.batch_size(distributed.world_size()),
         workers=config.data.workers,
         device=device,
@@ -135,13 +157,17 @@ def eval_batches(config: TrainConfig, images: data.Images, resolution: int, devi
 def new_state(config: TrainConfig, classes: list[str], device: torch.device) -> TrainingState:
     """The state before the first update."""
     torch.manual_seed(config.seed)
-    model = create_model(config.model.name, num_classes=len(classes), **config.model.options)
-    if config.pretrained:
-        load_weights(model, config.pretrained)
+    with given_as("pretrained"), distributed.main_first():
+        model = create_model(
+            config.model.entry, num_classes=len(classes), pretrained=config.pretrained, **config.model.options
+        )
+    if config.train.grad_checkpointing:
+        switch_on_checkpointing(model)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     task = TASKS[config.task.name](model, len(classes), **config.task.options).to(device)
-    task = distributed.synchronise_batchnorm(task, device)
+    distributed.synchronise_batchnorm(task, device)
+    freeze(task.model, config.train.freeze)
     return TrainingState(
         task,
         new_optimizer(config, task),
@@ -158,6 +184,7 @@ def new_optimizer(config: TrainConfig, module: torch.nn.Module) -> torch.optim.O
         lr=peak_lr(config.optim.lr, config.train.global_batch_size),
         weight_decay=config.optim.weight_decay,
         options=config.optim.options,
+        layer_decay=config.optim.layer_decay,
     )
 
 
@@ -169,6 +196,8 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
         updates_per_epoch=batches_per_epoch // config.train.accumulate,
         **config.optim.schedule,
     )
+    with distributed.main_first():
+        state.task.begin_training(device)
     if config.train.compile:
         state.task.compile()
     return Trainer(
@@ -182,6 +211,7 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
         clip_norm=config.optim.clip_norm,
         log_every=config.train.log_every,
         seed=config.seed,
+        frozen=freeze(state.task.model, config.train.freeze),
     )
 
 

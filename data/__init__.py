@@ -5,9 +5,11 @@ from .errors import DataError
 from .folder import Folder
 from .imagenet import ImageNet
 from .images import DataSource, Images
+from .inaturalist import INat
 from .loader import Batch, EvalLoader, TrainLoader
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
+from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 from .transforms import eval_transform, train_transform
 
 # name → class; its keyword arguments are the options that conf/data/NAME.yaml may set.
@@ -15,17 +17,27 @@ DATASETS: dict[str, type[DataSource]] = {
     "digits": Digits,
     "imagenet": ImageNet,
     "folder": Folder,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "flowers": Flowers,
+    "cars": Cars,
+    "inat": INat,
 }
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
     "DATASETS",
     "Batch",
+    "Cars",
     "DataError",
     "DataSource",
     "Digits",
     "EvalBatches",
     "EvalLoader",
+    "Flowers",
     "Folder",
+    "INat",
     "ImageNet",
     "Images",
     "Mixing",

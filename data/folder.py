@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from .errors import DataError
-from .images import ImageFiles, require_folder
+from .images import ImageFiles, numbers_in, require_folder
 
 
 class Folder:
@@ -68,13 +68,5 @@ def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
 
 def relabel(images: ImageFiles, classes: list[str] | None, folder: Path) -> ImageFiles:
     """The same images, numbered as in `classes`."""
-    if classes is None:
-        return images
-    unknown = [name for name in images.classes if name not in classes]
-    if unknown:
-        raise DataError(
-            f"{folder / unknown[0]}: a class that training lacks ({len(unknown)} such); "
-            f"the {len(classes)} known ones: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
-        )
-    numbers = [classes.index(name) for name in images.classes]
-    return ImageFiles([(path, numbers[label]) for path, label in images.samples], classes)
+    numbers = numbers_in(classes, images.classes, folder)
+    return ImageFiles([(path, numbers[label]) for path, label in images.samples], classes or images.classes)

@@ -81,3 +81,21 @@ def require_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder ({what})")
     return path
+
+
+def numbers_in(classes: list[str] | None, names: list[str], where: Path) -> list[int]:
+    """The number in `classes` of each name; without classes, the names are numbered as they stand.
+
+    Raises:
+        DataError: `classes`, the training split's, lack a name.
+    """
+    if classes is None:
+        return list(range(len(names)))
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"{where / unknown[0]}: a class that training lacks ({len(unknown)} such); "
+            f"the {len(classes)} known ones: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+        )
+    return [numbers[name] for name in names]

@@ -1,6 +1,6 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Images on the device, and what they show."""
 
     images: Tensor
-    """(B, 3, H, W), fp32, normalised by ImageNet's mean and deviation."""
+    """(B, 3, H, W), fp32, normalised by the model's mean and deviation."""
     targets: Tensor
     """(B, K), fp32: the probability of each class; smoothed and mixed in training, one-hot in evaluation."""
     labels: Tensor
@@ -26,39 +26,67 @@ class Batch(NamedTuple):
 
 
 class TrainLoader:
-    """Augmented batches, an epoch at a time; the order and the augmentation follow from (seed, epoch)."""
+    """Augmented batches, an epoch at a time; the order and the augmentation follow from (seed, epoch).
+
+    With several transforms the run's epochs fall into as many equal parts, one transform for each: image sizes that
+    grow, say. The size is then a function of the epoch, too.
+    """
 
     def __init__(
         self,
         images: Images,
-        transform: Transform,
+        transforms: Sequence[Transform],
         mixing: Mixing,
         batches: TrainBatches,
         *,
+        epochs: int,
         workers: int,
         device: torch.device,
         channels_last: bool = False,
     ) -> None:
+        """epochs: of the whole run.
+
+        Raises:
+            DataError: there are no images, more transforms than epochs, or odd batches to mix.
+        """
         if not len(images):
             raise DataError("data: the training split holds no images")
+        if not 1 <= len(transforms) <= epochs:
+            raise DataError(
+                f"augment.image_sizes: holds {len(transforms)} sizes; must be 1 to {epochs} (train.epochs={epochs})"
+            )
         if mixing.mixes and batches.batch_size % 2:
             raise DataError(
                 f"train.global_batch_size: gives batches of {batches.batch_size} a process; mixing needs pairs"
             )
-        self.mixing, self.batches, self.device = mixing, batches, device
+        self.images, self.transforms, self.epochs = images, transforms, epochs
+        self.mixing, self.batches, self.workers, self.device = mixing, batches, workers, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.loader = make_loader(images, transform, batches, workers, device, keep_workers=True)
+        self.part: int | None = None  # which transform the loader below has
+        self.loader: DataLoader | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.batches)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, from 0; one after the last has the last one's transform."""
         self.batches.epoch = epoch
-        for number, collated in enumerate(self.loader):
+        for number, collated in enumerate(self.loader_for(epoch)):
             images, labels = to_device(collated, self.device)
             images, targets = self.mixing(images, labels, seed=[self.batches.seed, epoch, number])
             yield Batch(images.contiguous(memory_format=self.memory_format), targets, labels)
+
+    def loader_for(self, epoch: int) -> DataLoader:
+        """The loader of the epoch before, with its workers, or a new one where another transform's part begins."""
+        part = min(epoch, self.epochs - 1) * len(self.transforms) // self.epochs
+        if self.loader is None or part != self.part:
+            self.loader = None  # its last reference: its workers end before others start
+            self.part, transform = part, self.transforms[part]
+            self.loader = make_loader(
+                self.images, transform, self.batches, self.workers, self.device, keep_workers=True
+            )
+        return self.loader
 
 
 class EvalLoader:

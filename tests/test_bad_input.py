@@ -28,8 +28,8 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
         ("+train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
         ("modle=xcit_s12", "modle: unknown key; did you mean model?"),
-        ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of xcit_l24, xcit_m24, "),
-        ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of digits, folder, imagenet)"),
+        ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of timm, xcit_l24, xcit_m24, "),
+        ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of cars, cifar10, "),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
         ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),
         ("train.epochs=many", "train.epochs=many: must be a valid integer"),
@@ -45,8 +45,8 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("augment.rand_augment=auto", "augment.rand_augment=auto: must be a policy of timm's"),
         ("train.precision=fp8", "train.precision=fp8: must be 'fp32', 'bf16' or 'fp16'"),
         ("resolutions=[]", "resolutions=[]: must have at least 1 item"),
-        ("resolutions=[32,4]", "resolutions=4: must hold one patch (model.patch_size=8)"),
-        ("data.image_size=7", "data.image_size=7: must hold one patch (model.patch_size=8)"),
+        ("resolutions=[32,4]", "resolutions=4: the model does not take images of this size (image of 4×4 pixels: must hold one "),
+        ("data.image_size=7", "data.image_size=7: the model does not take images of this size"),
         ("model.patch_size=12", "model.patch_size=12: must be one of 2, 4, 8, 16, 32"),
         ("model.drop_path_rate=1.0", "model.drop_path_rate=1.0: must be at least 0 and less than 1"),
         (
@@ -56,10 +56,10 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("train.epochs=[3", "train.epochs=[3: cannot be read"),
         ("data=imagenet", "data.root: must be given"),
         ("resume=nowhere", "resume=nowhere: no such file or run folder"),
-        ("+model.heads=3", "model.heads=3: must divide dim=128"),
+        ("model.heads=3", "model.heads=3: must divide dim=128"),
         ("optim.name=adan", "optim.options="),
         ("augment.rand_augment=rand-m9-foo1", "augment.rand_augment=rand-m9-foo1: must be a policy of timm's"),
-        ("pretrained=nowhere.pth", "nowhere.pth: no such file"),
+        ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
             "+optim.options.momentun=0.9",
@@ -132,7 +132,7 @@ def test_a_weight_file_that_holds_something_else(command: Command, tmp_path: Pat
         torch.save(content, tmp_path / f"{number}.pth")
         before = set(tmp_path.rglob("*"))
         result = command("eval.py", f"checkpoint={number}.pth", "model=xcit_n12", "data=digits")
-        assert refused(result, tmp_path, before).startswith(f"{number}.pth: holds no state dict")
+        assert refused(result, tmp_path, before).startswith(f"checkpoint={number}.pth: holds no state dict")
 
 
 def test_a_read_only_run_folder(command: Command, tmp_path: Path) -> None:
@@ -147,15 +147,13 @@ def test_a_checkpoint_that_is_not_one(command: Command, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     for name in ("text.pt", "empty.pt"):
         message = refused(command("eval.py", f"checkpoint={name}"), tmp_path, before)
-        assert message.startswith(f"{name}: not a file of weights")
-    assert (
-        refused(command("eval.py", "checkpoint=nowhere"), tmp_path, before)
-        == "checkpoint=nowhere: no such file or run folder"
-    )
+        assert message.startswith(f"checkpoint={name}: not a file of weights")
+    message = refused(command("eval.py", "checkpoint=nowhere"), tmp_path, before)
+    assert message == "checkpoint=nowhere: no such file or run folder, nor the name of published weights"
     assert refused(command("eval.py"), tmp_path, before) == "checkpoint: must be given"
     (tmp_path / "folder").mkdir()
     message = refused(command("eval.py", "checkpoint=folder"), tmp_path, before | {tmp_path / "folder"})
-    assert message == "checkpoint=folder: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)"
+    assert message == "checkpoint=folder: holds neither a run's checkpoints/last.pt nor model.safetensors"
 
 
 def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) -> None:
@@ -174,4 +172,7 @@ def test_resolutions_under_one_patch_in_an_evaluation(command: Command, tmp_path
     torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
     before = set(tmp_path.rglob("*"))
     result = command("eval.py", "checkpoint=n12.pth", "model=xcit_n12", "data=digits", "resolutions=[32,15]")
-    assert refused(result, tmp_path, before) == "resolutions=15: must hold one patch (model.patch_size=16)"
+    assert refused(result, tmp_path, before) == (
+        "resolutions=15: the model does not take images of this size "
+        "(image of 15×15 pixels: must hold one patch of 16×16)"
+    )

@@ -45,7 +45,9 @@ def test_the_wheel_holds_xcit_alone(wheel: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "xcit").rglob("*") if path.suffix in (".py", ".typed")}
     assert shipped == sources
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
-    assert required == ["Requires-Dist: torch>=2.9"]
+    assert [line.split(">=")[0] for line in required] == [
+        f"Requires-Dist: {name}" for name in ("huggingface_hub", "safetensors", "torch")
+    ]
 
 
 def test_the_library_imports_nothing_that_only_training_needs(wheel: Path, tmp_path: Path) -> None:

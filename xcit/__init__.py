@@ -1,13 +1,14 @@
 """XCiT, cross-covariance image transformers: the models, and what trains and evaluates them.
 
-Importing the package needs torch alone; `xcit.tasks`, `xcit.engine`, `xcit.evaluation` and `xcit.config` need the
-extra `train`.
+Importing the package needs torch, safetensors and huggingface_hub alone; `xcit.tasks`, `xcit.engine`,
+`xcit.evaluation` and `xcit.config` need the extra `train`.
 """
 
-from .errors import InputError
+from .errors import InputError, Notice
 from .models import create_model, list_models
+from .models.published import list_pretrained
 from .models.weights import load_weights
 from .models.xcit import XCiT
 
-__all__ = ["InputError", "XCiT", "create_model", "list_models", "load_weights"]
+__all__ = ["InputError", "Notice", "XCiT", "create_model", "list_models", "list_pretrained", "load_weights"]
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .engine import distributed
-from .errors import InputError, TrainingError, did_you_mean, unknown
+from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
 
 
 def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,10 +47,25 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
     keys: every key of the configuration, for the nearest to a misspelt one.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
+    print_notices()
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error, keys), 2)
+
+
+def print_notices() -> None:
+    """Notices become a line each, from the main process alone; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def show_notice(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, Notice):
+            show(message, category, *rest, **more)
+        elif distributed.is_main():
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show_notice
+    warnings.simplefilter("always", Notice)
 
 
 def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:

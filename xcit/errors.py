@@ -1,7 +1,8 @@
-"""The two ways in which a command ends early without being at fault itself, and the wording of the commonest one."""
+"""How a command ends early without being at fault itself, the wording of the commonest case, and notices."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,19 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """The run cannot go on, though its input was accepted (the loss is not finite, say): exit status 1."""
+
+
+class Notice(UserWarning):
+    """Something that the user should know and need not mend. Commands print it as one line."""
+
+
+@contextmanager
+def given_as(key: str) -> Iterator[None]:
+    """Put the key of the configuration before an InputError whose message begins with the value."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}={error}") from None
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

@@ -1,5 +1,6 @@
 """To files, atomically; from files, without running code; and into modules, exactly."""
 
+import argparse
 import csv
 import io
 import math
@@ -9,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -57,21 +60,30 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(dict(content), file))
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors by name as a file of safetensors, which `read_tensors` takes back."""
+    whole = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, {"format": "pt"})
+    write_atomically(path, lambda file: file.write(whole))
+
+
 def read_tensors(path: str | Path) -> Mapping[str, Any]:
-    """The mapping that torch.save put into a file, on the CPU. A file that carries code is refused.
+    """The mapping in a file of torch.save's or of safetensors, on the CPU. A file that carries code is refused.
 
     Raises:
         InputError: there is no such file, or it is not one of tensors and plain data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if Path(path).suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data, which training scripts save along
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a file of weights") from None
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a file of weights (tensors and plain data are read, code is not)") from None
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, SafetensorError) as error:
         # torch reports damage in as many ways as there are places in a file.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise InputError(f"{path}: not a file of weights, or damaged ({reason})") from None

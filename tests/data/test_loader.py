@@ -1,5 +1,6 @@
 """Batches: their one shape, and that what is in them depends on nothing but (seed, epoch, sample)."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +37,21 @@ NEITHER = BOTH | {"mixup": 0.0, "cutmix": 0.0}
 
 
 def loader(
-    images: Images, *, workers: int = 0, batch_size: int = 16, mixing: dict | None = None, **shares: int
+    images: Images,
+    *,
+    workers: int = 0,
+    batch_size: int = 16,
+    mixing: dict | None = None,
+    sizes: tuple[int, ...] = (24,),
+    epochs: int = 1,
+    **shares: int,
 ) -> TrainLoader:
     return TrainLoader(
         images,
-        train_transform(24, **DEIT),
+        [train_transform(size, **DEIT) for size in sizes],
         Mixing(len(images.classes), **(mixing or BOTH)),
         TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),
+        epochs=epochs,
         workers=workers,
         device=CPU,
     )
@@ -89,6 +98,54 @@ def test_each_epoch_and_each_copy_is_augmented_anew() -> None:
     assert not torch.equal(before.images, after.images)
     flat = before.images.flatten(1)
     assert all(not torch.equal(flat[i], flat[j]) for i in range(16) for j in range(i))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "seen"),
+    [
+        ((16,), 3, [16, 16, 16, 16]),
+        ((16, 24), 4, [16, 16, 24, 24, 24, 24]),
+        ((16, 20, 24), 3, [16, 20, 24, 24]),
+        ((16, 20, 24), 7, [16, 16, 16, 20, 20, 24, 24, 24]),
+    ],
+)
+def test_image_sizes_share_the_epochs_out_and_the_last_one_stays(
+    sizes: tuple[int, ...], epochs: int, seen: list[int]
+) -> None:
+    batches = loader(Digits().train(), sizes=sizes, epochs=epochs, batch_size=4)
+    assert [first(batches, epoch, count=1)[0].images.shape[-1] for epoch in range(len(seen))] == seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resume_in_a_later_epoch_sees_what_an_uninterrupted_run_sees(workers: int) -> None:
+    images = Digits().train()
+    through, resumed = (loader(images, sizes=(16, 24), epochs=4, workers=workers) for _ in range(2))
+    for epoch in range(3):
+        first(through, epoch, count=2)
+    for mine, other in zip(first(through, epoch=3), first(resumed, epoch=3), strict=True):
+        for a, b in zip(mine, other, strict=True):
+            assert torch.equal(a, b)
+    assert other.images.shape[-1] == 24
+
+
+def test_workers_stay_for_one_image_size_and_end_with_it() -> None:
+    def workers_after(epoch: int) -> set[int | None]:
+        first(batches, epoch, count=1)
+        return {process.pid for process in multiprocessing.active_children()} - others
+
+    others = {process.pid for process in multiprocessing.active_children()}
+    batches = loader(Digits().train(), sizes=(16, 24), epochs=4, workers=2)
+    before, same, after = (workers_after(epoch) for epoch in (0, 1, 2))
+    assert len(before) == len(after) == 2
+    assert before == same
+    assert not before & after
+
+
+@pytest.mark.parametrize("sizes", [(16, 20, 24), ()])
+def test_image_sizes_that_the_epochs_cannot_share_are_refused(sizes: tuple[int, ...]) -> None:
+    message = rf"augment\.image_sizes: holds {len(sizes)} sizes; must be 1 to 2 \(train\.epochs=2\)"
+    with pytest.raises(DataError, match=message):
+        loader(Digits().train(), sizes=sizes, epochs=2)
 
 
 def test_mixing_is_timms_with_both_kinds() -> None:

@@ -34,7 +34,7 @@ def results(network: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tenso
 def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     network, x, direction = make()
-    network = convert_batchnorm(network, torch.device("cpu"))
+    convert_batchnorm(network, torch.device("cpu"))
     assert sum(isinstance(m, SyncBatchNorm2d) for m in network.modules()) == 2
     torch.save(results(network, x[SHARES[rank]], direction[SHARES[rank]]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -65,6 +65,18 @@ def from_main(value: T) -> T:
     return values[0]
 
 
+@contextmanager
+def main_first() -> Iterator[None]:
+    """What the main process does before the others may: a download that they then find in the cache."""
+    if world_size() > 1 and not is_main():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if world_size() > 1 and is_main():
+            dist.barrier()
+
+
 def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
     """The module as it is trained: with several processes, gradients are averaged over them."""
     if world_size() == 1:
@@ -77,6 +89,7 @@ def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
     return module.no_sync() if stay and isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with BatchNorm's statistics taken over all processes, where there are several."""
-    return convert_batchnorm(module, device) if world_size() > 1 else module
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> None:
+    """Have BatchNorm's statistics in the module taken over all processes, where there are several."""
+    if world_size() > 1:
+        convert_batchnorm(module, device)

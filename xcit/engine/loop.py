@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,25 +17,7 @@ from .progress import Progress
 from .recorder import Recorder
 from .run_folder import RunFolder
 from .state import TrainingState, seed_step
-
-
-class Evaluator(Protocol):
-    """What a task measures: fed batch by batch, then asked once. `compute` adds up over all processes."""
-
-    def update(self, batch: Any) -> None: ...
-
-    def compute(self) -> dict[str, float]: ...
-
-
-class Task(Protocol):
-    """What the loop needs of a task, which is a module: `task(batch)` is the loss, a mean over the batch."""
-
-    headline: str
-    """The metric by which the best checkpoint is chosen; higher is better."""
-
-    def __call__(self, batch: Any) -> torch.Tensor: ...
-
-    def evaluator(self) -> Evaluator: ...
+from .task import Task
 
 
 class EpochLoader(Protocol):
@@ -54,6 +36,7 @@ class Trainer:
     global_batch_size: images of an update, over all processes and passes.
     accumulate: forward passes for each update, over equal shares of its batch.
     clip_norm: bound on the gradient's norm over all parameters, or None.
+    frozen: parts of the task that are not trained, and stay in evaluation mode.
     """
 
     state: TrainingState
@@ -66,6 +49,7 @@ class Trainer:
     clip_norm: float | None
     log_every: int
     seed: int
+    frozen: Sequence[nn.Module] = ()
 
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> None:
         """Every update of one epoch. Nothing waits for the device but the logging (and fp16's scaler).
@@ -75,6 +59,8 @@ class Trainer:
         """
         state = self.state
         state.task.train()
+        for part in self.frozen:
+            part.eval()
         batches = loader.epoch(state.epoch)
         updates = len(loader) // self.accumulate
         loss_sum, logged_at, since = torch.zeros((), device=self.device), time.perf_counter(), 0
@@ -129,7 +115,7 @@ class Trainer:
 def fit(
     trainer: Trainer,
     loader: EpochLoader,
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[Task], dict[str, float]],
     *,
     epochs: int,
     folder: RunFolder,
@@ -162,7 +148,7 @@ def not_finite(what: str) -> TrainingError:
 
 
 @torch.inference_mode()
-def evaluate(task: Any, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
+def evaluate(task: Task, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
     """What the task's evaluator measures over the batches of all processes, in evaluation mode."""
     was_training = task.training
     task.eval()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
@@ -11,22 +11,46 @@ from ..errors import InputError, choose
 
 
 def make_optimizer(
-    module: nn.Module, *, name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
+    module: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    options: Mapping[str, Any],
+    layer_decay: float | None = None,
 ) -> Optimizer:
     """An optimiser over the module's trainable parameters.
 
     Args:
-        name: one of timm's, "adamw" or "lamb" say.
+        name: one of timm's, "adamw" or "lamb" say. Of "muon" and its relatives, which are for the matrices of the
+            hidden layers, the other parameters and the classifier get AdamW.
         lr: the peak learning rate, after scaling.
         options: the optimiser's own arguments (betas, eps, momentum …).
+        layer_decay: the learning rate of a layer is this share of that of the layer above it; the module, or the
+            `model` in it, must have a `group_matcher` as timm's models do, which tells what is a layer.
     """
     choose({known: known for known in list_optimizers()}, name, "optim.name")
-    groups = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=undecayed(module))
+    groups = parameter_groups(module, weight_decay, layer_decay)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **arguments)
     except (TypeError, ValueError, AssertionError, IndexError, ImportError, RuntimeError) as error:
         raise InputError(f"optim.options={dict(options)}: not accepted by {name} ({error})") from None
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+    """The trainable parameters, by whether they decay, whether Muon is for them, and by layer."""
+    if layer_decay is None:
+        exceptions = {"no_weight_decay_list": undecayed(module), "fallback_list": not_for_muon(module)}
+        return param_groups_weight_decay(module, weight_decay, **exceptions)
+    layered = module if hasattr(module, "group_matcher") else module.get_submodule("model")
+    if not hasattr(layered, "group_matcher"):
+        raise InputError(f"optim.layer_decay={layer_decay}: the model does not tell its layers (group_matcher)")
+    exceptions = {"no_weight_decay_list": undecayed(layered), "fallback_list": not_for_muon(layered)}
+    groups = param_groups_layer_decay(layered, weight_decay, layer_decay=layer_decay, **exceptions)
+    covered = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in covered]
+    return [*groups, *([{"params": rest, "weight_decay": weight_decay}] if rest else [])]
 
 
 def undecayed(module: nn.Module) -> set[str]:
@@ -37,6 +61,13 @@ def undecayed(module: nn.Module) -> set[str]:
         if callable(getattr(part, "no_weight_decay", None))
         for name in part.no_weight_decay()
     }
+
+
+def not_for_muon(module: nn.Module) -> set[str]:
+    """Parameters that are no matrix of a hidden layer: vectors, convolutions, tokens, the classifier."""
+    classifiers: list[Any] = [getattr(part, "get_classifier", nn.Identity)() for part in module.modules()]
+    outputs = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
+    return {name for name, p in module.named_parameters() if p.ndim != 2 or id(p) in outputs}
 
 
 def peak_lr(lr: float, global_batch_size: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import LAST, find_checkpoint
 from ..errors import InputError
 from ..storage import write_tensors, write_text
 from . import distributed
@@ -35,7 +36,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
-        self.last = path / "checkpoints" / "last.pt"
+        self.last = path / LAST
         self.best = path / "checkpoints" / "best.pt"
 
     def require_free(self, *, restart: bool = False) -> None:
@@ -106,29 +107,17 @@ def locate(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path
         if run_dir:
             candidates = [Path(run_dir)]
         else:
-            candidates = sorted((RUNS / name).glob("*/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime)
+            candidates = sorted((RUNS / name).glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
             candidates = [path.parents[1] for path in candidates]
         folder = RunFolder(candidates[-1]) if candidates else RunFolder(new_path(run_dir, name))
         return folder, folder.last if folder.last.is_file() else None
     checkpoint = find_checkpoint("resume", resume)
-    if checkpoint.parts[-2:] != ("checkpoints", "last.pt"):
-        raise InputError(f"resume={resume}: must be a run folder or its checkpoints/last.pt; pretrained= takes weights")
+    if checkpoint.parts[-2:] != LAST.parts:
+        raise InputError(f"resume={resume}: must be a run folder or its {LAST}; pretrained= takes weights")
     folder = RunFolder(checkpoint.parents[1])
     if run_dir and Path(run_dir).resolve() != folder.path.resolve():
         raise InputError(f"run_dir={run_dir}: resume={resume} continues in {folder.path}; leave run_dir out")
     return folder, checkpoint
-
-
-def find_checkpoint(key: str, path: str) -> Path:
-    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
-    if not Path(path).exists():
-        raise InputError(f"{key}={path}: no such file or run folder")
-    if Path(path).is_dir():
-        last = RunFolder(Path(path)).last
-        if not last.is_file():
-            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks checkpoints/last.pt)")
-        return last
-    return Path(path)
 
 
 def require_writable(path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
 from torch.optim import Optimizer
 
+from ..checkpoint import FORMAT, is_checkpoint
 from ..errors import InputError
 from ..storage import load_exactly, read_tensors
-
-FORMAT = "xcit training state, version 1"
+from .task import Task
 
 
 @dataclass
@@ -25,7 +24,7 @@ class TrainingState:
     (seed, epoch, step), and the learning rate from the step.
     """
 
-    task: nn.Module
+    task: Task
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
@@ -43,7 +42,7 @@ class TrainingState:
         """The metric by which the task wants to be judged; higher is better."""
         return str(self.task.headline)
 
-    def weights(self) -> dict[str, nn.Module]:
+    def weights(self) -> dict[str, Task]:
         """The task with the weights as trained, and with their moving average."""
         return {"raw": self.task} | ({"ema": self.ema.module} if self.ema else {})
 
@@ -87,7 +86,7 @@ class TrainingState:
 def read_state(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint that one of our runs wrote."""
     content = read_tensors(path)
-    if content.get("format") != FORMAT:
+    if not is_checkpoint(content):
         raise InputError(f"{path}: not a checkpoint of a run (its format is {content.get('format', 'not given')!r})")
     return content
 

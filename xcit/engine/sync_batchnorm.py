@@ -8,10 +8,11 @@ from torch.autograd.function import FunctionCtx
 from ..errors import InputError
 
 
-def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with each BatchNorm2d replaced by one that is synchronised; parameters and buffers are kept."""
+def convert_batchnorm(module: nn.Module, device: torch.device) -> None:
+    """Replace each BatchNorm2d in the module by one that is synchronised; parameters and buffers are kept."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d) and child.affine:
             synchronised = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
@@ -23,7 +24,6 @@ def convert_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
             raise InputError(f"{name}: {child} cannot be synchronised over CPUs, only an affine BatchNorm2d can")
         else:
             convert_batchnorm(child, device)
-    return module
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -45,11 +45,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         variance = sum_over_processes(centred.square().sum((0, 2, 3))) / count
 
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / (count - 1), momentum)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
 
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..engine.loop import evaluate
+from ..engine.task import Task
 from .cost import Meter
 
 # A line of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio; what the task's
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def sweep(
-    tasks: Mapping[str, nn.Module],
+    tasks: Mapping[str, Task],
     batches_at: Callable[[int], Iterable[Any]],
     resolutions: Sequence[int],
     *,

@@ -1,36 +1,74 @@
 """The models by name: a new one is a file in this room and a line in MODELS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ..errors import choose
+from ..errors import InputError, choose
+from .features import FeatureMaps
+from .published import PUBLISHED
+from .timm_models import timm_model
 from .variants import VARIANTS
+from .weights import load_weights
 from .xcit import XCiT
 
 # name → builder; its keyword arguments are the options that conf/model/NAME.yaml may set.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(XCiT, **variant) for name, variant in VARIANTS.items()},
+    "timm": timm_model,
 }
 
+# depth → the layers that dense prediction taps.
+TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 
-def create_model(name: str, *, num_classes: int = 1000, **options: Any) -> nn.Module:
-    """A freshly initialised model.
+
+def create_model(
+    name: str,
+    /,
+    *,
+    num_classes: int = 1000,
+    pretrained: str | bool | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A model, freshly initialised or with published weights.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or "timm" with the option `name` for any of timm's.
         num_classes: outputs of the classifier; 0 leaves it out.
+        pretrained: weights to start from: the tag of published ones ("fb_in1k", "fb_dist_in1k", "fb_dist_in1k_384",
+            "fb_dino"), or whatever `load_weights` takes; True means "fb_in1k", and timm's own for timm's models.
+        features_only: return a `FeatureMaps` of an XCiT, whose output are the maps after the layers `out_indices`; by
+            default the four that detection and segmentation use.
         options: the model's own; for XCiT `patch_size` (16), `drop_path_rate` (0.0), `in_chans` (3), `patch_embed`
             ("conv") and whatever else `XCiT` takes.
 
     Raises:
-        InputError: the name is not in the table, or an option is out of range.
+        InputError: the name is not in the table, an option is out of range, or the weights are not this model's.
     """
-    return choose(MODELS, name, "model")(num_classes=num_classes, **options)
+    build = choose(MODELS, name, "model")
+    if pretrained is True and name == "timm":
+        return build(num_classes=num_classes, pretrained=True, **options)
+    source = "fb_in1k" if pretrained is True else pretrained or None
+    published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")
+    if published:
+        options, source = {"image_size": published.input_size} | options, published.name
+    model = build(num_classes=num_classes, **options)
+    if source:
+        load_weights(model, source)
+    if not features_only:
+        return model
+    if not isinstance(model, XCiT):
+        raise InputError(f"features_only=True: is for XCiT; timm.create_model gives that of {name}")
+    indices = out_indices or TAPS.get(len(model.blocks))
+    if not indices:
+        raise InputError(f"out_indices: must be given for {len(model.blocks)} layers")
+    return FeatureMaps(model, indices)
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows."""
-    return list(MODELS)
+    """The names of the XCiTs that `create_model` knows."""
+    return [name for name in MODELS if name != "timm"]

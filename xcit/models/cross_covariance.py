@@ -20,13 +20,16 @@ class CrossCovarianceAttention(nn.Module):
     the whole covariance matrix is cut down to its block diagonal ("block-diagonal cross-covariance attention").
     The learned `temperature` is 1 / τ, one per head.
 
+    The paper's ablation (table 4) leaves out the norm (l2_norm=False: K and Q as they are) or the temperature
+    (temperature=False: τ = 1, not learned).
+
     Input and output: (B, N, C).
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, l2_norm: bool = True, temperature: bool = True) -> None:
         super().__init__()
-        self.heads = heads
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.heads, self.l2_norm = heads, l2_norm
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1)) if temperature else None
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -34,8 +37,12 @@ class CrossCovarianceAttention(nn.Module):
         B, N, C = x.shape
         # Three of (B, heads, d, N): channels are what attends to what here, so they take the place of the tokens.
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 4, 1)
-        q, k = unit_norm_over_tokens(q), unit_norm_over_tokens(k)
-        attention = (q @ k.mT * self.temperature).softmax(dim=-1)  # (B, heads, d, d)
+        if self.l2_norm:
+            q, k = unit_norm_over_tokens(q), unit_norm_over_tokens(k)
+        scores = q @ k.mT  # (B, heads, d, d)
+        if self.temperature is not None:
+            scores = scores * self.temperature
+        attention = scores.softmax(dim=-1)
         return self.proj((attention.to(v.dtype) @ v).permute(0, 3, 1, 2).reshape(B, N, C))
 
     def no_weight_decay(self) -> set[str]:

@@ -5,49 +5,25 @@ the two as they are. That is why the LPI's norm and scale are number 3 though th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
-from .cross_covariance import CrossCovarianceAttention
-from .feed_forward import FeedForward
-from .local_patch import LocalPatchInteraction
+from .data_settings import IMAGENET_MEAN, IMAGENET_STD
+from .hub import HubMixin
+from .layer import XCiTLayer
 from .patch_embed import PATCH_EMBEDS
-from .position import SinePositionEncoding
-from .stochastic_depth import StochasticDepth
+from .position import POSITIONS
 
 PATCH_SIZES = (2, 4, 8, 16, 32)
+POOLS = ("class_attention", "average")
 
 
-class XCiTLayer(nn.Module):
-    """One layer (paper, figure 1): XCA, then LPI, then FFN.
-
-    Each is normalised before, scaled by its LayerScale after, and added to the residual stream.
-    Input and output: (B, N, C), the tokens of the grid (H, W) in row-major order.
-    """
-
-    def __init__(self, dim: int, heads: int, layer_scale_init: float, drop_path_rate: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = CrossCovarianceAttention(dim, heads)
-        self.gamma1 = nn.Parameter(layer_scale_init * torch.ones(dim))
-        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
-        self.local_mp = LocalPatchInteraction(dim)
-        self.gamma3 = nn.Parameter(layer_scale_init * torch.ones(dim))
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, 4 * dim)
-        self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
-        self.drop_path = StochasticDepth(drop_path_rate)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), grid))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
-
-
-class XCiT(nn.Module):
+class XCiT(HubMixin):
     """The backbone with its class-attention head.
 
     Args:
@@ -56,10 +32,20 @@ class XCiT(nn.Module):
         layer_scale_init: first value of every LayerScale (the paper's ε).
         tokens_norm: see `ClassAttentionLayer`.
         patch_size: 2, 4, 8, 16 or 32 pixels.
-        num_classes: outputs of the head; 0 leaves the head out, and `forward` returns the class token.
+        num_classes: outputs of the head; 0 leaves the head out, and `forward` returns the features before it.
         drop_path_rate: stochastic depth, the same in every XCiT layer, in [0, 1).
         in_chans: channels of the images.
-        patch_embed: "conv" or "linear".
+        image_size: the resolution that it is made for, in pixels: what `pretrained_cfg` tells, and the grid of
+            position="learned".
+
+    The paper's ablation (table 4 and appendix); the first of each is XCiT:
+
+        patch_embed: "conv" or "linear" projection of the patches.
+        attention: "xca", "self_attention" between tokens (ViT), or "none".
+        lpi: whether there is local patch interaction.
+        l2_norm, temperature: whether XCA normalises queries and keys, and learns a temperature.
+        position: "sine", "learned" or "none".
+        pool: "class_attention", or "average" of the patch tokens: no class token, no class-attention layers.
 
     Images are (B, in_chans, H, W) floats of any H and W that hold at least one patch. Where the patch does not divide
     them they are padded at the bottom and the right: the grid is (⌈H / p⌉, ⌈W / p⌉).
@@ -77,54 +63,104 @@ class XCiT(nn.Module):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         in_chans: int = 3,
-        patch_embed: str = "conv",
+        image_size: int = 224,
         class_depth: int = 2,
+        patch_embed: str = "conv",
+        attention: str = "xca",
+        lpi: bool = True,
+        l2_norm: bool = True,
+        temperature: bool = True,
+        position: str = "sine",
+        pool: str = "class_attention",
     ) -> None:
         super().__init__()
-        if patch_size not in PATCH_SIZES:
-            raise InputError(f"patch_size={patch_size}: must be one of {', '.join(map(str, PATCH_SIZES))}")
-        if patch_embed not in PATCH_EMBEDS:
-            raise InputError(f"patch_embed={patch_embed!r}: must be one of {', '.join(PATCH_EMBEDS)}")
+        for key, value, accepted in (
+            ("patch_size", patch_size, PATCH_SIZES),
+            ("patch_embed", patch_embed, PATCH_EMBEDS),
+            ("position", position, POSITIONS),
+            ("pool", pool, POOLS),
+        ):
+            if value not in accepted:
+                raise InputError(f"{key}={value!r}: must be one of {', '.join(map(str, accepted))}")
         if heads < 1 or dim % heads:
             raise InputError(f"heads={heads}: must divide dim={dim}")
         if depth < 1 or class_depth < 1:
             raise InputError(f"depth={depth}, class_depth={class_depth}: must be at least 1")
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
-        self.patch_size, self.num_classes, self.num_features = patch_size, num_classes, dim
+        self.patch_size, self.num_classes, self.num_features, self.pool = patch_size, num_classes, dim, pool
+        self.grad_checkpointing = False
+        side = -(-image_size // patch_size)
 
         self.patch_embed = PATCH_EMBEDS[patch_embed](patch_size, in_chans, dim)
-        self.pos_embed = SinePositionEncoding(dim)
-        self.blocks = nn.ModuleList(XCiTLayer(dim, heads, layer_scale_init, drop_path_rate) for _ in range(depth))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.cls_attn_blocks = nn.ModuleList(
-            ClassAttentionLayer(dim, heads, layer_scale_init, tokens_norm) for _ in range(class_depth)
+        self.pos_embed = POSITIONS[position](dim, (side, side))
+        self.blocks = nn.ModuleList(
+            XCiTLayer(
+                dim,
+                heads,
+                layer_scale_init,
+                drop_path_rate,
+                attention=attention,
+                lpi=lpi,
+                l2_norm=l2_norm,
+                temperature=temperature,
+            )
+            for _ in range(depth)
         )
+        self.cls_attn_blocks = nn.ModuleList()
+        if pool == "class_attention":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+            self.cls_attn_blocks.extend(
+                ClassAttentionLayer(dim, heads, layer_scale_init, tokens_norm) for _ in range(class_depth)
+            )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
 
+        # What timm's tools read: resolve_model_data_config, feature extraction, the name of the classifier.
+        self.pretrained_cfg = self.default_cfg = {
+            "input_size": (in_chans, image_size, image_size),
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "num_classes": num_classes,
+            "classifier": "head",
+            "first_conv": "patch_embed.proj.0.0" if patch_embed == "conv" else "patch_embed.proj",
+        }
+        self.feature_info = [{"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
+
     def init_weights(self) -> None:
         """Truncated normal of deviation 0.02 for linear layers and the class token; torch's own for the rest."""
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.pool == "class_attention":
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (B, num_classes)."""
-        return self.head(self.forward_features(images)[:, 0])
+        """Logits, (B, num_classes); without a head the features before it, (B, C)."""
+        return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens, (B, 1 + N, C): the class token, then the patches in row-major order."""
+        """Normalised tokens, (B, 1 + N, C): the class token, then the patches in row-major order.
+
+        With pool="average" there is no class token: (B, N, C).
+        """
         x, grid = self.embed(images)
         for block in self.blocks:
-            x = block(x, grid)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = self.run(block, x, grid)
+        if self.pool == "class_attention":
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.cls_attn_blocks:
-            x = block(x)
+            x = self.run(block, x)
         return self.norm(x)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, (B, num_classes), of what `forward_features` returns; or what the classifier is given, (B, C)."""
+        features = tokens[:, 0] if self.pool == "class_attention" else tokens.mean(dim=1)
+        return features if pre_logits else self.head(features)
 
     def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C, ⌈H / p⌉, ⌈W / p⌉) after the XCiT layers `indices`, in the order asked for.
@@ -139,7 +175,7 @@ class XCiT(nn.Module):
         x, grid = self.embed(images)
         maps: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            x = block(x, grid)
+            x = self.run(block, x, grid)
             if i in wanted:
                 maps[i] = x.mT.unflatten(-1, grid)
         return [maps[i] for i in wanted]
@@ -155,5 +191,38 @@ class XCiT(nn.Module):
         grid = (x.shape[-2], x.shape[-1])
         return (x + self.pos_embed(grid)).flatten(2).mT, grid
 
+    def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """The layer's output; in training with gradient checkpointing, its activations are computed twice, not kept."""
+        return recomputed(layer, *inputs) if self.grad_checkpointing and self.training else layer(*inputs)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: keep the input of each layer alone, and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head: a linear layer, or the identity where num_classes is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head for another number of classes; 0 leaves it out."""
+        device, dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.num_classes = self.pretrained_cfg["num_classes"] = num_classes
+        self.init_options()["num_classes"] = num_classes
+
     def no_weight_decay(self) -> set[str]:
-        return {"cls_token"}
+        """Parameters that should not decay, besides the one-dimensional; each part adds its own (see `undecayed`)."""
+        return {"cls_token"} if self.pool == "class_attention" else set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers in order, as timm's layer-wise learning rate decay asks for them."""
+        del coarse  # a layer is the finest division that there is
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": r"^blocks\.(\d+)",
+            "cls_attn_blocks": [(r"^cls_attn_blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from torch import nn
-
+from ..engine.task import Task
 from .classify import Classify
+from .distill import Distill
 
 # name → class; what follows model and num_classes are the options that conf/task/NAME.yaml may set.
-TASKS: dict[str, Callable[..., nn.Module]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     "classify": Classify,
+    "distill": Distill,
 }

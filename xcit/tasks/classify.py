@@ -1,24 +1,38 @@
 """Classification: cross-entropy, top-1 and top-5."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from ..engine.task import Task
 
-class Classify(nn.Module):
-    """The model with the loss of its recipe: cross-entropy against soft targets (mixed and smoothed, or one-hot)."""
+Loss = Literal["cross_entropy", "binary_cross_entropy"]
+
+
+class Classify(Task):
+    """The model with the loss of its recipe, against soft targets (mixed and smoothed, or one-hot).
+
+    loss: "cross_entropy", or "binary_cross_entropy" of each class by itself, where all classes that are in a mixed
+    image are right (DeiT III, arXiv 2204.07118; Wightman et al., arXiv 2110.00476).
+    """
 
     headline = "top1"
 
-    def __init__(self, model: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: nn.Module, num_classes: int, *, loss: Loss = "cross_entropy") -> None:
+        super().__init__(model)
+        self.loss = loss
 
     def forward(self, batch: Any) -> Tensor:
-        return F.cross_entropy(self.model(batch.images), batch.targets)
+        return self.classification_loss(self.model(batch.images), batch.targets)
+
+    def classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch; logits and targets are (B, num_classes)."""
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits.dtype))
 
     def evaluator(self) -> "Accuracy":
         return Accuracy(self.model)

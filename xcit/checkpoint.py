@@ -1,0 +1,44 @@
+"""What a checkpoint of a run looks like, for those who write one and for those who only want its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import InputError
+
+FORMAT = "xcit training state, version 1"
+LAST = Path("checkpoints", "last.pt")
+"""Where a run folder keeps the checkpoint that it goes on from, and that is meant where the folder is given."""
+MODEL = "model."
+"""What the names of a task's weights begin with where they are the model's."""
+
+
+def is_checkpoint(content: Mapping[str, Any]) -> bool:
+    return content.get("format") == FORMAT
+
+
+def task_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The weights of the task: "raw", as trained, and "ema", their moving average, where the run kept one."""
+    return {"raw": content["task"]} | ({"ema": content["ema"]} if content["ema"] else {})
+
+
+def model_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The same of the model alone, by the model's own names."""
+    return {
+        kind: {key.removeprefix(MODEL): value for key, value in weights.items() if key.startswith(MODEL)}
+        for kind, weights in task_weights(content).items()
+    }
+
+
+def find_checkpoint(key: str, path: str) -> Path:
+    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
+    if not Path(path).exists():
+        raise InputError(f"{key}={path}: no such file or run folder")
+    if Path(path).is_dir():
+        last = Path(path) / LAST
+        if not last.is_file():
+            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks {LAST})")
+        return last
+    return Path(path)

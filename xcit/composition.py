@@ -1,0 +1,121 @@
+"""A composed configuration, checked against the schema; and back to a file that composes it again."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, get_args
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError, create_model
+
+from .config import OPEN_SECTIONS, Section, TrainConfig
+from .errors import InputError, choose, did_you_mean
+
+C = TypeVar("C", bound=Section)
+
+# group → its table: name → what builds it.
+Tables = Mapping[str, Mapping[str, Callable[..., Any]]]
+
+# What conf/train.yaml and conf/eval.yaml tell Hydra, for a configuration that stands by itself.
+RUN_AGAIN = """\
+defaults:
+- _self_
+- override hydra/job_logging: disabled
+- override hydra/hydra_logging: disabled
+hydra:
+  run: {dir: .}
+  output_subdir: null
+"""
+
+
+def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Tables) -> C:
+    """The composed configuration as typed objects.
+
+    Raises:
+        InputError: a key is unknown or missing, a value of the wrong type or out of range. One line, with the key.
+    """
+    try:
+        plain: Any = (
+            OmegaConf.to_container(raw, resolve=True, throw_on_missing=True) if OmegaConf.is_config(raw) else raw
+        )
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: must be given") from None
+    complete = schema_for(schema, plain, tables)
+    try:
+        return complete.model_validate(plain)
+    except ValidationError as invalid:
+        raise InputError(describe(invalid, complete)) from None
+
+
+def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> type[C]:
+    """The schema with the open groups' options filled in, as the chosen entries have them."""
+    groups: dict[str, Any] = {
+        group: (section_for(group, plain[group], table), ...)
+        for group, table in tables.items()
+        if group in schema.model_fields and isinstance(plain.get(group), Mapping)
+    }
+    return create_model(schema.__name__, __base__=schema, **groups)
+
+
+def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Callable[..., Any]]) -> type[Any]:
+    """The schema of an open group with the options of its entry."""
+    base = OPEN_SECTIONS[group]
+    name = base.entry_of(chosen)
+    if not isinstance(name, str):
+        return base
+    options = options_of(choose(table, name, f"{group}.name"))
+    section = create_model(base.__name__, __base__=base, **options)
+    section.option_names = frozenset(options)
+    return section
+
+
+def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a table's entry, as fields, but for those that come from the data."""
+    parameters = inspect.signature(entry, eval_str=True).parameters.values()
+    return {
+        p.name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ("num_classes", "in_chans", "pretrained")
+    }
+
+
+def describe(invalid: ValidationError, schema: type[Section]) -> str:
+    """The first problem in one line: its key, its value, what would be accepted."""
+    problem = invalid.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key{did_you_mean(key, known_keys(schema))}"
+        case "missing":
+            return f"{key}: must be given"
+        case "value_error":
+            return f"{key}{'.' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{key}={problem['input']}: {re.sub('^(Input|List|Value) should', 'must', problem['msg'])}"
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of a schema, with dots."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        for kind in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from known_keys(kind, f"{prefix}{name}.")
+
+
+def every_key(schema: type[Section], tables: Tables) -> list[str]:
+    """The keys of a schema whatever is chosen in its open groups."""
+    options = [
+        f"{group}.{option}" for group, table in tables.items() for e in table.values() for option in options_of(e)
+    ]
+    return list(dict.fromkeys([*known_keys(schema), *options]))
+
+
+def to_yaml(config: Section) -> str:
+    """The whole configuration as a file that runs it again: train.py --config-path=FOLDER --config-name=config.
+
+    Where it ran is not part of it, so that the next run gets a folder of its own.
+    """
+    plain = config.model_dump() | {"run_dir": None} | ({"resume": "none"} if isinstance(config, TrainConfig) else {})
+    return RUN_AGAIN + OmegaConf.to_yaml(OmegaConf.create(plain))

@@ -1,0 +1,40 @@
+"""Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import InputError
+
+
+def switch_on_checkpointing(model: nn.Module) -> None:
+    """Of any model that has the switch, as ours and timm's have."""
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no such switch")
+    switch()
+
+
+def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
+    """layer(*inputs), with the same random numbers the second time, and with BatchNorm's statistics counted once."""
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), statistics_stay(layer)
+
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def statistics_stay(layer: nn.Module) -> Iterator[None]:
+    """BatchNorms in training mode leave their running statistics as they are."""
+    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

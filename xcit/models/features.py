@@ -1,0 +1,43 @@
+"""Feature maps of several depths: what detection and segmentation take from a backbone."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .xcit import XCiT
+
+
+class FeatureMaps(nn.Module):
+    """An XCiT whose output are the maps after some of its layers, all (B, C, ⌈H / p⌉, ⌈W / p⌉).
+
+    It is to an XCiT what features_only=True is to timm's models. The parts that no map depends on are dropped.
+    """
+
+    def __init__(self, model: XCiT, out_indices: Sequence[int]) -> None:
+        super().__init__()
+        depth = len(model.blocks)
+        self.out_indices = tuple(index % depth for index in out_indices)
+        self.feature_info = FeatureInfo([model.feature_info[index] for index in self.out_indices])
+        model.blocks = model.blocks[: max(self.out_indices) + 1]
+        for part in ("cls_token", "cls_attn_blocks", "norm", "head"):
+            setattr(model, part, None)
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.model.forward_intermediates(images, self.out_indices)
+
+
+class FeatureInfo:
+    """channels() and reduction() of the maps, as timm's."""
+
+    def __init__(self, entries: Sequence[dict]) -> None:
+        self.entries = entries
+
+    def channels(self) -> list[int]:
+        return [entry["num_chs"] for entry in self.entries]
+
+    def reduction(self) -> list[int]:
+        return [entry["reduction"] for entry in self.entries]
+
+    def module_name(self) -> list[str]:
+        return [entry["module"] for entry in self.entries]

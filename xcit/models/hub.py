@@ -1,0 +1,89 @@
+"""The Hugging Face hub: models go to it and come from it, with a card that says what they are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from torch import nn
+
+from .data_settings import data_settings
+from .sources import HUB_FILE
+from .weights import load_weights
+
+PAPER = "https://arxiv.org/abs/2106.09681"
+
+
+class HubMixin(nn.Module, PyTorchModelHubMixin):
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub, for an XCiT.
+
+    A folder or repository holds model.safetensors, config.json (the keyword arguments of the model) and README.md, the
+    card; `model_card_kwargs` of `save_pretrained` and `push_to_hub` are the arguments of `generate_model_card`.
+    """
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
+        """strict is ignored: weights that are not the model's are always refused."""
+        download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
+        token = rest.pop("token")
+        source = model_id if Path(model_id).is_dir() else hf_hub_download(model_id, HUB_FILE, token=token, **download)
+        model = cls(**rest)
+        load_weights(model, source)
+        return model.to(map_location).eval()
+
+    def init_options(self) -> dict[str, Any]:
+        """The keyword arguments that build this model; they become config.json."""
+        assert isinstance(self._hub_mixin_config, dict)
+        return self._hub_mixin_config
+
+    def generate_model_card(
+        self,
+        *,
+        repo_id: str = "FOLDER or OWNER/NAME",
+        name: str = "XCiT",
+        recipe: str | None = None,
+        results: Sequence[Mapping[str, Any]] = (),
+    ) -> ModelCard:
+        """The card of this model.
+
+        Args:
+            repo_id: where the model will lie.
+            name: what it is called, xcit_s12 say.
+            recipe: the configuration that it was trained by (a run folder's config.yaml).
+            results: rows of a results.json.
+        """
+        header = ModelCardData(
+            library_name="xcit",
+            license="apache-2.0",
+            pipeline_tag="image-classification",
+            tags=["xcit", "image-classification", "model_hub_mixin"],
+        )
+        settings = data_settings(self)
+        options = [{"option": key, "value": value} for key, value in self.init_options().items()]
+        parameters = sum(p.numel() for p in self.parameters()) / 1e6
+        parts = [
+            f"---\n{header.to_yaml()}\n---\n# {name}",
+            f"A cross-covariance image transformer (XCiT, {PAPER}) with {parameters:.2f} M parameters.",
+            f'```python\nimport xcit\n\nmodel = xcit.XCiT.from_pretrained("{repo_id}")\n```',
+            f"Images: (B, 3, H, W), mean {settings.mean} and deviation {settings.std} taken out. Any size will do; "
+            f"it is made for {settings.image_size} × {settings.image_size} pixels (crop ratio {settings.crop_ratio}, "
+            f"{settings.interpolation}).",
+            f"## Architecture\n\n{table(options)}",
+        ]
+        if results:
+            measured = [{key: value for key, value in row.items() if key != "checkpoint"} for row in results]
+            parts.append(f"## Results\n\n{table(measured)}")
+        if recipe:
+            parts.append(f"## Recipe\n\nThe configuration that it was trained by:\n\n```yaml\n{recipe.strip()}\n```")
+        return ModelCard("\n\n".join(parts) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown, with a column for each key that occurs."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,112 @@
+"""The published weights, in one table: 42 files of classifiers and 4 of backbones trained by DINO."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+HOST = "https://dl.fbaipublicfiles.com/xcit/"
+WIDTHS = {"n": "nano", "t": "tiny", "s": "small", "m": "medium", "l": "large"}
+
+# ImageNet-1k top-1 in percent, from the authors' table: at 224; at 224, distilled; at 384, distilled.
+TOP1 = {
+    ("xcit_n12", 16): (69.9, 72.2, 75.4),
+    ("xcit_t12", 16): (77.1, 78.6, 80.9),
+    ("xcit_t24", 16): (79.4, 80.4, 82.6),
+    ("xcit_s12", 16): (82.0, 83.3, 84.7),
+    ("xcit_s24", 16): (82.6, 83.9, 85.1),
+    ("xcit_m24", 16): (82.7, 84.3, 85.4),
+    ("xcit_l24", 16): (82.9, 84.9, 85.8),
+    ("xcit_n12", 8): (73.8, 76.3, 77.8),
+    ("xcit_t12", 8): (79.7, 81.2, 82.4),
+    ("xcit_t24", 8): (81.9, 82.6, 83.7),
+    ("xcit_s12", 8): (83.4, 84.2, 85.1),
+    ("xcit_s24", 8): (83.9, 84.9, 85.6),
+    ("xcit_m24", 8): (83.7, 85.1, 85.8),
+    ("xcit_l24", 8): (84.4, 85.4, 86.0),
+}
+# (k-NN, linear) top-1 in percent, of the frozen backbones.
+DINO = {
+    ("xcit_s12", 16): (76.0, 77.8),
+    ("xcit_s12", 8): (77.1, 79.2),
+    ("xcit_m24", 16): (76.4, 78.8),
+    ("xcit_m24", 8): (77.9, 80.3),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file of weights, and how it was measured."""
+
+    model: str
+    patch_size: int
+    tag: str
+    """fb_in1k, fb_dist_in1k or fb_dist_in1k_384 of classifiers, fb_dino of backbones (timm's word for the training)."""
+    file: str
+    """The authors' name for it."""
+    timm_name: str | None
+    """The name of the same weights on the Hugging Face hub, below timm/."""
+    input_size: int
+    """Pixels, of the published accuracy."""
+    top1: float | None = None
+    """ImageNet-1k top-1 in percent."""
+    knn: float | None = None
+    linear: float | None = None
+    """k-NN and linear top-1 in percent, of backbones."""
+    crop_ratio: float = 1.0
+    """The image size over the short side that is resized to: 1.0 is the authors' full crop."""
+
+    @property
+    def name(self) -> str:
+        """xcit_s12_p16.fb_dist_in1k_384, say: the architecture, then the tag."""
+        return f"{self.model}_p{self.patch_size}.{self.tag}"
+
+    @property
+    def url(self) -> str:
+        return HOST + self.file
+
+    @property
+    def num_classes(self) -> int:
+        return 0 if self.top1 is None else 1000
+
+
+def long_name(model: str, patch_size: int) -> str:
+    """xcit_s12 at patch 16 → xcit_small_12_p16, the name that the authors and timm use."""
+    width, depth = model.removeprefix("xcit_")[0], model[-2:]
+    return f"xcit_{WIDTHS[width]}_{depth}_p{patch_size}"
+
+
+def classifiers() -> Iterator[Published]:
+    for (model, patch_size), (plain, distilled, fine_tuned) in TOP1.items():
+        for tag, size, top1 in (
+            ("fb_in1k", 224, plain),
+            ("fb_dist_in1k", 224, distilled),
+            ("fb_dist_in1k_384", 384, fine_tuned),
+        ):
+            stem = f"{long_name(model, patch_size)}_{size}"
+            file = f"{stem}{'_dist' if 'dist' in tag else ''}.pth"
+            timm_name = f"{stem}.{tag.removesuffix('_384')}"
+            yield Published(model, patch_size, tag, file, timm_name, size, top1=top1)
+
+
+def backbones() -> Iterator[Published]:
+    for (model, patch_size), (knn, linear) in DINO.items():
+        file = f"{long_name(model, patch_size).replace('_p', '_cp')}_dino.pth"
+        yield Published(model, patch_size, "fb_dino", file, None, 224, knn=knn, linear=linear)
+
+
+PUBLISHED = {entry.name: entry for entry in (*classifiers(), *backbones())}
+BY_FILE = {entry.file: entry for entry in PUBLISHED.values()}
+BY_TIMM_NAME = {entry.timm_name: entry for entry in PUBLISHED.values() if entry.timm_name}
+
+
+def find_published(name: str) -> Published | None:
+    """The entry that a name means: ours, the authors' file name with or without .pth (or a path that ends so), timm's.
+
+    Our name and the authors' mean the authors' file; timm's means the copy on the hub.
+    """
+    last = name.rpartition("/")[2]
+    return PUBLISHED.get(name) or BY_FILE.get(last) or BY_FILE.get(f"{last}.pth") or BY_TIMM_NAME.get(last)
+
+
+def list_pretrained(model: str | None = None) -> list[str]:
+    """The names of the published weights, as `load_weights` takes them; of one architecture, where that is given."""
+    return [name for name, entry in PUBLISHED.items() if model in (None, entry.model)]

@@ -1,0 +1,87 @@
+"""Where weights come from: a file, a run folder, a folder of the hub's, or the name of published ones."""
+
+import re
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from ..checkpoint import LAST, find_checkpoint
+from ..errors import InputError, did_you_mean
+from .published import BY_FILE, PUBLISHED, find_published
+
+HUB_FILE = "model.safetensors"
+HUB_PREFIX = "hf-hub:"
+STATED_HASH = re.compile(r"-([0-9a-f]{8,})\.")
+
+
+def locate(source: str) -> Path:
+    """The file that `source` names, downloaded into torch.hub's or the Hugging Face hub's cache where it is not there.
+
+    Args:
+        source: one of
+            - a file of weights, a run folder (its last checkpoint), or a folder that `save_pretrained` wrote;
+            - a name of `list_pretrained()`, or the authors' file name, with or without .pth: the authors' file;
+            - a name of timm's, xcit_small_12_p16_224.fb_in1k or timm/NAME for any other model: the copy on the hub;
+            - hf-hub:OWNER/NAME: what `push_to_hub` put there;
+            - an address (http, https).
+
+    Raises:
+        InputError: it is none of them, or it cannot be downloaded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path / HUB_FILE if (path / HUB_FILE).is_file() else find_in_folder(path)
+    if path.exists():
+        return path
+    if urlparse(source).scheme in ("http", "https"):
+        return download(source)
+    if source.startswith(HUB_PREFIX):
+        return from_hub(source.removeprefix(HUB_PREFIX))
+    entry = find_published(source)
+    if entry and source.removeprefix("timm/") == entry.timm_name:
+        return from_hub(f"timm/{entry.timm_name}")
+    if entry and "/" not in source:
+        return download(entry.url)
+    if source.startswith("timm/"):
+        return from_hub(source)
+    nearest = did_you_mean(source, [*PUBLISHED, *BY_FILE])
+    raise InputError(f"{source}: no such file or run folder, nor the name of published weights{nearest}")
+
+
+def find_in_folder(folder: Path) -> Path:
+    if not (folder / LAST).is_file():
+        raise InputError(f"{folder}: holds neither a run's {LAST} nor {HUB_FILE}")
+    return find_checkpoint("checkpoint", str(folder))
+
+
+def download(url: str) -> Path:
+    """The file at an address, by way of torch.hub's cache; checked against the hash in its name where there is one."""
+    name = Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.is_file():
+        stated = STATED_HASH.search(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            print(f"downloading {url} to {path}", file=sys.stderr)
+            torch.hub.download_url_to_file(url, str(path), stated and stated[1], progress=sys.stderr.isatty())
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise cannot_download(url, error) from None
+    return path
+
+
+def from_hub(repository: str) -> Path:
+    """model.safetensors of a repository on the Hugging Face hub, by way of its cache."""
+    try:
+        return Path(hf_hub_download(repository, HUB_FILE))
+    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        raise cannot_download(f"{HUB_PREFIX}{repository}", error) from None
+
+
+def cannot_download(what: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"{what}: cannot be downloaded ({reason}); a file that is here already can be given by its path")

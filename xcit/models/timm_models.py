@@ -1,0 +1,53 @@
+"""Any of timm's models, to compare with and to learn from: DeiT, ResNet, RegNet, CaiT, Swin …"""
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError, unknown
+
+
+def timm_model(
+    *,
+    name: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    drop_path_rate: float = 0.0,
+    image_size: int | None = None,
+) -> nn.Module:
+    """timm.create_model, with what a model that has positions needs to serve image_size.
+
+    Args:
+        name: one of timm's, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
+        pretrained: load those weights from the hub; positions are resampled to image_size.
+        image_size: pixels, for the models that are built for one size; the others serve any. ViT, DeiT and Swin are
+            built so that they take other sizes later on, too.
+
+    Raises:
+        InputError: timm is not installed or has no such model, it cannot be built so, or its weights cannot be fetched.
+    """
+    try:
+        import timm  # here, as nothing else in this room needs it
+    except ImportError:
+        raise InputError(f"model.name={name}: is timm's, which is not installed; pip install timm") from None
+    name = name.removeprefix("timm/")
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise InputError(unknown(name, "model.name", timm.list_models()))
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    sizes: list[dict[str, Any]] = [{}]
+    if image_size is not None and config is not None and config.fixed_input_size:
+        # Not every such model has both switches; one without either is built for the size of its weights.
+        sizes = [{"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}]
+    for size in sizes:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **arguments, **size)
+        except TypeError as error:
+            reason: Exception = error
+        except (AssertionError, ValueError, RuntimeError, OSError) as error:
+            reason = error
+            break
+    message = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    raise InputError(f"model.name={name}: timm cannot build it with image_size={image_size} ({message})")

@@ -1,0 +1,80 @@
+"""A trained model that another learns from."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError, Notice
+from ..models import create_model
+from ..models.data_settings import DataSettings, data_settings
+from ..models.weights import load_weights
+
+
+class Teacher:
+    """One of timm's models, in evaluation mode and without gradients, fed with the images as it is used to them.
+
+    It is no module, so that it is no part of its student: not in checkpoints, not in the EMA, not in DDP.
+
+    Args:
+        name: one of timm's (XCiT's are xcit_small_12_p16_224 and so on).
+        num_classes: those of the student; a teacher of any other number is refused.
+        weights: whatever `load_weights` takes; None for the weights that timm's name stands for.
+        image_size: pixels to which the images are resized for it; None for the size that it is made for.
+        student: the settings by which the images that come in are normalised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        weights: str | None,
+        image_size: int | None,
+        student: DataSettings,
+        device: torch.device,
+    ) -> None:
+        model = create_model("timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights)
+        self.settings = data_settings(model)
+        if weights:
+            load_whole(model, weights)
+        elif trained_classes(model) != num_classes:
+            raise InputError(
+                f"task.teacher={name}: tells {trained_classes(model)} classes apart, the data have {num_classes}; "
+                "give the weights of one that knows them with task.teacher_weights"
+            )
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.student, self.image_size = student, image_size or self.settings.image_size
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, (B, num_classes), of the student's images, (B, 3, H, W)."""
+        return self.model(self.as_used_to(images))
+
+    def as_used_to(self, images: Tensor) -> Tensor:
+        """The student's images, in the teacher's normalisation and size."""
+        mine, theirs = self.settings, self.student
+        if (mine.mean, mine.std) != (theirs.mean, theirs.std):
+            channels = [images.new_tensor(values)[:, None, None] for values in (*theirs[1:3], *mine[1:3])]
+            student_mean, student_std, mean, std = channels
+            images = (images * student_std + student_mean - mean) / std
+        if images.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return images
+
+
+def load_whole(model: nn.Module, weights: str) -> None:
+    """Load weights, classifier included: a teacher whose classifier starts anew teaches noise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Notice)
+            load_weights(model, weights)
+    except (Notice, InputError) as error:
+        raise InputError(f"task.teacher_weights={weights}: {error}") from None
+
+
+def trained_classes(model: nn.Module) -> int:
+    """How many classes the weights are for that timm's name stands for."""
+    return int(getattr(model, "pretrained_cfg", {}).get("num_classes", 1000))
