@@ -1,0 +1,99 @@
+"""Train the paper's ablation (table 4 and appendix), one switch of the model at a time, and print the table.
+
+    python scripts/ablations.py                                                       # on the digits
+    python scripts/ablations.py --start "torchrun --nproc-per-node=8" model=xcit_s12 data=imagenet data.root=/path
+
+What is not an option of this script goes to train.py for every row. The runs lie in FOLDER, one a row; called again, the
+script goes on where it was stopped. Prints the table and writes it to FOLDER/ablations.csv.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from xcit import InputError
+from xcit.command import guarded
+from xcit.errors import choose
+from xcit.storage import csv_text, write_text
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+# name → (what it is, the switch)
+ABLATIONS = {
+    "xcit": ("XCiT", []),
+    "no_lpi": ("no local patch interaction", ["model.lpi=false"]),
+    "no_xca": ("no cross-covariance attention", ["model.attention=none"]),
+    "linear": ("linear patch projection", ["model.patch_embed=linear"]),
+    "no_l2_norm": ("no L2 normalisation", ["model.l2_norm=false"]),
+    "no_temperature": ("no learned temperature", ["model.temperature=false"]),
+    "self_attention": ("self-attention between tokens", ["model.attention=self_attention"]),
+    "average_pool": ("average pooling, no class attention", ["model.pool=average"]),
+    "learned_position": ("learned positions", ["model.position=learned"]),
+    "no_position": ("no positions", ["model.position=none"]),
+    "one_head": ("one head", ["model.heads=1"]),
+    "sixteen_heads": ("sixteen heads", ["model.heads=16"]),
+}
+
+
+@guarded()
+def main() -> None:
+    arguments, overrides = parse_arguments()
+    folder = Path(arguments.folder)
+    names = arguments.only.split(",") if arguments.only else list(ABLATIONS)
+    chosen = {name: choose(ABLATIONS, name, "--only") for name in names}
+    rows = []
+    for number, (name, (what, switch)) in enumerate(chosen.items(), start=1):
+        print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
+        if not (folder / name / "results.json").is_file():
+            train(arguments.start, [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"])
+        rows.append({"model": what, "switch": " ".join(switch)} | last_validation(folder / name))
+    write_text(folder / "ablations.csv", csv_text(rows))
+    print_table(rows)
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="runs/ablations")
+    parser.add_argument("--start", default=sys.executable, help='what train.py is started by: "torchrun …"')
+    parser.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(ABLATIONS)}")
+    return parser.parse_known_args()
+
+
+def train(start: str, overrides: list[str]) -> None:
+    """One run; its report is left to the table, its progress and errors are shown."""
+    done = subprocess.run([*shlex.split(start), str(TRAIN), *overrides], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode == 2:
+        raise InputError("the run was refused (see above)")
+
+
+def last_validation(folder: Path) -> dict[str, float | str]:
+    """What the last epoch's validation measured, for each of the weights; a run that broke off says so."""
+    if not (folder / "results.json").is_file():
+        return {"outcome": "broke off"}
+    found: dict[str, float | str] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["split"] == "val":
+            found |= {f"{row['weights']} {metric}": row[metric] for metric in ("top1", "loss")}
+    return found
+
+
+def print_table(rows: list[dict[str, float | str]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title="last epoch, validation")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
