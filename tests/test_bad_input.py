@@ -45,7 +45,10 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("augment.rand_augment=auto", "augment.rand_augment=auto: must be a policy of timm's"),
         ("train.precision=fp8", "train.precision=fp8: must be 'fp32', 'bf16' or 'fp16'"),
         ("resolutions=[]", "resolutions=[]: must have at least 1 item"),
-        ("resolutions=[32,4]", "resolutions=4: the model does not take images of this size (image of 4×4 pixels: must hold one "),
+        (
+            "resolutions=[32,4]",
+            "resolutions=4: the model does not take images of this size (image of 4×4 pixels: must hold one ",
+        ),
         ("data.image_size=7", "data.image_size=7: the model does not take images of this size"),
         ("model.patch_size=12", "model.patch_size=12: must be one of 2, 4, 8, 16, 32"),
         ("model.drop_path_rate=1.0", "model.drop_path_rate=1.0: must be at least 0 and less than 1"),

@@ -29,12 +29,13 @@ def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
 
 @contextmanager
 def statistics_stay(layer: nn.Module) -> Iterator[None]:
-    """BatchNorms in training mode leave their running statistics as they are."""
-    norms = [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """BatchNorms count on copies of their running statistics, which are thrown away."""
+    norms = [module for module in layer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

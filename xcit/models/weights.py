@@ -54,6 +54,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     weights = read_weights(source)
     state, notice = with_head_of(model, weights.state(kind), weights.origin)
     load_exactly(model, state, weights.origin)
+    if kind is None and len(weights.kinds) > 1:
+        warnings.warn(f"{weights.origin}: holds raw weights and their moving average, which is taken", Notice, 2)
     if notice:
         warnings.warn(notice, Notice, stacklevel=2)
 

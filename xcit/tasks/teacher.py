@@ -1,15 +1,14 @@
 """A trained model that another learns from."""
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, Notice
+from ..errors import InputError, given_as
 from ..models import create_model
 from ..models.data_settings import DataSettings, data_settings
-from ..models.weights import load_weights
+from ..models.weights import read_weights
+from ..storage import load_exactly
 
 
 class Teacher:
@@ -67,12 +66,9 @@ class Teacher:
 
 def load_whole(model: nn.Module, weights: str) -> None:
     """Load weights, classifier included: a teacher whose classifier starts anew teaches noise."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Notice)
-            load_weights(model, weights)
-    except (Notice, InputError) as error:
-        raise InputError(f"task.teacher_weights={weights}: {error}") from None
+    with given_as("task.teacher_weights"):
+        whole = read_weights(weights)
+        load_exactly(model, whole.state(), whole.origin)
 
 
 def trained_classes(model: nn.Module) -> int:

@@ -1,0 +1,67 @@
+"""timm's models go through the same loop, and are evaluated by the same sweep."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+
+from xcit.models.sources import HUB_FILE
+from xcit.storage import write_safetensors
+
+from .conftest import TINY, Result
+
+Command = Callable[..., Result]
+RUN = (*TINY[1:], "run_dir=run")
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "test_byobnet"])
+def test_it_trains_and_is_evaluated_across_resolutions(command: Command, name: str) -> None:
+    result = command("train.py", "model=timm", f"model.name={name}", *RUN, "data.image_size=32", "resolutions=[32,48]")
+    assert result.status == 0, result.stderr
+    result = command("eval.py", "checkpoint=run", "run_dir=eval", "resolutions=[64]")
+    assert result.status == 0, result.stderr
+
+
+def test_a_model_of_one_size_says_so(command: Command, tmp_path: Path) -> None:
+    cait = ("model=timm", "model.name=cait_xxs24_224", *RUN, "data.image_size=32")
+    result = command("train.py", *cait, "resolutions=[32,48]")
+    assert result.status == 2
+    assert result.stderr.startswith("error: resolutions=48: the model does not take images of this size (Input height")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_that_timm_does_not_know(command: Command) -> None:
+    result = command("train.py", "model=timm", "model.name=resnet5O", *RUN)
+    assert (result.status, result.stderr.count("\n")) == (2, 1)
+    assert "model.name=resnet5O: unknown; did you mean resnet50" in result.stderr
+    result = command("train.py", "model=timm", *RUN)
+    assert (result.status, result.stderr) == (2, "error: model.name: must be given\n")
+
+
+def test_published_weights_of_timm_without_a_network(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for arguments in (
+        ("train.py", "model=timm", "model.name=resnet18", "pretrained=true", *RUN),
+        ("eval.py", "checkpoint=timm/resnet18.a1_in1k", "data=digits"),
+    ):
+        result = command(*arguments)
+        assert (result.status, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert "resnet18" in result.stderr
+
+
+def test_weights_of_timm_tell_which_model_they_are_for(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The normalisation is the model's own: a ViT of mean and deviation 0.5 is right about its own digits."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.head.weight)
+    write_safetensors(tmp_path / HUB_FILE, model.state_dict())
+    monkeypatch.setattr("xcit.models.sources.hf_hub_download", lambda *_: str(tmp_path / HUB_FILE))
+    name = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    result = command("eval.py", f"checkpoint={name}", "data=digits", "data.image_size=224", "run_dir=eval")
+    assert result.status == 0, result.stderr
+    assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k on digits" in result.stdout

@@ -1,0 +1,172 @@
+"""Every recipe in conf/recipe/ is one that trains, and does what its name says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from xcit.engine.run_folder import RunFolder
+from xcit.storage import read_tensors
+
+from .conftest import ROOT, TINY, Result
+
+Command = Callable[..., Result]
+
+RECIPES = sorted(path.stem for path in (ROOT / "conf/recipe").glob("*.yaml"))
+# What makes a run of seconds of any recipe: the digits, two layers, one update an epoch.
+SMALL = (
+    "+model.depth=2",
+    "model.patch_size=8",
+    "data.image_size=16",
+    "train.global_batch_size=1024",
+    "train.epochs=1",
+    "train.precision=fp32",
+    "resolutions=[16]",
+    "run_dir=run",
+)
+
+
+def rows(path: Path, split: str) -> list[dict]:
+    return [row for row in map(json.loads, path.read_text().splitlines()) if row["split"] == split]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A teacher's weights for the digits, as timm would save them."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": timm.create_model("resnet10t", num_classes=10).state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains(command: Command, recipe: str, teacher: Path, tmp_path: Path) -> None:
+    more = ["augment.image_sizes=[16]"] if recipe == "progressive" else []
+    if recipe.startswith("distill"):
+        more = ["task.teacher=resnet10t", f"task.teacher_weights={teacher}", "task.teacher_image_size=16"]
+    result = command("train.py", f"recipe={recipe}", *SMALL, *more)
+    assert result.status == 0, result.stderr
+    (measured,) = rows(tmp_path / "run" / "metrics.jsonl", "train")
+    assert measured["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "patch_embed=linear",
+        "attention=none",
+        "attention=self_attention",
+        "l2_norm=false",
+        "temperature=false",
+        "lpi=false",
+        "position=learned",
+        "position=none",
+        "pool=average",
+        "heads=2",
+    ],
+)
+def test_every_ablation_trains_and_is_evaluated_at_other_sizes(command: Command, switch: str, tmp_path: Path) -> None:
+    result = command("train.py", *TINY, "+model.depth=2", f"model.{switch}", "run_dir=run")
+    assert result.status == 0, result.stderr
+    losses = [row["loss"] for row in rows(tmp_path / "run" / "metrics.jsonl", "train")]
+    assert losses[-1] < losses[0]
+    result = command("eval.py", "checkpoint=run", "run_dir=eval", "resolutions=[8,24]")
+    assert result.status == 0, result.stderr
+
+
+def test_a_teacher_from_a_run_of_the_same_loop(command: Command, tmp_path: Path) -> None:
+    timm = ("model=timm", "model.name=resnet10t", *TINY[1:])
+    assert command("train.py", *timm, "run_dir=teacher").status == 0
+    student = (*TINY, "+model.depth=2", "task=distill", "task.teacher=resnet10t", "task.teacher_weights=teacher")
+    result = command("train.py", *student, "task.teacher_image_size=16", "run_dir=student", "task.kind=soft")
+    assert result.status == 0, result.stderr
+    content = read_tensors(tmp_path / "student" / "checkpoints" / "last.pt")
+    assert not [key for key in content["task"] if not key.startswith("model.")], "the teacher is no part of the student"
+    (tmp_path / "teacher" / "checkpoints" / "last.pt").unlink()
+    assert command("eval.py", "checkpoint=student", "run_dir=eval").status == 0, "and not needed to judge it"
+
+
+def test_a_teacher_that_is_not_one(command: Command, teacher: Path, tmp_path: Path) -> None:
+    for given, message in (
+        (["task.teacher=resnet10x"], "model.name=resnet10x: unknown; did you mean"),
+        (
+            ["task.teacher=resnet18", f"task.teacher_weights={teacher}"],
+            f"task.teacher_weights={teacher}: belongs to another",
+        ),
+        (["task.teacher=resnet10t", "task.teacher_weights=nowhere"], "task.teacher_weights=nowhere: no such"),
+        (["task.kind=warm"], "task.kind=warm: must be 'hard' or 'soft'"),
+        (["task.alpha=1.5"], "task.alpha=1.5: must be less than or equal to 1"),
+    ):
+        result = command("train.py", *TINY, "task=distill", *given, "run_dir=run")
+        assert result.status == 2
+        assert result.stderr.splitlines()[-1].startswith(f"error: {message}") or message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_at_a_higher_resolution_starts_from_the_run(command: Command, tmp_path: Path) -> None:
+    small = (*TINY, "+model.depth=2", "train.epochs=2", "train.ema_decay=0.5")
+    assert command("train.py", *small, "run_dir=low").status == 0
+    result = command("train.py", *small, "data.image_size=24", "pretrained=low", "optim.lr=1e-6", "run_dir=high")
+    assert result.status == 0
+    assert "note: low/checkpoints/last.pt: holds raw weights and their moving average, which is taken" in result.stderr
+    low = rows(tmp_path / "low" / "metrics.jsonl", "train")
+    high = rows(tmp_path / "high" / "metrics.jsonl", "train")
+    assert high[0]["loss"] < low[0]["loss"] - 0.2, "it begins with what the run had learnt"
+
+
+def test_images_grow_with_progressive_resolution(command: Command, tmp_path: Path) -> None:
+    growing = (*TINY, "+model.depth=2", "augment.image_sizes=[8,16]", "train.epochs=2")
+    assert command("train.py", *growing, "run_dir=run").status == 0
+    result = command("train.py", *growing, "train.epochs=1", "run_dir=short")
+    assert result.status == 2
+    assert "augment.image_sizes" in result.stderr
+    result = command("train.py", *growing, "augment.image_sizes=[4,16]", "run_dir=short")
+    assert result.stderr.startswith("error: augment.image_sizes=4: the model does not take images of this size")
+
+
+def test_frozen_parts_stay_as_they_were(command: Command, tmp_path: Path) -> None:
+    frozen = (*TINY, "+model.depth=2", "train.freeze=[patch_embed,blocks.0]", "train.ema_decay=null")
+    assert command("train.py", *frozen, "run_dir=one").status == 0
+    assert command("train.py", *frozen, "train.epochs=2", "run_dir=two").status == 0
+    one, two = (read_tensors(tmp_path / run / "checkpoints" / "last.pt")["task"] for run in ("one", "two"))
+    same = {key for key in one if torch.equal(one[key], two[key])}
+    frozen_keys = {key for key in one if key.startswith(("model.patch_embed.", "model.blocks.0."))}
+    assert frozen_keys and frozen_keys <= same
+    assert not [key for key in same - frozen_keys if not key.endswith("num_batches_tracked")]
+    result = command("train.py", *TINY, "train.freeze=[patch_embd]", "run_dir=three")
+    assert result.stderr == "error: train.freeze=patch_embd: not a part of the model; did you mean patch_embed?\n", (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize("optim", [["optim=muon"], ["optim.layer_decay=0.7"]])
+def test_a_resume_goes_on_as_if_nothing_had_happened(command: Command, optim: list[str], tmp_path: Path) -> None:
+    """The optimiser's state and its groups come back; a run that is stopped after its first epoch shows it."""
+    small = (*TINY, "+model.depth=2", "model.drop_path_rate=0.2", "train.epochs=2", *optim)
+    assert command("train.py", *small, "run_dir=whole").status == 0
+    stopped = KeyboardInterrupt()
+    save = RunFolder.save
+
+    def save_and_stop(folder: RunFolder, *state: object, **best: bool) -> None:
+        save(folder, *state, **best)
+        raise stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save", save_and_stop)
+        assert command("train.py", *small, "run_dir=parts").status == 1
+    assert command("train.py", *small, "run_dir=parts", "resume=auto").status == 0
+    whole, parts = (read_tensors(tmp_path / run / "checkpoints" / "last.pt")["task"] for run in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory(command: Command, tmp_path: Path) -> None:
+    small = (*TINY, "+model.depth=2", "model.drop_path_rate=0.2")
+    assert command("train.py", *small, "run_dir=kept").status == 0
+    assert command("train.py", *small, "train.grad_checkpointing=true", "run_dir=again").status == 0
+    kept, again = (read_tensors(tmp_path / run / "checkpoints" / "last.pt")["task"] for run in ("kept", "again"))
+    assert all(torch.equal(kept[key], again[key]) for key in kept)
