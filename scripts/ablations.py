@@ -3,8 +3,8 @@
     python scripts/ablations.py                                                       # on the digits
     python scripts/ablations.py --start "torchrun --nproc-per-node=8" model=xcit_s12 data=imagenet data.root=/path
 
-What is not an option of this script goes to train.py for every row. The runs lie in FOLDER, one a row; called again, the
-script goes on where it was stopped. Prints the table and writes it to FOLDER/ablations.csv.
+What is not an option of this script goes to train.py for every row. The runs lie in FOLDER, one a row; called again,
+the script goes on where it was stopped. Prints the table and writes it to FOLDER/ablations.csv.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from xcit import InputError
 from xcit.command import guarded
 from xcit.errors import choose
 from xcit.storage import csv_text, write_text
+
+Row = dict[str, float | str]
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -47,12 +49,12 @@ def main() -> None:
     folder = Path(arguments.folder)
     names = arguments.only.split(",") if arguments.only else list(ABLATIONS)
     chosen = {name: choose(ABLATIONS, name, "--only") for name in names}
-    rows = []
+    rows: list[Row] = []
     for number, (name, (what, switch)) in enumerate(chosen.items(), start=1):
         print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
         if not (folder / name / "results.json").is_file():
             train(arguments.start, [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"])
-        rows.append({"model": what, "switch": " ".join(switch)} | last_validation(folder / name))
+        rows.append({"model": what, "switch": " ".join(switch), **last_validation(folder / name)})
     write_text(folder / "ablations.csv", csv_text(rows))
     print_table(rows)
 
@@ -72,11 +74,11 @@ def train(start: str, overrides: list[str]) -> None:
         raise InputError("the run was refused (see above)")
 
 
-def last_validation(folder: Path) -> dict[str, float | str]:
+def last_validation(folder: Path) -> Row:
     """What the last epoch's validation measured, for each of the weights; a run that broke off says so."""
     if not (folder / "results.json").is_file():
         return {"outcome": "broke off"}
-    found: dict[str, float | str] = {}
+    found: Row = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["split"] == "val":
@@ -84,7 +86,7 @@ def last_validation(folder: Path) -> dict[str, float | str]:
     return found
 
 
-def print_table(rows: list[dict[str, float | str]]) -> None:
+def print_table(rows: list[Row]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title="last epoch, validation")
     for column in columns:

@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from xcit import InputError, XCiT, create_model, load_weights
+from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
 from xcit.command import guarded
 from xcit.models.published import find_published
 from xcit.models.sources import locate
 from xcit.models.weights import to_authors_names, weights_in
-from xcit.storage import read_tensors, write_safetensors, write_tensors
+from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
 
 State = Mapping[str, Tensor]
 
@@ -51,7 +51,8 @@ def main() -> None:
         options = arguments.model or model_in(content) or published_model(source)
         if not options:
             raise InputError(f"--model: must be given for --to hub, as {source} does not tell its architecture")
-        write_hub_folder(target, state, options, kind, path.parents[1] if is_checkpoint(content) else None)
+        model = build(options, state, str(path))
+        model.save_pretrained(target, model_card_kwargs=card(options["name"], kind, run_of(path, content)))
     else:
         WRITERS[arguments.to](target, state)
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
@@ -85,22 +86,30 @@ def published_model(source: str) -> dict[str, Any] | None:
     return {"name": published.model, "patch_size": published.patch_size, "image_size": published.input_size}
 
 
-def write_hub_folder(target: Path, state: State, options: Mapping[str, Any], kind: str, run: Path | None) -> None:
-    """Weights, config.json and a card, with the recipe and the results where they come from a run."""
-    options = {key: value for key, value in options.items() if key != "library"}
-    name = options.pop("name")
+def build(options: Mapping[str, Any], state: State, origin: str) -> XCiT:
+    """The XCiT that the weights are for, with them."""
+    arguments = {key: value for key, value in options.items() if key not in ("name", "library")}
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    model = create_model(name, num_classes=num_classes, **options)
+    model = create_model(options["name"], num_classes=num_classes, **arguments)
     if not isinstance(model, XCiT):
-        raise InputError(f"--to hub: is for XCiT, not for {name}")
-    load_weights(model, state)
-    card: dict[str, Any] = {"name": name}
+        raise InputError(f"--to hub: is for XCiT, not for {options['name']}")
+    load_exactly(model, state, origin)
+    return model
+
+
+def run_of(path: Path, content: Mapping[str, Any]) -> Path | None:
+    return path.parents[1] if is_checkpoint(content) else None
+
+
+def card(name: str, kind: str, run: Path | None) -> dict[str, Any]:
+    """What the model card is to tell, with the recipe and the results where the weights come from a run."""
+    told: dict[str, Any] = {"name": name}
     if run and (run / "config.yaml").is_file():
-        card["recipe"] = (run / "config.yaml").read_text()
+        told["recipe"] = (run / "config.yaml").read_text()
     if run and (run / "results.json").is_file():
         rows = json.loads((run / "results.json").read_text())
-        card["results"] = [row for row in rows if row["weights"] == kind]
-    model.save_pretrained(target, model_card_kwargs=card)
+        told["results"] = [row for row in rows if row["weights"] == kind]
+    return told
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Weights go from any format into any other and come back bit for bit."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import xcit
+from scripts.parity import make_weights_tell
+from xcit.models.weights import to_authors_names
+from xcit.storage import read_tensors, write_tensors
+
+from ..conftest import TINY, Result
+
+Command = Callable[..., Result]
+SCRIPT = "scripts/convert_weights.py"
+
+
+@pytest.fixture
+def authors(tmp_path: Path) -> Path:
+    """A file as the authors published theirs, of a real architecture."""
+    model = xcit.create_model("xcit_n12")
+    make_weights_tell(model)
+    path = tmp_path / "xcit_nano_12_p16_224.pth"
+    write_tensors(path, {"model": to_authors_names(model.state_dict())})
+    return path
+
+
+@pytest.mark.parametrize("way", [("timm",), ("safetensors",), ("hub",), ("safetensors", "hub", "timm")])
+def test_the_way_there_and_back_changes_no_bit(command: Command, authors: Path, way: tuple[str, ...]) -> None:
+    suffixes = {"timm": "timm.pth", "safetensors": "safetensors", "hub": "hub"}
+    stations = [authors.name, *(f"{number}.{suffixes[to]}" for number, to in enumerate(way)), "back.pth"]
+    for (source, target), to in zip(pairwise(stations), (*way, "authors"), strict=True):
+        told = ["--model", '{"name": "xcit_n12"}'] if to == "hub" else []
+        result = command(SCRIPT, source, target, "--to", to, *told)
+        assert result.status == 0, result.stderr
+        assert result.stdout.startswith(f"{target}: ")
+    before, after = (read_tensors(authors.parent / name)["model"] for name in (authors.name, "back.pth"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+
+
+def test_a_run_becomes_a_folder_for_the_hub_with_its_recipe_and_results(command: Command, tmp_path: Path) -> None:
+    assert command("train.py", *TINY, "model.lpi=false", "run_dir=run").status == 0
+    result = command(SCRIPT, "run", "mine", "--to", "hub", "--weights", "raw")
+    assert result.status == 0, result.stderr
+    model = xcit.XCiT.from_pretrained(tmp_path / "mine")
+    state = read_tensors(tmp_path / "run/checkpoints/last.pt")["task"]
+    assert all(torch.equal(value, state[f"model.{key}"]) for key, value in model.state_dict().items())
+    assert (model.patch_size, model.num_classes, model.pretrained_cfg["input_size"]) == (8, 10, (3, 16, 16))
+    card = (tmp_path / "mine/README.md").read_text()
+    rows = [r for r in json.loads((tmp_path / "run/results.json").read_text()) if r["weights"] == "raw"]
+    assert "# xcit_n12" in card and "| lpi | False |" in card and "global_batch_size: 128" in card
+    assert all(f"| raw | digits | {row['resolution']} | 1 | {row['top1']:.4g} |" in card for row in rows)
+
+
+def test_what_cannot_be_done_is_said_in_a_line(command: Command, authors: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.pth").write_text("precious")
+    torch.save(torch.load(authors)["model"], tmp_path / "unnamed.pth")
+    for arguments, message in (
+        (("nowhere.pth", "x.pth", "--to", "timm"), "nowhere.pth: no such file"),
+        ((authors.name, "there.pth", "--to", "timm"), "there.pth: exists already"),
+        ((authors.name, "no/where.pth", "--to", "timm"), "no/where.pth: its folder does not exist"),
+        ((authors.name, "x.pth", "--to", "timm", "--weights", "ema"), f"weights=ema: {authors.name} holds raw alone"),
+        (("unnamed.pth", "x", "--to", "hub"), "--model: must be given for --to hub"),
+        (("unnamed.pth", "x", "--to", "hub", "--model", '{"name": "xcit_s12"}'), "unnamed.pth: belongs to another"),
+    ):
+        result = command(SCRIPT, *arguments)
+        assert result.status == 2
+        assert result.stderr.startswith(f"error: {message}")
+    assert (tmp_path / "there.pth").read_text() == "precious"
+    assert not {path.name for path in tmp_path.iterdir()} & {"x", "x.pth"}
