@@ -20,27 +20,12 @@ from rich.table import Table
 from xcit import InputError
 from xcit.command import guarded
 from xcit.errors import choose
+from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.storage import csv_text, write_text
 
 Row = dict[str, float | str]
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-
-# name → (what it is, the switch)
-ABLATIONS = {
-    "xcit": ("XCiT", []),
-    "no_lpi": ("no local patch interaction", ["model.lpi=false"]),
-    "no_xca": ("no cross-covariance attention", ["model.attention=none"]),
-    "linear": ("linear patch projection", ["model.patch_embed=linear"]),
-    "no_l2_norm": ("no L2 normalisation", ["model.l2_norm=false"]),
-    "no_temperature": ("no learned temperature", ["model.temperature=false"]),
-    "self_attention": ("self-attention between tokens", ["model.attention=self_attention"]),
-    "average_pool": ("average pooling, no class attention", ["model.pool=average"]),
-    "learned_position": ("learned positions", ["model.position=learned"]),
-    "no_position": ("no positions", ["model.position=none"]),
-    "one_head": ("one head", ["model.heads=1"]),
-    "sixteen_heads": ("sixteen heads", ["model.heads=16"]),
-}
 
 
 @guarded()
@@ -50,7 +35,8 @@ def main() -> None:
     names = arguments.only.split(",") if arguments.only else list(ABLATIONS)
     chosen = {name: choose(ABLATIONS, name, "--only") for name in names}
     rows: list[Row] = []
-    for number, (name, (what, switch)) in enumerate(chosen.items(), start=1):
+    for number, (name, (what, options)) in enumerate(chosen.items(), start=1):
+        switch = as_overrides(options)
         print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
         if not (folder / name / "results.json").is_file():
             train(arguments.start, [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"])

@@ -77,14 +77,14 @@ class AugmentConfig(Section):
     hflip: Share
     color_jitter: NonNegative
     rand_augment: str | None
-    three_augment: bool
+    three_augment: bool = False
     erase_prob: Share
     mixup: NonNegative
     cutmix: NonNegative
     switch_prob: Share
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     repeats: Positive
-    image_sizes: Annotated[list[Positive], Field(min_length=1)] | None
+    image_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def ranges_rise(self) -> "AugmentConfig":
@@ -116,7 +116,7 @@ class OptimConfig(Section):
     weight_decay: NonNegative
     options: dict[str, Any]
     clip_norm: PositiveFloat | None
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     warmup_epochs: NonNegative
     warmup_lr: NonNegative
     cooldown_epochs: NonNegative
@@ -137,8 +137,8 @@ class LoopConfig(Section):
     precision: Precision
     compile: bool
     channels_last: bool
-    grad_checkpointing: bool
-    freeze: list[str]
+    grad_checkpointing: bool = False
+    freeze: list[str] = []
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     log_every: Positive
 

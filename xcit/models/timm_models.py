@@ -21,8 +21,8 @@ def timm_model(
     Args:
         name: one of timm's, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
         pretrained: load those weights from the hub; positions are resampled to image_size.
-        image_size: pixels, for the models that are built for one size; the others serve any. ViT, DeiT and Swin are
-            built so that they take other sizes later on, too.
+        image_size: pixels, for the models that are built for one size (None: that of their weights); the others serve
+            any. ViT, DeiT and Swin are built so that they take other sizes later on, too.
 
     Raises:
         InputError: timm is not installed or has no such model, it cannot be built so, or its weights cannot be fetched.
@@ -38,9 +38,10 @@ def timm_model(
     arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     sizes: list[dict[str, Any]] = [{}]
-    if image_size is not None and config is not None and config.fixed_input_size:
+    if config is not None and config.fixed_input_size:
         # Not every such model has both switches; one without either is built for the size of its weights.
-        sizes = [{"img_size": image_size, "dynamic_img_size": True}, {"img_size": image_size}, {}]
+        built_for = {} if image_size is None else {"img_size": image_size}
+        sizes = [built_for | {"dynamic_img_size": True}, built_for, {}]
     for size in sizes:
         try:
             return timm.create_model(name, pretrained=pretrained, **arguments, **size)

@@ -1,0 +1,210 @@
+"""Every command that scripts/reproduce.py prints can be run, and what it says of the cost is what the models cost."""
+
+import json
+import shlex
+from collections.abc import Callable
+
+import pytest
+import timm
+
+import eval as evaluation
+from scripts import reproduce
+from scripts.reproduce import Row, composed, forward_flops, needs
+from train import TABLES
+from xcit.composition import read_config
+from xcit.config import EvalConfig, TrainConfig
+from xcit.models.published import PUBLISHED, find_published
+
+from ..conftest import ROOT, Result
+
+Command = Callable[..., Result]
+
+ROWS = list(reproduce.every_row())
+# command → its row, with the variables as a shell would fill them in
+RUNNABLE: dict[str, Row] = {
+    row.command.replace("$IMAGENET", "/images").replace("$DATA", "/images"): row for _, row in ROWS if row.command
+}
+TRAININGS = [command for command in RUNNABLE if "train.py" in command]
+EVALUATIONS = [command for command in RUNNABLE if "eval.py" in command]
+GMACS = {"n12": 0.56, "t12": 1.24, "t24": 2.34, "s12": 4.82, "s24": 9.10, "m24": 16.13}  # published, at patch 16
+PAPER = "torchrun --nproc-per-node=8 train.py model=xcit_s12 data.root=/images"
+
+
+def test_commands_are_of_the_two_entry_points() -> None:
+    assert set(TRAININGS) | set(EVALUATIONS) == set(RUNNABLE)
+    assert not [command for command in RUNNABLE if "$" in command or "\n" in command]
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_a_training_is_one_of_the_model_that_it_stands_for(command: str) -> None:
+    *starter, script = shlex.split(command)[:3]
+    config = read_config(TrainConfig, composed(command), TABLES)
+    assert starter == ["torchrun", "--nproc-per-node=8"] and (ROOT / script).is_file()
+    patch = f"_p{config.model.options['patch_size']}" if config.model.library == "xcit" else ""
+    assert config.model.name + patch == RUNNABLE[command].model
+    assert config.data.options["root"] == "/images"
+    assert config.train.batch_size(world_size=8) >= 1
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_an_evaluation_is_one_of_the_model_that_it_stands_for(command: str) -> None:
+    starter, script = shlex.split(command)[:2]
+    config = read_config(EvalConfig, composed(command), TABLES)
+    assert starter == "python" and (ROOT / script).is_file()
+    row, entry = RUNNABLE[command], find_published(config.checkpoint)
+    if entry:
+        assert (f"{entry.model}_p{entry.patch_size}", entry.file) == (row.model, row.weights)
+    else:
+        assert config.checkpoint.startswith(f"timm/{row.model}.")
+        assert config.checkpoint.removeprefix("timm/") in timm.list_pretrained()
+    assert config.data and config.data.options["root"] == "/images"
+
+
+@pytest.mark.parametrize("command", [c for c in EVALUATIONS if "timm/" in c])
+def test_an_evaluation_is_at_sizes_that_its_model_takes(command: str) -> None:
+    whole = evaluation.completed(read_config(EvalConfig, composed(command), TABLES), trained=None)
+    assert (len(whole.resolutions) > 5) == ("resolutions" in command)
+
+
+def test_what_follows_a_run_names_the_folder_of_a_run_that_comes_before_it() -> None:
+    made: set[str] = set()
+    for command in TRAININGS:
+        config = read_config(TrainConfig, composed(command), TABLES)
+        made.add(config.run_dir or "")
+        assert config.pretrained in {None, "fb_dist_in1k", *made}
+        if config.pretrained in made:
+            assert f"{config.model.name}_p{config.model.options['patch_size']}_" in str(config.pretrained)
+
+
+def test_every_published_file_has_its_row_and_its_numbers() -> None:
+    assert len(PUBLISHED) == 46
+    for entry in PUBLISHED.values():
+        rows = [(section, row) for section, row in ROWS if row.weights == entry.file]
+        if entry.top1 is None:
+            found = [row.published for section, row in rows if section == "table3"]
+            assert {"k-NN top-1": entry.knn} in found and {"linear top-1": entry.linear} in found
+        else:
+            ((_, row),) = [(section, row) for section, row in rows if section == "table2"]
+            assert row.published == {"top-1": entry.top1}
+            assert row.command and f"checkpoint={entry.file.removesuffix('.pth')} " in row.command
+            trained = [r for section, r in ROWS if section == "table2" and r.model == row.model and not r.weights]
+            assert {"top-1": entry.top1} in [r.published for r in trained]
+
+
+def test_every_switch_of_the_ablation_is_trained() -> None:
+    switches = {word for s, row in ROWS if s == "table4" for word in shlex.split(row.command or "") if "model." in word}
+    assert switches >= {
+        "model.lpi=false",
+        "model.attention=none",
+        "model.attention=self_attention",
+        "model.patch_embed=linear",
+        "model.l2_norm=false",
+        "model.temperature=false",
+        "model.pool=average",
+        "model.position=none",
+    }
+    base, *ablated = [row for section, row in ROWS if section == "table4"]
+    assert base.published == {"top-1": 82.0} and not any(row.published for row in ablated)
+
+
+@pytest.mark.parametrize("name", GMACS)
+def test_flops_are_twice_the_published_multiply_adds(name: str) -> None:
+    assert forward_flops(f"xcit_{name}", 224, patch_size=16) == pytest.approx(2e9 * GMACS[name], rel=0.02)
+
+
+def test_hours_follow_from_flops() -> None:
+    flops = 3 * 2 * 4.82e9 * 1_281_167 * 400
+    found = needs(f"{PAPER} data=imagenet", 100)
+    assert found and found.gpus == 8 and found.gmacs == pytest.approx(4.82, rel=0.02)
+    assert found.hours == pytest.approx(flops / (8 * 100e12) / 3600, rel=0.02)
+    alone = needs(f"{PAPER} data=imagenet".replace("torchrun --nproc-per-node=8", "python"), 50)
+    assert alone and alone.gpus == 1 and found.hours and alone.hours == pytest.approx(16 * found.hours)
+
+
+@pytest.mark.parametrize(
+    ("more", "ratio"),
+    [
+        (
+            "data=imagenet recipe=distill_hard",
+            1 + 15.95 / (3 * 4.82),
+        ),  # RegNetY-160's GMACs (timm's table), forward alone
+        ("data=imagenet recipe=paper_p8", 18.69 / 4.82),  # by the reference code's count
+        ("data=imagenet recipe=finetune_384", 30 / 400 * (384 / 224) ** 2),
+        ("data=imagenet recipe=progressive", (128**2 + 160**2 + 192**2 + 224**2) / (4 * 224**2)),
+        ("data=imagenet recipe=deit3", 2),
+        ("data=cifar10", 50_000 / 1_281_167 * 100 / 400),
+        ("data=inat data.year=2019", 265_213 / 1_281_167 * 300 / 400),
+    ],
+)
+def test_hours_follow_the_command(more: str, ratio: float) -> None:
+    base, found = needs(f"{PAPER} data=imagenet", 100), needs(f"{PAPER} {more}", 100)
+    assert base and found and base.hours and found.hours
+    assert found.hours / base.hours == pytest.approx(ratio, rel=0.02)
+
+
+def test_a_command_that_comes_later_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reproduce.LATER, "knn", "python scripts/knn.py checkpoint={weights} size={size}")
+    commands = [row.command for _, row in reproduce.every_row() if row.command and "knn.py" in row.command]
+    assert len(commands) == 4
+    assert commands[0] == "python scripts/knn.py checkpoint=xcit_small_12_cp16_dino size=224"
+
+
+def test_text_is_a_comment_and_a_command_in_one_piece(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    result = command("scripts/reproduce.py", "--list", "--only", "xcit_small_12_p16_384_dist")
+    assert result.status == 0, result.stderr
+    commands = [line for line in result.stdout.splitlines() if line and not line.startswith("#")]
+    assert commands == ["python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=$IMAGENET"]
+    assert "# xcit_s12_p16, at 384, distilled, evaluate | top-1 84.7 | 1 GPU, minutes\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("only", "shown"),
+    [
+        ("table5", "xcit_m24_p8, Mask R-CNN, 3× schedule | box mAP 48.5, mask mAP 43.7 | needs: —\n# not built yet\n"),
+        ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | — | needs: —\n# not built yet\n"),
+        ("DINO", "xcit_m24_p8, linear at 384 | linear top-1 80.9 | needs: —\n# not built yet\n"),
+        ("figure 2", "xcit_s12_p16, memory and time an image, by resolution | — | needs: —\n# not built yet\n"),
+    ],
+)
+def test_a_section_says_what_is_known(command: Command, only: str, shown: str) -> None:
+    result = command("scripts/reproduce.py", "--only", only)
+    assert result.status == 0, result.stderr
+    assert shown in result.stdout
+
+
+def test_nothing_is_claimed_beyond_the_paper() -> None:
+    beyond = [row for section, row in ROWS if section == "beyond"]
+    assert {reproduce.published_text("beyond", row) for row in beyond} == {"no claim"}
+    recipes = " ".join(row.command or "" for row in beyond)
+    for recipe in ("deit3", "deit3_finetune_384", "small_long", "muon", "low_resolution", "progressive"):
+        assert f"recipe={recipe}" in recipes
+
+
+def test_json_is_a_list_of_rows(command: Command) -> None:
+    result = command("scripts/reproduce.py", "--only", "xcit_n12_p16", "--json", "--tflops", "50")
+    assert result.status == 0, result.stderr
+    evaluated, trained, *others = json.loads(result.stdout)
+    assert len(others) == 4
+    assert evaluated["published"] == {"top-1": 69.9} and evaluated["needs"]["gpus"] == 1
+    assert trained["needs"] == {"gpus": 8, "estimate": True, "tflops": 50.0} | {
+        key: pytest.approx(value, rel=0.02) for key, value in {"hours": 1.2, "gmacs": 0.56}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "tabel4"], "--only=tabel4: unknown; did you mean table4?"),
+        (["--only", "..."], "--only=...: unknown"),
+        (["--tflops", "0"], "--tflops: 0: must be a number above 0"),
+        (["--tflops", "many"], "--tflops: many: must be a number above 0"),
+        (["--jsn"], "--jsn"),
+        (["table4"], "table4"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_one_line(command: Command, arguments: list[str], message: str) -> None:
+    result = command("scripts/reproduce.py", *arguments)
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
