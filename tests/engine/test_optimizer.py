@@ -1,14 +1,21 @@
 """Weight decay falls where it belongs, the rate goes as the recipe has it."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import xcit
-from xcit.engine.optimizer import make_optimizer, peak_lr
+from xcit.engine.numerics import grad_scaler
+from xcit.engine.optimizer import make_optimizer, parameter_groups, peak_lr
 from xcit.engine.schedule import make_schedule
+from xcit.engine.state import TrainingState, read_state
+from xcit.engine.task import Task
 from xcit.errors import InputError
+from xcit.storage import write_tensors
 from xcit.tasks import TASKS
 
 
@@ -73,3 +80,156 @@ def test_a_short_run_keeps_half_of_itself_for_the_cosine(epochs: int) -> None:
     assert lr[0] == pytest.approx(1e-6)
     assert lr[-1] == pytest.approx(1e-5)
     assert sum(rate == pytest.approx(1e-5) for rate in lr) == pytest.approx(epochs * 12 / 3, abs=1)
+
+
+# Layer-wise decay of the learning rate.
+
+
+def tiny(**options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return xcit.create_model("xcit_n12", **{"depth": 3, "patch_size": 8, "num_classes": 5} | options)
+
+
+class WithProjection(Task):
+    """A task with something to learn beside its model, as DINO's projection is."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny())
+        self.projection = torch.nn.Linear(5, 4)
+
+
+def by_name(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """name → the group that the parameter is in; each is in exactly one."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    found = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(name for name, _ in found) == sorted(names.values())
+    return dict(found)
+
+
+@pytest.mark.parametrize("make", [tiny, WithProjection, lambda: TASKS["classify"](tiny(), 5)])
+def test_rates_of_layers_rise_from_the_stem_to_the_head(make: Any) -> None:
+    module = make()
+    optimizer = make_optimizer(module, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
+    scales = {
+        name.removeprefix("model."): group.get("lr_scale", 1.0) for name, group in by_name(module, optimizer).items()
+    }
+    order = ["patch_embed", "blocks.0", "blocks.1", "blocks.2", "cls_attn_blocks.0", "cls_attn_blocks.1", "head"]
+    for place, layer in enumerate(reversed(order)):
+        assert {scale for name, scale in scales.items() if name.startswith(f"{layer}.")} == {0.5**place}, layer
+    assert scales["cls_token"] == scales["pos_embed.token_projection.weight"] == 0.5**6
+    assert scales["norm.weight"] == 0.5
+    assert {scale for name, scale in scales.items() if name.startswith("projection.")} <= {1.0}
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_decay_of_weights_does_not_depend_on_the_layers(layer_decay: float | None) -> None:
+    task = WithProjection()
+    optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=layer_decay)
+    for name, group in by_name(task, optimizer).items():
+        exempt = task.get_parameter(name).ndim == 1 or name.endswith(("cls_token", "temperature"))
+        assert group["weight_decay"] == (0.0 if exempt else 0.05), name
+
+
+def test_the_schedule_keeps_the_proportion_of_the_layers() -> None:
+    task = WithProjection()
+    optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
+    schedule = make_schedule(
+        optimizer, epochs=10, updates_per_epoch=2, warmup_epochs=2, warmup_lr=1e-6, cooldown_epochs=2, min_lr=1e-5
+    )
+    groups = by_name(task, optimizer)
+    for step in range(20):
+        schedule.step_update(step)
+        full = groups["projection.weight"]["lr"]
+        assert groups["model.head.weight"]["lr"] == pytest.approx(full)
+        assert groups["model.blocks.0.mlp.fc1.weight"]["lr"] == pytest.approx(0.5**5 * full)
+    assert full == pytest.approx(1e-5)
+
+
+def test_a_layer_moves_as_far_as_its_rate_says() -> None:
+    """Adam's first step is the rate itself, wherever there is a gradient."""
+    task = TASKS["classify"](tiny(), 5)
+    optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.0, options={}, layer_decay=0.5)
+    schedule = make_schedule(
+        optimizer, epochs=1, updates_per_epoch=4, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-3
+    )
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    schedule.step_update(0)
+    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    optimizer.step()
+    for name, scale in (("head.bias", 1), ("cls_attn_blocks.1.mlp.fc2.bias", 0.5), ("blocks.0.gamma2", 0.5**5)):
+        moved = (task.model.get_parameter(name) - before[f"model.{name}"]).abs().max()
+        assert moved.item() == pytest.approx(1e-3 * scale, rel=1e-2), name
+
+
+def test_a_model_that_does_not_tell_its_layers_is_refused() -> None:
+    with pytest.raises(InputError, match=r"optim\.layer_decay=0\.5: the model does not tell its layers"):
+        make_optimizer(Task(torch.nn.Linear(1, 1)), name="adamw", lr=1, weight_decay=0, options={}, layer_decay=0.5)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
+def test_layers_of_timms_models_are_told(name: str) -> None:
+    task = TASKS["classify"](xcit.create_model("timm", name=name, num_classes=5), 5)
+    optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
+    scales = {group.get("lr_scale", 1.0) for group in by_name(task, optimizer).values()}
+    assert max(scales) == 1 and min(scales) < 0.5
+
+
+# Muon.
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("name", ["muon", "adamuon"])
+def test_muon_gets_the_matrices_of_hidden_layers_and_adamw_the_rest(name: str, layer_decay: float | None) -> None:
+    task = TASKS["classify"](tiny(), 5)
+    optimizer = make_optimizer(task, name=name, lr=1e-3, weight_decay=0.05, options={}, layer_decay=layer_decay)
+    before = {key: p.detach().clone() for key, p in task.named_parameters()}
+    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    optimizer.step()
+    told = by_name(task, optimizer)
+    for key, parameter in task.named_parameters():
+        hidden = key.endswith(
+            ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "q.weight", "k.weight", "v.weight")
+        )
+        assert optimizer.state[parameter]["use_muon"] is hidden, key
+        assert told[key].get("use_fallback", False) is not hidden, key
+        assert not torch.equal(parameter, before[key]), key
+    assert sum(state["use_muon"] for state in optimizer.state.values()) == 3 * 4 + 2 * 6
+
+
+def test_groups_for_muon_are_those_of_any_optimiser() -> None:
+    """With another optimiser they decay as ever, and their mark changes nothing."""
+    groups = parameter_groups(TASKS["classify"](tiny(), 5), 0.05, None)
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    assert all(isinstance(group["params"], list) for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("adamw", {}), ("muon", {}), ("lamb", {}), ("momentum", {"momentum": 0.9})]
+)
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
+    name: str, options: dict, layer_decay: float | None, tmp_path: Path
+) -> None:
+    def begin() -> TrainingState:
+        task = TASKS["classify"](tiny(), 5)
+        arguments = {"lr": 1e-3, "weight_decay": 0.05, "options": options, "layer_decay": layer_decay}
+        optimizer = make_optimizer(task, name=name, **arguments)
+        return TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"classes": ["a"]})
+
+    def step(state: TrainingState, seed: int) -> None:
+        images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        state.task(SimpleNamespace(images=images, targets=torch.eye(5)[:4])).backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+    whole = begin()
+    for seed in range(3):
+        step(whole, seed)
+    halted, resumed = begin(), begin()
+    for seed in range(2):
+        step(halted, seed)
+    write_tensors(tmp_path / "last.pt", halted.state_dict())
+    resumed.load_state_dict(read_state(tmp_path / "last.pt"), "last.pt")
+    step(resumed, 2)
+    for key, value in resumed.task.state_dict().items():
+        assert torch.equal(value, whole.task.state_dict()[key]), key

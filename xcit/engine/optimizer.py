@@ -49,8 +49,10 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
     exceptions = {"no_weight_decay_list": undecayed(layered), "fallback_list": not_for_muon(layered)}
     groups = param_groups_layer_decay(layered, weight_decay, layer_decay=layer_decay, **exceptions)
     covered = {id(parameter) for group in groups for parameter in group["params"]}
-    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in covered]
-    return [*groups, *([{"params": rest, "weight_decay": weight_decay}] if rest else [])]
+    for group in parameter_groups(module, weight_decay, None):
+        rest = [parameter for parameter in group["params"] if id(parameter) not in covered]
+        groups += [group | {"params": rest}] if rest else []
+    return groups
 
 
 def undecayed(module: nn.Module) -> set[str]:

@@ -51,7 +51,7 @@ class TrainingState:
             "format": FORMAT,
             "task": self.task.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": {"name": type(self.optimizer).__name__, "state": self.optimizer.state_dict()["state"]},
+            "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -76,11 +76,26 @@ class TrainingState:
         name = type(self.optimizer).__name__
         if content["optimizer"]["name"] != name:
             raise InputError(f"{origin}: was trained with {content['optimizer']['name']}, optim.name asks for {name}")
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": content["optimizer"]["state"]})
+        self.restore_optimizer(content["optimizer"], origin)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]
         self.identity["tracker"] = content["identity"].get("tracker")
+
+    def restore_optimizer(self, saved: Mapping[str, Any], origin: str) -> None:
+        """Bring back what the optimiser has gathered: by parameter, and by group as LAMB counts its steps."""
+        now = self.optimizer.state_dict()["param_groups"]
+        before = saved["param_groups"]
+        if [len(group["params"]) for group in now] != [len(group["params"]) for group in before]:
+            raise InputError(
+                f"{origin}: groups its parameters otherwise; optim.layer_decay, optim.weight_decay=0 and train.freeze "
+                "must be as they were"
+            )
+        gathered = [
+            {key: value for key, value in group.items() if key not in fresh and key != "initial_lr"} | fresh
+            for group, fresh in zip(before, now, strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": gathered})
 
 
 def read_state(path: Path) -> Mapping[str, Any]:

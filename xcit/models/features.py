@@ -15,8 +15,7 @@ class FeatureMaps(nn.Module):
 
     def __init__(self, model: XCiT, out_indices: Sequence[int]) -> None:
         super().__init__()
-        depth = len(model.blocks)
-        self.out_indices = tuple(index % depth for index in out_indices)
+        self.out_indices = tuple(model.layer_numbers(out_indices))
         self.feature_info = FeatureInfo([model.feature_info[index] for index in self.out_indices])
         model.blocks = model.blocks[: max(self.out_indices) + 1]
         for part in ("cls_token", "cls_attn_blocks", "norm", "head"):

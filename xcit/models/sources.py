@@ -1,14 +1,15 @@
 """Where weights come from: a file, a run folder, a folder of the hub's, or the name of published ones."""
 
+import os
 import re
 import sys
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from ..checkpoint import LAST, find_checkpoint
 from ..errors import InputError, did_you_mean
@@ -61,24 +62,42 @@ def find_in_folder(folder: Path) -> Path:
 
 def download(url: str) -> Path:
     """The file at an address, by way of torch.hub's cache; checked against the hash in its name where there is one."""
-    name = Path(urlparse(url).path).name
-    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
     if not path.is_file():
-        stated = STATED_HASH.search(name)
+        print(f"downloading {url} to {path}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            print(f"downloading {url} to {path}", file=sys.stderr)
-            torch.hub.download_url_to_file(url, str(path), stated and stated[1], progress=sys.stderr.isatty())
+            fetch(url, path)
         except (OSError, HTTPException, RuntimeError) as error:
             raise cannot_download(url, error) from None
     return path
+
+
+def fetch(url: str, path: Path) -> None:
+    """Put what is at an address into a file, whole or not at all."""
+    stated_hash, length = STATED_HASH.search(path.name), stated_length(url)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.hub.download_url_to_file(url, str(aside), stated_hash and stated_hash[1], progress=sys.stderr.isatty())
+        if length is not None and aside.stat().st_size != length:
+            raise OSError(f"broke off after {aside.stat().st_size} of {length} bytes")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def stated_length(url: str) -> int | None:
+    """The bytes that a server says it will send: torch.hub takes a transfer that breaks off for a whole one."""
+    with urlopen(Request(url, method="HEAD")) as answer:
+        length = answer.headers.get("Content-Length")
+    return int(length) if length else None
 
 
 def from_hub(repository: str) -> Path:
     """model.safetensors of a repository on the Hugging Face hub, by way of its cache."""
     try:
         return Path(hf_hub_download(repository, HUB_FILE))
-    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+    except Exception as error:  # its own, and those of the transport, whose library it has changed before
         raise cannot_download(f"{HUB_PREFIX}{repository}", error) from None
 
 

@@ -36,7 +36,10 @@ def timm_model(
     if not timm.is_model(architecture):
         raise InputError(unknown(name, "model.name", timm.list_models()))
     arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        raise InputError(unknown(name, "model.name", timm.list_pretrained(f"{architecture}.*"))) from None
     sizes: list[dict[str, Any]] = [{}]
     if config is not None and config.fixed_input_size:
         # Not every such model has both switches; one without either is built for the size of its weights.

@@ -102,6 +102,8 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
     there = {key: value for key, value in state.items() if key.startswith(head)}
     if here.keys() == there.keys() and all(here[key].shape[:1] == there[key].shape[:1] for key in here):
         return state, None
+    if here and there and here.keys() != there.keys():
+        return state, None  # no classifier of another size, but half of one: an error like any other
     rest = {key: value for key, value in state.items() if key not in there}
     if not here:
         notice = f"its classifier of {outputs(there)} classes is left out, as the model has none"

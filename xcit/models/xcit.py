@@ -167,11 +167,7 @@ class XCiT(HubMixin):
 
         Layers count from 0, or from the end when negative. Nothing behind the last of them is computed.
         """
-        depth = len(self.blocks)
-        for index in indices:
-            if not -depth <= index < depth:
-                raise InputError(f"indices={list(indices)}: layer {index} is not in -{depth} … {depth - 1}")
-        wanted = [index % depth for index in indices]
+        wanted = self.layer_numbers(indices)
         x, grid = self.embed(images)
         maps: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
@@ -179,6 +175,14 @@ class XCiT(HubMixin):
             if i in wanted:
                 maps[i] = x.mT.unflatten(-1, grid)
         return [maps[i] for i in wanted]
+
+    def layer_numbers(self, indices: Sequence[int]) -> list[int]:
+        """The layers that are meant, counted from 0."""
+        depth = len(self.blocks)
+        for index in indices:
+            if not -depth <= index < depth:
+                raise InputError(f"indices={list(indices)}: layer {index} is not in -{depth} … {depth - 1}")
+        return [index % depth for index in indices]
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch tokens with their positions, (B, N, C), and their grid."""
@@ -211,6 +215,7 @@ class XCiT(HubMixin):
             self.head = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+        self.head.train(self.training)
         self.num_classes = self.pretrained_cfg["num_classes"] = num_classes
         self.init_options()["num_classes"] = num_classes
 

@@ -58,8 +58,8 @@ class Teacher:
             channels = [images.new_tensor(values)[:, None, None] for values in (*theirs[1:3], *mine[1:3])]
             student_mean, student_std, mean, std = channels
             images = (images * student_std + student_mean - mean) / std
-        if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return images
 

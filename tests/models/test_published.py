@@ -1,0 +1,97 @@
+"""The table of published weights is the authors', and every name that one may know a file by leads to it."""
+
+import re
+import urllib.parse
+from collections import Counter
+
+import pytest
+import timm
+
+import xcit
+from xcit.models.published import BY_FILE, BY_TIMM_NAME, HOST, PUBLISHED, Published, find_published
+
+ENTRIES = list(PUBLISHED.values())
+CLASSIFIERS = [entry for entry in ENTRIES if entry.timm_name]
+FILE_NAME = re.compile(
+    r"xcit_(nano_12|tiny_12|tiny_24|small_12|small_24|medium_24|large_24)_p(16|8)_(224|224_dist|384_dist)\.pth"
+    r"|xcit_(small_12|medium_24)_cp(16|8)_dino\.pth"
+)
+
+
+def test_there_are_42_classifiers_and_4_backbones_each_once() -> None:
+    assert len(ENTRIES) == 46
+    assert Counter(entry.tag for entry in ENTRIES) == {
+        "fb_in1k": 14,
+        "fb_dist_in1k": 14,
+        "fb_dist_in1k_384": 14,
+        "fb_dino": 4,
+    }
+    for values in ([entry.name for entry in ENTRIES], [entry.url for entry in ENTRIES], list(BY_FILE)):
+        assert len(set(values)) == 46
+    assert len(BY_TIMM_NAME) == 42
+    assert xcit.list_pretrained() == [entry.name for entry in ENTRIES]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_an_entry_is_found_by_all_its_names(entry: Published) -> None:
+    assert FILE_NAME.fullmatch(entry.file)
+    assert entry.url == urllib.parse.urljoin(HOST, entry.file)
+    for name in (entry.name, entry.file, entry.file.removesuffix(".pth")):
+        assert find_published(name) is entry
+    if entry.timm_name:
+        assert find_published(entry.timm_name) is entry
+        assert find_published(f"timm/{entry.timm_name}") is entry
+    assert entry.model in xcit.list_models()
+    assert entry.name in xcit.list_pretrained(entry.model)
+    digits = re.search(r"_c?p(\d+)_(\d+|dino)", entry.file)
+    assert digits and digits[1] == str(entry.patch_size)
+    assert digits[2] in ("dino", str(entry.input_size))
+
+
+@pytest.mark.parametrize("entry", CLASSIFIERS, ids=lambda entry: entry.name)
+def test_timm_has_the_same_under_that_name(entry: Published) -> None:
+    """Size and crop are those that it evaluates them with, and its source is the authors' file of this entry."""
+    theirs = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=False)
+    assert theirs is not None and theirs.tag == str(entry.timm_name).partition(".")[2]
+    assert theirs.input_size == (3, entry.input_size, entry.input_size)
+    assert theirs.crop_pct == entry.crop_ratio
+    assert theirs.num_classes == entry.num_classes == 1000
+    assert theirs.url == entry.url
+
+
+def test_timm_has_no_more_of_them() -> None:
+    assert set(BY_TIMM_NAME) == set(timm.list_pretrained("xcit_*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "top1"),
+    [
+        ("xcit_n12_p16.fb_in1k", 69.9),
+        ("xcit_t24_p8.fb_dist_in1k", 82.6),
+        ("xcit_s12_p16.fb_in1k", 82.0),
+        ("xcit_s12_p16.fb_dist_in1k", 83.3),
+        ("xcit_s12_p16.fb_dist_in1k_384", 84.7),
+        ("xcit_m24_p16.fb_dist_in1k_384", 85.4),
+        ("xcit_l24_p8.fb_dist_in1k_384", 86.0),
+    ],
+)
+def test_accuracies_are_the_papers(name: str, top1: float) -> None:
+    assert PUBLISHED[name].top1 == top1
+
+
+def test_accuracies_of_backbones_are_the_papers() -> None:
+    found = {entry.file: (entry.knn, entry.linear) for entry in ENTRIES if entry.tag == "fb_dino"}
+    assert found == {
+        "xcit_small_12_cp16_dino.pth": (76.0, 77.8),
+        "xcit_small_12_cp8_dino.pth": (77.1, 79.2),
+        "xcit_medium_24_cp16_dino.pth": (76.4, 78.8),
+        "xcit_medium_24_cp8_dino.pth": (77.9, 80.3),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", ".pth", "xcit_s12", "xcit_s12_p16", "xcit_small_12_p16", "fb_in1k", "xcit_small_12_p16_224.fb_in22k"],
+)
+def test_part_of_a_name_is_none(name: str) -> None:
+    assert find_published(name) is None

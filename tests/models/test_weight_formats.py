@@ -1,0 +1,178 @@
+"""Weights are found wherever training scripts keep them, and whichever of them are meant."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from timm.utils import ModelEmaV3
+
+import xcit
+from xcit.checkpoint import LAST
+from xcit.engine.numerics import grad_scaler
+from xcit.engine.state import TrainingState
+from xcit.storage import write_safetensors, write_tensors
+from xcit.tasks import TASKS
+
+from .examples import authors_state, moved, same, snapshot, tiny
+
+pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
+
+RAW = tiny().state_dict()
+EMA = moved(RAW, 0.25)
+TAKEN = "holds raw weights and their moving average, which is taken"  # where none was asked for
+
+
+def loaded(source: Any, kind: str | None = None) -> dict[str, torch.Tensor]:
+    """What a model holds after loading, without a notice."""
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(5)
+    xcit.load_weights(model, source, kind)
+    return model.state_dict()
+
+
+def with_prefix(state: dict[str, torch.Tensor], prefix: str = "module.") -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RAW,
+        with_prefix(RAW),
+        authors_state(RAW),
+        {"model": RAW},
+        {"model": with_prefix(authors_state(RAW)), "optimizer": {"state": {}}, "epoch": 3},
+        {"state_dict": RAW, "arch": "xcit"},
+        {"state_dict": with_prefix(RAW)},
+        {"model": RAW, "model_ema": None},
+    ],
+    ids=["bare", "DDP", "authors", "model", "authors, DDP", "state_dict", "state_dict, DDP", "no EMA kept"],
+)
+def test_every_wrapping_is_taken_off(content: dict, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    assert same(loaded(tmp_path / "weights.pth"), RAW)
+    assert same(loaded(str(tmp_path / "weights.pth"), "raw"), RAW)
+    assert same(loaded(content), RAW)
+
+
+@pytest.mark.parametrize(("raw", "ema"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
+@pytest.mark.parametrize("form", [dict, authors_state, with_prefix])
+def test_the_moving_average_is_taken_where_there_is_one(raw: str, ema: str, form: Any, tmp_path: Path) -> None:
+    torch.save({raw: form(RAW), ema: form(EMA)}, tmp_path / "both.pth")
+    with pytest.warns(xcit.Notice, match=TAKEN):
+        assert same(loaded(tmp_path / "both.pth"), EMA)
+    assert same(loaded(tmp_path / "both.pth", "ema"), EMA)
+    assert same(loaded(tmp_path / "both.pth", "raw"), RAW)
+
+
+def test_an_average_that_is_not_there_is_named(tmp_path: Path) -> None:
+    torch.save({"model": RAW}, tmp_path / "raw.pth")
+    with pytest.raises(xcit.InputError, match=r"weights=ema: .*raw\.pth holds raw alone"):
+        xcit.load_weights(tiny(), tmp_path / "raw.pth", "ema")
+
+
+def test_the_authors_training_checkpoint_loads(tmp_path: Path) -> None:
+    """Beside the weights it holds the arguments of the command, as an argparse.Namespace."""
+    arguments = argparse.Namespace(model="xcit_nano_12_p8", lr=5e-4, output_dir=None, distributed=True)
+    content = {"model": authors_state(RAW), "model_ema": authors_state(EMA), "args": arguments, "epoch": 399}
+    torch.save(content | {"optimizer": {"state": {}, "param_groups": []}}, tmp_path / "checkpoint.pth")
+    assert same(loaded(tmp_path / "checkpoint.pth", "raw"), RAW)
+
+
+def test_safetensors_load(tmp_path: Path) -> None:
+    safetensors.torch.save_file(RAW, tmp_path / "theirs.safetensors")
+    write_safetensors(tmp_path / "ours.safetensors", authors_state(RAW))
+    assert same(loaded(tmp_path / "theirs.safetensors"), RAW)
+    assert same(loaded(tmp_path / "ours.safetensors"), RAW)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x10\0\0\0\0\0\0\0{"])
+def test_damaged_safetensors_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(content)
+    with pytest.raises(xcit.InputError, match=r"cut\.safetensors: not a file of weights"):
+        xcit.load_weights(tiny(), tmp_path / "cut.safetensors")
+
+
+def test_weights_of_half_precision_load_as_the_models(tmp_path: Path) -> None:
+    half = {key: value.half() if value.is_floating_point() else value for key, value in RAW.items()}
+    torch.save(half, tmp_path / "half.pth")
+    state = loaded(tmp_path / "half.pth")
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(state[key], half[key].to(state[key].dtype)) for key in state)
+
+
+def a_run(folder: Path, *, ema: bool) -> Path:
+    """A run folder with its last checkpoint, by the code that training writes it with."""
+    task = TASKS["classify"](tiny(), 7)
+    average = ModelEmaV3(task, decay=0.9) if ema else None
+    if average:
+        average.module.model.load_state_dict(EMA)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    state = TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), average, {"classes": ["a"]})
+    (folder / LAST).parent.mkdir(parents=True)
+    write_tensors(folder / LAST, state.state_dict())
+    return folder
+
+
+@pytest.mark.parametrize("what", [".", LAST])
+def test_a_run_gives_its_average_or_what_it_trained(what: str | Path, tmp_path: Path) -> None:
+    source = a_run(tmp_path / "run", ema=True) / what
+    with pytest.warns(xcit.Notice, match=TAKEN):
+        assert same(loaded(source), EMA)
+    assert same(loaded(source, "ema"), EMA)
+    assert same(loaded(source, "raw"), RAW)
+
+
+def test_a_run_without_an_average_gives_what_it_trained(tmp_path: Path) -> None:
+    source = a_run(tmp_path / "run", ema=False)
+    assert same(loaded(source), RAW)
+    with pytest.raises(xcit.InputError, match=r"weights=ema: .*last\.pt holds raw alone"):
+        xcit.load_weights(tiny(), source, "ema")
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
+    with pytest.raises(xcit.InputError, match=r"holds neither a run's .*last\.pt nor model\.safetensors"):
+        xcit.load_weights(tiny(), tmp_path)
+
+
+def test_dino_gives_the_teachers_backbone(tmp_path: Path) -> None:
+    """The published accuracies are the teacher's; the student's weights in one's place went unnoticed (dino#79)."""
+    backbone = authors_state(tiny(num_classes=0).state_dict())
+    student, teacher = moved(backbone, 0.5), moved(backbone, 0.25)
+    projection = {"head.mlp.0.weight": torch.ones(3, 128), "head.last_layer.weight_g": torch.ones(3, 1)}
+    content = {
+        "student": with_prefix(with_prefix(student, "backbone.") | projection),
+        "teacher": with_prefix(teacher, "backbone.") | projection,
+        "args": argparse.Namespace(arch="xcit_small_12_p16"),
+        "dino_loss": {"center": torch.zeros(1, 3)},
+    }
+    torch.save(content, tmp_path / "dino_full.pth")
+    without_head = tiny(num_classes=0)
+    xcit.load_weights(without_head, tmp_path / "dino_full.pth")
+    assert same(authors_state(without_head.state_dict()), teacher)
+
+    classifier = tiny()
+    head = {key: value for key, value in snapshot(classifier).items() if key.startswith("head.")}
+    with pytest.warns(xcit.Notice, match="holds no classifier; the model's of 7 classes starts anew"):
+        xcit.load_weights(classifier, content)
+    assert same(authors_state(classifier.state_dict()), teacher | head)
+
+
+def test_the_published_backbone_of_dino_is_a_bare_state(tmp_path: Path) -> None:
+    backbone = tiny(num_classes=0).state_dict()
+    torch.save(authors_state(backbone), tmp_path / "xcit_small_12_cp16_dino.pth")
+    model = xcit.create_model("xcit_n12", depth=2, patch_size=8, num_classes=0)
+    xcit.load_weights(model, tmp_path / "xcit_small_12_cp16_dino.pth")
+    assert same(model.state_dict(), backbone)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1}}, {"model": "xcit"}])
+def test_a_file_without_weights_is_refused(content: dict, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "nothing.pth")
+    with pytest.raises(xcit.InputError, match=r"nothing\.pth: (holds no state dict|belongs to another)"):
+        xcit.load_weights(tiny(), tmp_path / "nothing.pth")

@@ -1,0 +1,318 @@
+"""Distillation: what is learnt from the teacher, what it gets to see, and that it stays outside the student."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+import xcit
+from xcit.engine.freezing import freeze
+from xcit.engine.numerics import grad_scaler
+from xcit.engine.optimizer import make_optimizer
+from xcit.engine.state import TrainingState
+from xcit.models.data_settings import DataSettings
+from xcit.tasks import TASKS, teacher
+from xcit.tasks.distill import Distill
+from xcit.tasks.teacher import Teacher
+
+CPU = torch.device("cpu")
+TEACHER_MEAN, TEACHER_STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
+
+
+class Recorder(nn.Module):
+    """A teacher that answers with set logits, counts its calls in a BatchNorm, and keeps the images that it was shown.
+
+    Its settings are not the student's: other mean, other deviation, and images of 24 pixels.
+    """
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, classes)
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.5)
+        self.images: list[Tensor] = []
+        self.pretrained_cfg = {
+            "input_size": (3, 24, 24),
+            "mean": TEACHER_MEAN,
+            "std": TEACHER_STD,
+            "num_classes": classes,
+            "classifier": "head",
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images.append(images)
+        return self.head(self.drop(self.norm(images)).mean(dim=(2, 3)))
+
+
+class Student(nn.Module):
+    """As small as a model can be that has the settings of ImageNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(images).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """What every teacher is in these tests; `asked` are the arguments that it was asked for with."""
+    torch.manual_seed(1)
+    model = Recorder()
+    model.asked = []
+
+    def create_model(*names: str, **options: Any) -> nn.Module:
+        model.asked.append((*names, options))
+        return model
+
+    monkeypatch.setattr(teacher, "create_model", create_model)
+    return model
+
+
+def begun(**options: Any) -> Distill:
+    torch.manual_seed(0)
+    task = TASKS["distill"](Student(), 3, **options)
+    task.begin_training(CPU)
+    assert isinstance(task, Distill)
+    return task.train()
+
+
+def batch(size: int = 24) -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
+    return SimpleNamespace(images=torch.randn(2, 3, size, size, generator=generator), targets=mixed)
+
+
+def answers(task: Distill, of: SimpleNamespace, fake: Recorder) -> tuple[Tensor, Tensor]:
+    """(student's logits, teacher's), in the modes in which training has them."""
+    with torch.no_grad():
+        before = {key: value.clone() for key, value in task.model.state_dict().items()}
+        student = task.model(of.images)
+        task.model.load_state_dict(before)
+        assert task.teacher is not None
+        taught = task.teacher(of.images)
+    fake.images.clear()
+    return student, taught
+
+
+def cross_entropy_by_hand(logits: Tensor, targets: Tensor) -> Tensor:
+    return -(targets * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1).mean()
+
+
+def test_hard_distillation_is_the_cross_entropy_with_the_teachers_class(fake: Recorder) -> None:
+    task, images = begun(kind="hard", alpha=1.0), batch()
+    student, taught = answers(task, images, fake)
+    chosen = torch.zeros(2, 3)
+    for image, logits in enumerate(taught.tolist()):
+        chosen[image, logits.index(max(logits))] = 1
+    torch.testing.assert_close(task(images), cross_entropy_by_hand(student, chosen))
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_soft_distillation_is_the_divergence_at_a_temperature(tau: float, fake: Recorder) -> None:
+    task, images = begun(kind="soft", alpha=1.0, tau=tau), batch()
+    student, taught = answers(task, images, fake)
+    p, q = (torch.exp(x / tau) / torch.exp(x / tau).sum(1, keepdim=True) for x in (taught, student))
+    torch.testing.assert_close(task(images), tau**2 * (p * (p / q).log()).sum(1).mean())
+
+
+def test_soft_distillation_vanishes_where_the_two_agree(fake: Recorder) -> None:
+    task = begun(kind="soft", tau=2.0)
+    logits = torch.randn(4, 3)
+    assert task.distance(logits, logits + 5).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_alpha_mixes_labels_and_teacher(alpha: float, loss: str, kind: str, fake: Recorder) -> None:
+    images = batch()
+    task = begun(alpha=alpha, loss=loss, kind=kind)
+    student, taught = answers(task, images, fake)
+    labels = TASKS["classify"](task.model, 3, loss=loss).classification_loss(student, images.targets)
+    torch.testing.assert_close(task(images), (1 - alpha) * labels + alpha * task.distance(student, taught))
+
+
+def test_the_recipes_default_is_half_the_teachers_class() -> None:
+    task = TASKS["distill"](Student(), 3)
+    assert (task.kind, task.alpha, task.tau, task.teacher_name) == ("hard", 0.5, 1.0, "regnety_160.deit_in1k")
+
+
+def test_binary_cross_entropy_takes_every_class_of_a_mixed_image_for_right() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.3]])
+    task = TASKS["classify"](nn.Identity(), 3, loss="binary_cross_entropy")
+    p = 1 / (1 + (-logits).exp())
+    right = torch.tensor([[True, True, False], [False, False, True]])
+    expected = -torch.where(right, p.log(), (1 - p).log()).mean()
+    torch.testing.assert_close(task.classification_loss(logits, batch().targets), expected)
+
+
+@pytest.mark.parametrize("size", [24, 16, 40])
+def test_the_teacher_sees_the_images_as_it_is_used_to_them(size: int, fake: Recorder) -> None:
+    task, images = begun(), batch(size)
+    task(images)
+    (seen,) = fake.images
+    student = DataSettings()
+    mean, std, teacher_mean, teacher_std = (
+        torch.tensor(values)[:, None, None] for values in (student.mean, student.std, TEACHER_MEAN, TEACHER_STD)
+    )
+    expected = (images.images * std + mean - teacher_mean) / teacher_std
+    if size != 24:
+        expected = F.interpolate(expected, (24, 24), mode="bicubic", antialias=True)
+    torch.testing.assert_close(seen, expected)
+    assert not torch.allclose(seen.mean(), images.images.mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+def test_images_that_are_not_square_are_brought_to_its_size_too(shape: tuple[int, int], fake: Recorder) -> None:
+    task = begun()
+    task.teacher(torch.zeros(1, 3, *shape))
+    assert fake.images[0].shape == (1, 3, 24, 24)
+
+
+def test_its_size_can_be_set(fake: Recorder) -> None:
+    task = begun(teacher_image_size=20)
+    assert fake.asked[0][-1]["image_size"] == 20
+    task(batch(24))
+    assert fake.images[0].shape[-2:] == (20, 20)
+
+
+def test_a_teacher_with_the_students_settings_sees_the_students_images(fake: Recorder) -> None:
+    plain = DataSettings()
+    fake.pretrained_cfg |= {"mean": plain.mean, "std": plain.std}
+    task, images = begun(), batch()
+    task(images)
+    assert fake.images[0] is images.images
+
+
+def test_the_teacher_is_no_part_of_the_student(fake: Recorder) -> None:
+    """Not among its parameters, weights and modules; not in its average, its optimiser or its checkpoints."""
+    task, plain = begun(), TASKS["classify"](Student(), 3)
+    assert task.teacher is not None and task.teacher.model is fake
+    assert task.state_dict().keys() == plain.state_dict().keys()
+    assert [name for name, _ in task.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert fake not in list(task.modules())
+    optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.1, options={})
+    learning = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert not learning & {id(p) for p in fake.parameters()}
+    saved = TrainingState(task, optimizer, grad_scaler(CPU, "fp32"), ModelEmaV3(task, decay=0.9)).state_dict()
+    assert saved["task"].keys() == saved["ema"].keys() == plain.state_dict().keys()
+
+
+def test_the_average_does_not_copy_the_teacher(fake: Recorder) -> None:
+    """As train.py orders it, the average is made before there is a teacher; after, it must not double its memory."""
+    task = TASKS["distill"](Student(), 3)
+    average = ModelEmaV3(task, decay=0.9)
+    task.begin_training(CPU)
+    average.update(task)
+    assert average.module.teacher is None
+    assert task.teacher is not None
+
+
+def test_the_teacher_does_not_learn(fake: Recorder) -> None:
+    before = copy.deepcopy(fake.state_dict())
+    task = begun()
+    assert not any(part.training for part in fake.modules()), "dropout is off, statistics stay"
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    for _ in range(3):
+        task.train()
+        task(batch()).backward()
+        optimizer.step()
+    assert not any(p.requires_grad or p.grad is not None for p in fake.parameters())
+    for key, value in fake.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is not None for p in task.parameters())
+
+
+def test_a_frozen_student_leaves_the_teacher_alone(fake: Recorder) -> None:
+    task = begun()
+    freeze(task.model, ["norm"])
+    task(batch()).backward()
+    assert [name for name, p in task.named_parameters() if p.grad is not None] == [
+        "model.head.weight",
+        "model.head.bias",
+    ]
+
+
+def test_a_batch_before_the_teacher_is_there_is_an_error() -> None:
+    with pytest.raises(xcit.InputError, match="begin_training must come before the first batch"):
+        TASKS["distill"](Student(), 3)(batch())
+
+
+def test_evaluation_never_needs_the_teacher(fake: Recorder) -> None:
+    task = TASKS["distill"](Student(), 3)
+    evaluator = task.eval().evaluator()
+    labels = torch.tensor([0, 2])
+    evaluator.update(SimpleNamespace(images=batch().images, labels=labels, targets=F.one_hot(labels, 3).float()))
+    assert evaluator.compute()["images"] == 2
+    assert fake.asked == [] and fake.images == []
+
+
+def test_published_weights_are_asked_for_by_timms_name(fake: Recorder) -> None:
+    begun(teacher="regnety_160.deit_in1k")
+    assert fake.asked == [
+        ("timm", {"name": "regnety_160.deit_in1k", "num_classes": 3, "image_size": None, "pretrained": True})
+    ]
+
+
+def test_a_teacher_of_other_classes_is_refused(fake: Recorder) -> None:
+    fake.pretrained_cfg["num_classes"] = 1000
+    with pytest.raises(xcit.InputError, match=r"task\.teacher=some: tells 1000 classes apart, the data have 3"):
+        begun(teacher="some")
+
+
+# Teachers that are really built; timm's smallest.
+
+
+def a_teacher(weights: Path, name: str = "test_resnet", **options: Any) -> Teacher:
+    arguments = {"weights": str(weights), "image_size": None, "student": DataSettings(), "device": CPU}
+    return Teacher(name, 3, **arguments | options)
+
+
+def test_a_teacher_has_the_weights_that_it_was_given(tmp_path: Path) -> None:
+    source = xcit.create_model("timm", name="test_resnet", num_classes=3).eval()
+    torch.save({"model": source.state_dict()}, tmp_path / "teacher.pth")
+    ours = a_teacher(tmp_path / "teacher.pth")
+    images = torch.randn(2, 3, 160, 160)
+    assert ours.image_size == 160, "the size of test_resnet"
+    torch.testing.assert_close(ours(ours_to_student(images, ours)), source(images), rtol=1e-4, atol=1e-4)
+
+
+def ours_to_student(images: Tensor, of: Teacher) -> Tensor:
+    """The images, normalised for that teacher, as the student would have been given them."""
+    mine, student = of.settings, DataSettings()
+    mean, std, student_mean, student_std = (
+        torch.tensor(values)[:, None, None] for values in (mine.mean, mine.std, student.mean, student.std)
+    )
+    return (images * std + mean - student_mean) / student_std
+
+
+@pytest.mark.parametrize("classes", [5, 0])
+def test_weights_for_other_classes_are_refused_and_no_classifier_starts_anew(classes: int, tmp_path: Path) -> None:
+    source = xcit.create_model("timm", name="test_resnet", num_classes=classes)
+    torch.save(source.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(xcit.InputError, match=r"task\.teacher_weights=.*other\.pth: ") as caught:
+        a_teacher(tmp_path / "other.pth")
+    assert "fc.weight" in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    torch.save(xcit.create_model("timm", name="test_vit", num_classes=3).state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(xcit.InputError, match=r"task\.teacher_weights=.*vit\.pth: belongs to another architecture"):
+        a_teacher(tmp_path / "vit.pth")
+
+
+def test_an_xcit_teaches_too(tmp_path: Path) -> None:
+    source = xcit.create_model("xcit_n12", num_classes=3).eval()
+    torch.save(source.state_dict(), tmp_path / "xcit.pth")
+    ours = a_teacher(tmp_path / "xcit.pth", "xcit_nano_12_p16_224", image_size=32)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), source(images), rtol=1e-4, atol=1e-4)
