@@ -5,6 +5,7 @@ python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=/pa
 torchrun --nproc-per-node=8 eval.py …
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from xcit.models import MODELS
 from xcit.models.data_settings import data_settings
 from xcit.models.dry_run import dry_run
 from xcit.models.published import find_published
-from xcit.models.sources import locate
+from xcit.models.sources import HUB_CONFIG, HUB_FILE, locate
+from xcit.models.variants import named
 from xcit.models.weights import Weights, weights_in
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
@@ -42,7 +44,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             found, trained, classes = read_checkpoint(path)
         kinds = list(found.kinds) if config.weights == "both" else [config.weights]
         weights = {kind: found.state(kind) for kind in kinds}
-        whole = completed(config, trained)
+        whole = completed(config, trained, path)
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         folder.require_free()
 
@@ -63,7 +65,13 @@ def evaluate(config: EvalConfig) -> list[Row]:
             tasks,
             lambda resolution: data.EvalLoader(
                 images,
-                data.eval_transform(resolution, config.crop_ratio, mean=settings.mean, std=settings.std),
+                data.eval_transform(
+                    resolution,
+                    config.crop_ratio,
+                    mean=settings.mean,
+                    std=settings.std,
+                    interpolation=settings.interpolation,
+                ),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
@@ -99,9 +107,9 @@ def as_task(state: dict[str, Any]) -> dict[str, Any]:
     return {f"{MODEL}{key}": value for key, value in state.items()}
 
 
-def completed(config: EvalConfig, trained: TrainConfig | None) -> ResolvedEvalConfig:
+def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
     """The configuration with model, data and resolutions as they were in training, where it does not say."""
-    model = config.model or (trained.model if trained else model_of(config.checkpoint))
+    model = config.model or (trained.model if trained else model_of(config.checkpoint, path))
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
@@ -114,16 +122,20 @@ def completed(config: EvalConfig, trained: TrainConfig | None) -> ResolvedEvalCo
     return ResolvedEvalConfig.model_construct(**dict(config) | known)
 
 
-def model_of(checkpoint: str) -> ModelConfig | None:
-    """What the name of published weights tells of the model that they are for."""
-    published = find_published(checkpoint)
+def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
+    """What published weights, or what lies beside those of a hub's folder, tell of the model that they are for."""
+    published, beside = find_published(checkpoint), path.with_name(HUB_CONFIG)
+    plain: dict[str, Any] | None = None
     if published:
         plain = {"name": published.model, "patch_size": published.patch_size}
     elif checkpoint.startswith("timm/"):
         plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
-    else:
+    elif path.name == HUB_FILE and beside.is_file():
+        plain = named(json.loads(beside.read_text()))
+    if plain is None:
         return None
-    return section_for("model", plain, MODELS).model_validate(plain)
+    options = {key: value for key, value in plain.items() if key not in ("num_classes", "in_chans")}
+    return section_for("model", options, MODELS).model_validate(options)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

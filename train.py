@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 
 import data
-from xcit import create_model
+from xcit import InputError, create_model
 from xcit.command import guarded, run
 from xcit.composition import Tables, every_key, read_config, to_yaml
 from xcit.config import TrainConfig
 from xcit.engine import distributed
-from xcit.engine.freezing import freeze
+from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism
 from xcit.engine.optimizer import make_optimizer, peak_lr
@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> float:
         source = data.DATASETS[config.data.name](**config.data.options)
         images = source.train()
         held_out = source.val(images.classes)
-        state = new_state(config, images.classes, device)
+        state = new_state(config, images.classes, device, pretrained=None if checkpoint else config.pretrained)
         if checkpoint:
             saved = read_state(checkpoint)
             state.load_state_dict(saved, str(checkpoint))
@@ -109,6 +109,11 @@ def check(config: TrainConfig) -> None:
         switch_on_checkpointing(model)
     freeze(model, config.train.freeze)
     new_optimizer(config, model)
+    if config.task.options.get("loss") == "binary_cross_entropy" and config.augment.label_smoothing:
+        raise InputError(
+            f"augment.label_smoothing={config.augment.label_smoothing}: must be 0 with task.loss=binary_cross_entropy, "
+            "to which a class with any share of an image is a right one"
+        )
 
 
 def train_batches(
@@ -145,7 +150,13 @@ def eval_batches(
     """This process's share of the validation images, at a resolution."""
     return data.EvalLoader(
         images,
-        data.eval_transform(resolution, config.crop_ratio, mean=settings.mean, std=settings.std),
+        data.eval_transform(
+            resolution,
+            config.crop_ratio,
+            mean=settings.mean,
+            std=settings.std,
+            interpolation=settings.interpolation,
+        ),
         config.train.batch_size(distributed.world_size()),
         workers=config.data.workers,
         device=device,
@@ -154,12 +165,14 @@ def eval_batches(
     )
 
 
-def new_state(config: TrainConfig, classes: list[str], device: torch.device) -> TrainingState:
+def new_state(
+    config: TrainConfig, classes: list[str], device: torch.device, pretrained: str | bool | None
+) -> TrainingState:
     """The state before the first update."""
     torch.manual_seed(config.seed)
     with given_as("pretrained"), distributed.main_first():
         model = create_model(
-            config.model.entry, num_classes=len(classes), pretrained=config.pretrained, **config.model.options
+            config.model.entry, num_classes=len(classes), pretrained=pretrained, **config.model.options
         )
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
@@ -211,7 +224,7 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
         clip_norm=config.optim.clip_norm,
         log_every=config.train.log_every,
         seed=config.seed,
-        frozen=freeze(state.task.model, config.train.freeze),
+        frozen=frozen_parts(state.task.model, config.train.freeze),
     )
 
 

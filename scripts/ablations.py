@@ -19,7 +19,7 @@ from rich.table import Table
 
 from xcit import InputError
 from xcit.command import guarded
-from xcit.errors import choose
+from xcit.errors import TrainingError, choose
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.storage import csv_text, write_text
 
@@ -37,12 +37,16 @@ def main() -> None:
     rows: list[Row] = []
     for number, (name, (what, options)) in enumerate(chosen.items(), start=1):
         switch = as_overrides(options)
+        command = [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"]
         print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
+        require_same(folder / name, command)
         if not (folder / name / "results.json").is_file():
-            train(arguments.start, [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"])
+            train(arguments.start, command)
         rows.append({"model": what, "switch": " ".join(switch), **last_validation(folder / name)})
     write_text(folder / "ablations.csv", csv_text(rows))
     print_table(rows)
+    if any("outcome" in row for row in rows):
+        raise TrainingError("not every run came to its end (see above); called again, the script goes on")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -51,6 +55,14 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--start", default=sys.executable, help='what train.py is started by: "torchrun …"')
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(ABLATIONS)}")
     return parser.parse_known_args()
+
+
+def require_same(folder: Path, command: list[str]) -> None:
+    """Refuse a run in the folder that another command made."""
+    if (folder / "environment.json").is_file():
+        before = shlex.split(json.loads((folder / "environment.json").read_text())["command"])[1:]
+        if before != command:
+            raise InputError(f"--folder: {folder} holds a run of other overrides ({shlex.join(before)})")
 
 
 def train(start: str, overrides: list[str]) -> None:

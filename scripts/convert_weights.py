@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
 from xcit.command import guarded
+from xcit.composition import section_for
+from xcit.models import MODELS
 from xcit.models.published import find_published
 from xcit.models.sources import locate
 from xcit.models.weights import to_authors_names, weights_in
@@ -52,7 +55,8 @@ def main() -> None:
         if not options:
             raise InputError(f"--model: must be given for --to hub, as {source} does not tell its architecture")
         model = build(options, state, str(path))
-        model.save_pretrained(target, model_card_kwargs=card(options["name"], kind, run_of(path, content)))
+        told = card(options["name"], kind, path.absolute()) if is_checkpoint(content) else {"name": options["name"]}
+        model.save_pretrained(target, model_card_kwargs={"repo_id": target.name, **told})
     else:
         WRITERS[arguments.to](target, state)
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
@@ -67,11 +71,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weights", choices=["raw", "ema"], help="default: the moving average where there is one")
     parser.add_argument(
         "--model",
-        type=json.loads,
+        type=json_object,
         metavar="JSON",
         help='of --to hub, for a file that does not tell: \'{"name": "xcit_s12", "patch_size": 16}\'',
     )
     return parser.parse_args()
+
+
+def json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text}: must be an object")
+    return value
 
 
 def model_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -86,29 +97,30 @@ def published_model(source: str) -> dict[str, Any] | None:
     return {"name": published.model, "patch_size": published.patch_size, "image_size": published.input_size}
 
 
-def build(options: Mapping[str, Any], state: State, origin: str) -> XCiT:
+def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
     """The XCiT that the weights are for, with them."""
-    arguments = {key: value for key, value in options.items() if key not in ("name", "library")}
+    try:
+        options = section_for("model", given, MODELS).model_validate(given)
+    except ValidationError as invalid:
+        problem = invalid.errors()[0]
+        raise InputError(f"--model: {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from None
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    model = create_model(options["name"], num_classes=num_classes, **arguments)
+    model = create_model(options.entry, num_classes=num_classes, **options.options)
     if not isinstance(model, XCiT):
-        raise InputError(f"--to hub: is for XCiT, not for {options['name']}")
+        raise InputError(f"--to hub: is for XCiT, not for {options.name}")
     load_exactly(model, state, origin)
     return model
 
 
-def run_of(path: Path, content: Mapping[str, Any]) -> Path | None:
-    return path.parents[1] if is_checkpoint(content) else None
-
-
-def card(name: str, kind: str, run: Path | None) -> dict[str, Any]:
-    """What the model card is to tell, with the recipe and the results where the weights come from a run."""
+def card(name: str, kind: str, checkpoint: Path) -> dict[str, Any]:
+    """What the model card is to tell of a run's weights: its recipe, and the results of this very checkpoint."""
     told: dict[str, Any] = {"name": name}
-    if run and (run / "config.yaml").is_file():
+    run = checkpoint.parents[1]
+    if (run / "config.yaml").is_file():
         told["recipe"] = (run / "config.yaml").read_text()
-    if run and (run / "results.json").is_file():
+    if (run / "results.json").is_file():
         rows = json.loads((run / "results.json").read_text())
-        told["results"] = [row for row in rows if row["weights"] == kind]
+        told["results"] = [r for r in rows if (r["weights"], Path(r["checkpoint"]).name) == (kind, checkpoint.name)]
     return told
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+import xcit
+
 from .conftest import TINY, Result, launch
 
 Command = Callable[..., Result]
@@ -280,3 +282,21 @@ def test_cfg_job_shows_the_configuration_and_stops(command: Command, tmp_path: P
     assert shown["train"]["epochs"] == 400
     assert shown["augment"]["rand_augment"] == "rand-m9-mstd0.5-inc1"
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_hub_tells_what_it_is(command: Command, tmp_path: Path) -> None:
+    model = xcit.create_model("xcit_n12", patch_size=8, num_classes=10, lpi=False, image_size=16)
+    model.save_pretrained(tmp_path / "mine")
+    result = command("eval.py", "checkpoint=mine", "data=digits", "resolutions=[16]", "run_dir=eval")
+    assert result.status == 0, result.stderr
+    config = yaml.safe_load((tmp_path / "eval/config.yaml").read_text())["model"]
+    assert (config["name"], config["patch_size"], config["lpi"]) == ("xcit_n12", 8, False)
+
+
+def test_a_resume_does_not_ask_for_the_weights_that_the_run_started_from(command: Command, tmp_path: Path) -> None:
+    torch.save(xcit.create_model("xcit_n12", patch_size=8, num_classes=10).state_dict(), tmp_path / "start.pth")
+    arguments = (*TINY, "pretrained=start.pth", "run_dir=run", "train.ema_decay=null")
+    assert command("train.py", *arguments).status == 0
+    (tmp_path / "start.pth").unlink()
+    result = command("train.py", *arguments, "train.epochs=2", "resume=auto")
+    assert result.status == 0, result.stderr

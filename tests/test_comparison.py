@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from timm.layers import DropPath
 
+import xcit
 from xcit.models.sources import HUB_FILE
 from xcit.storage import write_safetensors
 
@@ -31,6 +33,21 @@ def test_a_model_of_one_size_says_so(command: Command, tmp_path: Path) -> None:
     assert result.status == 2
     assert result.stderr.startswith("error: resolutions=48: the model does not take images of this size (Input height")
     assert not (tmp_path / "run").exists()
+
+
+def test_stochastic_depth_is_the_models_own_unless_it_is_given() -> None:
+    def rates(**given: float) -> set[float]:
+        model = xcit.create_model("timm", name="swin_tiny_patch4_window7_224", num_classes=0, **given)
+        return {module.drop_prob for module in model.modules() if isinstance(module, DropPath)}
+
+    assert max(rates()) == pytest.approx(0.1)
+    assert not rates(drop_path_rate=0.0)
+
+
+def test_a_model_with_two_classifiers_trains(command: Command) -> None:
+    small = ("model.name=deit_tiny_distilled_patch16_224", *RUN, "data.image_size=32", "resolutions=[32]")
+    result = command("train.py", "model=timm", *small)
+    assert result.status == 0, result.stderr
 
 
 def test_a_name_that_timm_does_not_know(command: Command) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import InputError
 
-FORMAT = "xcit training state, version 1"
+FORMAT = "xcit training state, version 2"
 LAST = Path("checkpoints", "last.pt")
 """Where a run folder keeps the checkpoint that it goes on from, and that is meant where the folder is given."""
 MODEL = "model."
@@ -16,7 +16,8 @@ MODEL = "model."
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
-    return content.get("format") == FORMAT
+    """Whether it is one of ours, of any version: its weights can be read."""
+    return str(content.get("format")).startswith(FORMAT.partition(",")[0])
 
 
 def task_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

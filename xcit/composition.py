@@ -117,5 +117,9 @@ def to_yaml(config: Section) -> str:
 
     Where it ran is not part of it, so that the next run gets a folder of its own.
     """
-    plain = config.model_dump() | {"run_dir": None} | ({"resume": "none"} if isinstance(config, TrainConfig) else {})
+    plain = (
+        config.model_dump(serialize_as_any=True)
+        | {"run_dir": None}
+        | ({"resume": "none"} if isinstance(config, TrainConfig) else {})
+    )
     return RUN_AGAIN + OmegaConf.to_yaml(OmegaConf.create(plain))

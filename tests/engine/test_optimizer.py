@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import xcit
+from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer, parameter_groups, peak_lr
 from xcit.engine.schedule import make_schedule
@@ -233,3 +234,26 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     step(resumed, 2)
     for key, value in resumed.task.state_dict().items():
         assert torch.equal(value, whole.task.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("change", [{"layer_decay": 0.75}, {"weight_decay": 0.0}, {"frozen": ["patch_embed"]}])
+def test_what_is_gathered_returns_to_its_own_parameter_however_they_are_grouped(change: dict, tmp_path: Path) -> None:
+    def begin(*, frozen: list[str], weight_decay: float, layer_decay: float | None) -> TrainingState:
+        task = TASKS["classify"](tiny(), 5)
+        freeze(task.model, frozen)
+        optimizer = make_optimizer(
+            task, name="adamw", lr=1e-3, weight_decay=weight_decay, options={}, layer_decay=layer_decay
+        )
+        return TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"classes": ["a"]})
+
+    settings = {"frozen": [], "weight_decay": 0.05, "layer_decay": None}
+    before, after = begin(**settings), begin(**settings | change)
+    before.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    before.optimizer.step()
+    write_tensors(tmp_path / "last.pt", before.state_dict())
+    after.load_state_dict(read_state(tmp_path / "last.pt"), "last.pt")
+    moments = {name: before.optimizer.state[p]["exp_avg"] for name, p in before.task.named_parameters()}
+    trained = {name: p for name, p in after.task.named_parameters() if p.requires_grad}
+    assert all(torch.equal(after.optimizer.state[p]["exp_avg"], moments[name]) for name, p in trained.items())
+    after.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    after.optimizer.step()

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from xcit.engine.sync_batchnorm import SyncBatchNorm2d, convert_batchnorm
@@ -56,3 +57,24 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         torch.testing.assert_close(
             together, whole[key], rtol=1e-4, atol=1e-4 * scale, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+def work_with_activation(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    network = nn.Sequential(BatchNormAct2d(3, act_layer=nn.SiLU))
+    convert_batchnorm(network, torch.device("cpu"))
+    torch.save({"keys": list(network.state_dict()), "output": network(activations())}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def activations() -> Tensor:
+    return torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+def test_timms_norms_keep_the_activation_that_they_hold(tmp_path: Path) -> None:
+    mp.spawn(work_with_activation, (str(tmp_path),), nprocs=2)
+    network = nn.Sequential(BatchNormAct2d(3, act_layer=nn.SiLU))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found["keys"] == list(network.state_dict())
+        torch.testing.assert_close(found["output"], network(activations()))

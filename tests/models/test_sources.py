@@ -88,7 +88,14 @@ def test_an_address_is_downloaded_once(host: Host, cache: Path) -> None:
         xcit.load_weights(model, f"{host.url}/some/where/mine.safetensors?download=1")
         assert same(model.state_dict(), STATE)
     assert len(host.asked()) == 1
-    assert cached(cache) == ["mine.safetensors"]
+    host.files["/another/mine.safetensors"] = safetensors.torch.save({k: v + 1 for k, v in STATE.items()})
+    other = tiny()
+    xcit.load_weights(other, f"{host.url}/another/mine.safetensors")
+    assert not same(other.state_dict(), STATE), "a file of the same name at another address is another file"
+    assert {path.name for path in cache.glob("*/*")} == {"mine.safetensors"}
+    assert len(list(cache.glob("*/*"))) == 2
+    with pytest.raises(xcit.InputError, match="names no file"):
+        xcit.load_weights(tiny(), f"{host.url}/")
 
 
 def test_the_hash_that_a_file_name_states_is_checked(host: Host, cache: Path) -> None:
@@ -100,7 +107,7 @@ def test_the_hash_that_a_file_name_states_is_checked(host: Host, cache: Path) ->
     xcit.load_weights(model, f"{host.url}/{right}")
     assert same(model.state_dict(), STATE)
     assert "invalid hash value" in refused(f"{host.url}/{wrong}")
-    assert cached(cache) == [right]
+    assert [path.name for path in cache.glob("*/*")] == [right]
 
 
 def test_a_file_that_the_host_does_not_have_is_named(host: Host, cache: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -62,7 +63,7 @@ def test_an_evaluation_is_one_of_the_model_that_it_stands_for(command: str) -> N
 
 @pytest.mark.parametrize("command", [c for c in EVALUATIONS if "timm/" in c])
 def test_an_evaluation_is_at_sizes_that_its_model_takes(command: str) -> None:
-    whole = evaluation.completed(read_config(EvalConfig, composed(command), TABLES), trained=None)
+    whole = evaluation.completed(read_config(EvalConfig, composed(command), TABLES), None, Path("weights"))
     assert (len(whole.resolutions) > 5) == ("resolutions" in command)
 
 

@@ -67,13 +67,14 @@ def from_main(value: T) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """What the main process does before the others may: a download that they then find in the cache."""
-    if world_size() > 1 and not is_main():
+    """What one process of each machine does before the others may: a download that they then find in the cache."""
+    first = int(os.environ.get("LOCAL_RANK", rank())) == 0
+    if world_size() > 1 and not first:
         dist.barrier()
     try:
         yield
     finally:
-        if world_size() > 1 and is_main():
+        if world_size() > 1 and first:
             dist.barrier()
 
 

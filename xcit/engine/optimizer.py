@@ -67,7 +67,11 @@ def undecayed(module: nn.Module) -> set[str]:
 
 def not_for_muon(module: nn.Module) -> set[str]:
     """Parameters that are no matrix of a hidden layer: vectors, convolutions, tokens, the classifier."""
-    classifiers: list[Any] = [getattr(part, "get_classifier", nn.Identity)() for part in module.modules()]
+    classifiers: list[nn.Module] = []
+    for part in module.modules():
+        if callable(getattr(part, "get_classifier", None)):
+            found = part.get_classifier()  # type: ignore[operator]
+            classifiers += found if isinstance(found, tuple) else [found]
     outputs = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
     return {name for name, p in module.named_parameters() if p.ndim != 2 or id(p) in outputs}
 

@@ -1,6 +1,7 @@
 """Everything that must survive a crash, in one object."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 
-from ..checkpoint import FORMAT, is_checkpoint
+from ..checkpoint import FORMAT
 from ..errors import InputError
 from ..storage import load_exactly, read_tensors
 from .task import Task
+
+# What a parameter group holds by configuration, besides the optimiser's own arguments.
+OF_GROUPS = ("params", "initial_lr", "lr_scale", "use_fallback")
 
 
 @dataclass
@@ -51,7 +55,7 @@ class TrainingState:
             "format": FORMAT,
             "task": self.task.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
+            "optimizer": self.gathered(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -73,36 +77,52 @@ class TrainingState:
             raise InputError(f"{origin}: holds {has} EMA, train.ema_decay asks for {wants}")
         if self.ema:
             load_exactly(self.ema.module, content["ema"], origin)
-        name = type(self.optimizer).__name__
-        if content["optimizer"]["name"] != name:
-            raise InputError(f"{origin}: was trained with {content['optimizer']['name']}, optim.name asks for {name}")
-        self.restore_optimizer(content["optimizer"], origin)
+        self.restore_gathered(content["optimizer"], origin)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]
         self.identity["tracker"] = content["identity"].get("tracker")
 
-    def restore_optimizer(self, saved: Mapping[str, Any], origin: str) -> None:
-        """Bring back what the optimiser has gathered: by parameter, and by group as LAMB counts its steps."""
-        now = self.optimizer.state_dict()["param_groups"]
-        before = saved["param_groups"]
-        if [len(group["params"]) for group in now] != [len(group["params"]) for group in before]:
-            raise InputError(
-                f"{origin}: groups its parameters otherwise; optim.layer_decay, optim.weight_decay=0 and train.freeze "
-                "must be as they were"
-            )
-        gathered = [
-            {key: value for key, value in group.items() if key not in fresh and key != "initial_lr"} | fresh
-            for group, fresh in zip(before, now, strict=True)
-        ]
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": gathered})
+    def gathered(self) -> dict[str, Any]:
+        """What the optimiser has gathered: by the names of parameters, and what LAMB and others count for all."""
+        names = {id(parameter): name for name, parameter in self.task.named_parameters()}
+        return {
+            "name": type(self.optimizer).__name__,
+            "by_parameter": {names[id(parameter)]: state for parameter, state in self.optimizer.state.items()},
+            "common": {
+                key: value
+                for group in self.optimizer.param_groups
+                for key, value in group.items()
+                if key not in self.optimizer.defaults and key not in OF_GROUPS
+            },
+        }
+
+    def restore_gathered(self, saved: Mapping[str, Any], origin: str) -> None:
+        """Bring it back, however the parameters are grouped now; one that was not trained before starts anew."""
+        name = type(self.optimizer).__name__
+        if saved["name"] != name:
+            raise InputError(f"{origin}: was trained with {saved['name']}, optim.name asks for {name}")
+        numbers = {
+            id(p): number for number, p in enumerate(p for g in self.optimizer.param_groups for p in g["params"])
+        }
+        by_number = {
+            numbers[id(parameter)]: saved["by_parameter"][name]
+            for name, parameter in self.task.named_parameters()
+            if id(parameter) in numbers and name in saved["by_parameter"]
+        }
+        # A copy for each group: LAMB counts in place.
+        groups = [group | deepcopy(saved["common"]) for group in self.optimizer.state_dict()["param_groups"]]
+        self.optimizer.load_state_dict({"state": by_number, "param_groups": groups})
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint that one of our runs wrote."""
     content = read_tensors(path)
-    if not is_checkpoint(content):
-        raise InputError(f"{path}: not a checkpoint of a run (its format is {content.get('format', 'not given')!r})")
+    if content.get("format") != FORMAT:
+        given = content.get("format", "not given")
+        raise InputError(
+            f"{path}: not a checkpoint that a run can go on from (its format is {given!r}, not {FORMAT!r})"
+        )
     return content
 
 

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
@@ -11,11 +12,14 @@ from ..errors import InputError
 def convert_batchnorm(module: nn.Module, device: torch.device) -> None:
     """Replace each BatchNorm2d in the module by one that is synchronised; parameters and buffers are kept."""
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        convert_sync_batchnorm(module)  # timm's, which knows of the BatchNorms that hold an activation
         return
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and child.affine:
+        plain = type(child) in (nn.BatchNorm2d, BatchNormAct2d)  # what else is derived from them may do more
+        if plain and isinstance(child, nn.BatchNorm2d) and child.affine:
             synchronised = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+            if isinstance(child, BatchNormAct2d):
+                synchronised.drop, synchronised.act = child.drop, child.act
             synchronised.weight, synchronised.bias = child.weight, child.bias
             for buffer_name, buffer in child.named_buffers():
                 setattr(synchronised, buffer_name, buffer)
@@ -31,9 +35,21 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     The reductions are part of the graph, so that gradients too are those of one large batch. The processes' batches
     need not be of one size. The variance is taken around the common mean, in fp32: no difference of large squares.
+    `drop` and `act` follow the norm in timm's BatchNormAct2d.
     """
 
+    def __init__(self, num_features: int, eps: float, momentum: float | None) -> None:
+        super().__init__(num_features, eps, momentum)
+        self.drop: nn.Module | None = None
+        self.act: nn.Module | None = None
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        output = self.normalise(input)
+        for part in (self.drop, self.act):
+            output = output if part is None else part(output)
+        return output
+
+    def normalise(self, input: Tensor) -> Tensor:  # noqa: A002
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None

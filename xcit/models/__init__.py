@@ -1,12 +1,14 @@
 """The models by name: a new one is a file in this room and a line in MODELS."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from ..errors import InputError, choose
+from ..errors import InputError, Notice, choose
+from .data_settings import told
 from .features import FeatureMaps
 from .published import PUBLISHED
 from .timm_models import timm_model
@@ -51,7 +53,11 @@ def create_model(
     """
     build = choose(MODELS, name, "model")
     if pretrained is True and name == "timm":
-        return build(num_classes=num_classes, pretrained=True, **options)
+        model = build(num_classes=num_classes, pretrained=True, **options)
+        trained = told(model)["num_classes"]
+        if trained != num_classes:
+            warnings.warn(f"timm's classifier of {trained} classes is left out; {num_classes} start anew", Notice, 2)
+        return model
     source = "fb_in1k" if pretrained is True else pretrained or None
     published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")
     if published:

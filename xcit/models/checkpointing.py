@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 def switch_on_checkpointing(model: nn.Module) -> None:
-    """Of any model that has the switch, as ours and timm's have."""
+    """Of any model that has the switch, as ours and timm's have. timm's count BatchNorm's statistics twice then."""
     switch: Any = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
         raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no such switch")

@@ -21,12 +21,17 @@ class DataSettings(NamedTuple):
 
 def data_settings(model: nn.Module) -> DataSettings:
     """The settings of a model, from its `pretrained_cfg` (timm's dictionary); ImageNet's where it says nothing."""
-    told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    plain = DataSettings()
+    cfg, plain = told(model), DataSettings()
     return DataSettings(
-        image_size=told.get("input_size", (3, plain.image_size))[-1],
-        mean=tuple(told.get("mean", plain.mean)),
-        std=tuple(told.get("std", plain.std)),
-        crop_ratio=told.get("crop_pct", plain.crop_ratio),
-        interpolation=told.get("interpolation", plain.interpolation),
+        image_size=cfg.get("input_size", (3, plain.image_size))[-1],
+        mean=tuple(cfg.get("mean", plain.mean)),
+        std=tuple(cfg.get("std", plain.std)),
+        crop_ratio=cfg.get("crop_pct", plain.crop_ratio),
+        interpolation=cfg.get("interpolation", plain.interpolation),
     )
+
+
+def told(model: nn.Module) -> Mapping[str, Any]:
+    """timm's dictionary of a model: empty, where it has none."""
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    return cfg or {}

@@ -24,6 +24,8 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
         """strict is ignored: weights that are not the model's are always refused."""
+        for retired in ("proxies", "resume_download"):  # of huggingface_hub before 1.0
+            rest.pop(retired, None)
         download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
         token = rest.pop("token")
         source = model_id if Path(model_id).is_dir() else hf_hub_download(model_id, HUB_FILE, token=token, **download)

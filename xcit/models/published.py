@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import choose
+
 HOST = "https://dl.fbaipublicfiles.com/xcit/"
 WIDTHS = {"n": "nano", "t": "tiny", "s": "small", "m": "medium", "l": "large"}
 
@@ -63,10 +65,6 @@ class Published:
     def url(self) -> str:
         return HOST + self.file
 
-    @property
-    def num_classes(self) -> int:
-        return 0 if self.top1 is None else 1000
-
 
 def long_name(model: str, patch_size: int) -> str:
     """xcit_s12 at patch 16 → xcit_small_12_p16, the name that the authors and timm use."""
@@ -109,4 +107,6 @@ def find_published(name: str) -> Published | None:
 
 def list_pretrained(model: str | None = None) -> list[str]:
     """The names of the published weights, as `load_weights` takes them; of one architecture, where that is given."""
+    if model is not None:
+        choose({entry.model: entry for entry in PUBLISHED.values()}, model, "model")
     return [name for name, entry in PUBLISHED.items() if model in (None, entry.model)]

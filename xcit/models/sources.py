@@ -1,8 +1,10 @@
 """Where weights come from: a file, a run folder, a folder of the hub's, or the name of published ones."""
 
+import hashlib
 import os
 import re
 import sys
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -15,7 +17,7 @@ from ..checkpoint import LAST, find_checkpoint
 from ..errors import InputError, did_you_mean
 from .published import BY_FILE, PUBLISHED, find_published
 
-HUB_FILE = "model.safetensors"
+HUB_FILE, HUB_CONFIG = "model.safetensors", "config.json"
 HUB_PREFIX = "hf-hub:"
 STATED_HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
@@ -40,14 +42,16 @@ def locate(source: str) -> Path:
     if path.exists():
         return path
     if urlparse(source).scheme in ("http", "https"):
-        return download(source)
+        return download(source, cached_as(source))
     if source.startswith(HUB_PREFIX):
+        with suppress(InputError):  # beside the weights, for those who ask what they are for; there may be none
+            from_hub(source.removeprefix(HUB_PREFIX), HUB_CONFIG)
         return from_hub(source.removeprefix(HUB_PREFIX))
     entry = find_published(source)
     if entry and source.removeprefix("timm/") == entry.timm_name:
         return from_hub(f"timm/{entry.timm_name}")
     if entry and "/" not in source:
-        return download(entry.url)
+        return download(entry.url, entry.file)
     if source.startswith("timm/"):
         return from_hub(source)
     nearest = did_you_mean(source, [*PUBLISHED, *BY_FILE])
@@ -60,9 +64,17 @@ def find_in_folder(folder: Path) -> Path:
     return find_checkpoint("checkpoint", str(folder))
 
 
-def download(url: str) -> Path:
+def cached_as(url: str) -> str:
+    """A name in the cache that no other address has: many a file is called model.safetensors."""
+    name = Path(urlparse(url).path).name
+    if not name:
+        raise InputError(f"{url}: names no file")
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
+
+
+def download(url: str, name: str) -> Path:
     """The file at an address, by way of torch.hub's cache; checked against the hash in its name where there is one."""
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():
         print(f"downloading {url} to {path}", file=sys.stderr)
         try:
@@ -93,10 +105,10 @@ def stated_length(url: str) -> int | None:
     return int(length) if length else None
 
 
-def from_hub(repository: str) -> Path:
-    """model.safetensors of a repository on the Hugging Face hub, by way of its cache."""
+def from_hub(repository: str, file: str = HUB_FILE) -> Path:
+    """A file of a repository on the Hugging Face hub, by way of its cache."""
     try:
-        return Path(hf_hub_download(repository, HUB_FILE))
+        return Path(hf_hub_download(repository, file))
     except Exception as error:  # its own, and those of the transport, whose library it has changed before
         raise cannot_download(f"{HUB_PREFIX}{repository}", error) from None
 

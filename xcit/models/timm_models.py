@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, unknown
+from .sources import cannot_download
 
 
 def timm_model(
@@ -13,7 +14,7 @@ def timm_model(
     num_classes: int = 1000,
     in_chans: int = 3,
     pretrained: bool = False,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | None = None,
     image_size: int | None = None,
 ) -> nn.Module:
     """timm.create_model, with what a model that has positions needs to serve image_size.
@@ -21,6 +22,7 @@ def timm_model(
     Args:
         name: one of timm's, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
         pretrained: load those weights from the hub; positions are resampled to image_size.
+        drop_path_rate: None for the model's own; not every model has one.
         image_size: pixels, for the models that are built for one size (None: that of their weights); the others serve
             any. ViT, DeiT and Swin are built so that they take other sizes later on, too.
 
@@ -35,7 +37,7 @@ def timm_model(
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise InputError(unknown(name, "model.name", timm.list_models()))
-    arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate}
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
@@ -50,8 +52,12 @@ def timm_model(
             return timm.create_model(name, pretrained=pretrained, **arguments, **size)
         except TypeError as error:
             reason: Exception = error
-        except (AssertionError, ValueError, RuntimeError, OSError) as error:
+        except (AssertionError, ValueError) as error:
             reason = error
             break
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise cannot_download(f"timm/{name}", error) from None
     message = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     raise InputError(f"model.name={name}: timm cannot build it with image_size={image_size} ({message})")

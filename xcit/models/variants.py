@@ -1,6 +1,7 @@
 """The seven published widths (paper, table 1), in one table."""
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 
 class Variant(TypedDict):
@@ -20,3 +21,12 @@ VARIANTS: dict[str, Variant] = {
     "xcit_m24": {"dim": 512, "depth": 24, "heads": 8, "layer_scale_init": 1e-5, "tokens_norm": True},
     "xcit_l24": {"dim": 768, "depth": 24, "heads": 16, "layer_scale_init": 1e-5, "tokens_norm": True},
 }
+
+
+def named(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keyword arguments of an XCiT as a name and what is its own; None if it is of none of the seven widths."""
+    for name, variant in VARIANTS.items():
+        fixed = {key: value for key, value in variant.items() if key != "heads"}
+        if fixed.items() <= options.items():
+            return {"name": name} | {key: value for key, value in options.items() if key not in fixed}
+    return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..checkpoint import is_checkpoint, model_weights
 from ..errors import InputError, Notice
 from ..storage import load_exactly, read_tensors
+from .data_settings import told
 from .sources import locate
 
 State = dict[str, Tensor]
@@ -29,7 +30,10 @@ class Weights:
 
     def state(self, kind: str | None = None) -> State:
         """Of one kind; by default the moving average where there is one."""
-        kind = kind or ("ema" if "ema" in self.kinds else "raw")
+        if kind is None:
+            kind = "ema" if "ema" in self.kinds else "raw"
+            if len(self.kinds) > 1:
+                warnings.warn(f"{self.origin}: holds raw weights and their moving average, which is taken", Notice, 2)
         if kind not in self.kinds:
             raise InputError(f"weights={kind}: {self.origin} holds {' and '.join(self.kinds)} alone")
         return self.kinds[kind]
@@ -54,8 +58,6 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     weights = read_weights(source)
     state, notice = with_head_of(model, weights.state(kind), weights.origin)
     load_exactly(model, state, weights.origin)
-    if kind is None and len(weights.kinds) > 1:
-        warnings.warn(f"{weights.origin}: holds raw weights and their moving average, which is taken", Notice, 2)
     if notice:
         warnings.warn(notice, Notice, stacklevel=2)
 
@@ -82,9 +84,9 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
 
 
 def state_dict(state: object, origin: str) -> State:
-    """The tensors by name, without the prefix that DistributedDataParallel leaves."""
+    """The tensors by name, without the prefixes that DistributedDataParallel and torch.compile leave."""
     if isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        return {key.removeprefix("module."): value for key, value in state.items()}
+        return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     raise InputError(f"{origin}: holds no state dict (tensors by name, bare or under 'model' or 'state_dict')")
 
 
@@ -116,7 +118,7 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
 
 def head_prefix(model: nn.Module) -> str:
     """What the names of the classifier's weights begin with."""
-    configured = getattr(model, "default_cfg", {}).get("classifier")
+    configured = told(model).get("classifier")
     return f"{configured if isinstance(configured, str) else 'head'}."
 
 

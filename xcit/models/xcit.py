@@ -207,8 +207,10 @@ class XCiT(HubMixin):
         """The head: a linear layer, or the identity where num_classes is 0."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head for another number of classes; 0 leaves it out."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes; 0 leaves it out. What is pooled cannot be changed afterwards."""
+        if global_pool not in (None, "token" if self.pool == "class_attention" else "avg"):
+            raise InputError(f"global_pool={global_pool!r}: is fixed when the model is built, by pool={self.pool!r}")
         device, dtype = self.norm.weight.device, self.norm.weight.dtype
         self.head = nn.Identity()
         if num_classes > 0:

@@ -1,12 +1,14 @@
 """A trained model that another learns from."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, given_as
 from ..models import create_model
-from ..models.data_settings import DataSettings, data_settings
+from ..models.data_settings import DataSettings, data_settings, told
 from ..models.weights import read_weights
 from ..storage import load_exactly
 
@@ -55,13 +57,16 @@ class Teacher:
         """The student's images, in the teacher's normalisation and size."""
         mine, theirs = self.settings, self.student
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
-            channels = [images.new_tensor(values)[:, None, None] for values in (*theirs[1:3], *mine[1:3])]
-            student_mean, student_std, mean, std = channels
-            images = (images * student_std + student_mean - mean) / std
+            in_unit_range = images * channels(theirs.std, images) + channels(theirs.mean, images)
+            images = (in_unit_range - channels(mine.mean, images)) / channels(mine.std, images)
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return images
+
+
+def channels(values: Sequence[float], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
 
 
 def load_whole(model: nn.Module, weights: str) -> None:
@@ -73,4 +78,4 @@ def load_whole(model: nn.Module, weights: str) -> None:
 
 def trained_classes(model: nn.Module) -> int:
     """How many classes the weights are for that timm's name stands for."""
-    return int(getattr(model, "pretrained_cfg", {}).get("num_classes", 1000))
+    return int(told(model).get("num_classes", 1000))
