@@ -8,7 +8,7 @@ from torchvision import datasets
 
 from .folder import relabel
 from .images import ImageFiles
-from .transfer import list_samples, read, refuse_missing
+from .readers import list_samples, read, refuse_missing
 
 
 class INat:

@@ -180,7 +180,7 @@ def test_images_that_are_not_square_are_brought_to_its_size_too(shape: tuple[int
 
 def test_its_size_can_be_set(fake: Recorder) -> None:
     task = begun(teacher_image_size=20)
-    assert fake.asked[0][-1]["image_size"] == 20
+    assert fake.asked[-1][-1]["image_size"] == 20
     task(batch(24))
     assert fake.images[0].shape[-2:] == (20, 20)
 
@@ -258,9 +258,10 @@ def test_evaluation_never_needs_the_teacher(fake: Recorder) -> None:
 
 def test_published_weights_are_asked_for_by_timms_name(fake: Recorder) -> None:
     begun(teacher="regnety_160.deit_in1k")
-    assert fake.asked == [
-        ("timm", {"name": "regnety_160.deit_in1k", "num_classes": 3, "image_size": None, "pretrained": True})
-    ]
+    assert fake.asked[-1] == (
+        "timm",
+        {"name": "regnety_160.deit_in1k", "num_classes": 3, "image_size": None, "pretrained": True},
+    )
 
 
 def test_a_teacher_of_other_classes_is_refused(fake: Recorder) -> None:

@@ -36,15 +36,15 @@ class Teacher:
         student: DataSettings,
         device: torch.device,
     ) -> None:
-        model = create_model("timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights)
-        self.settings = data_settings(model)
-        if weights:
-            load_whole(model, weights)
-        elif trained_classes(model) != num_classes:
+        if not weights and trained_classes(name) != num_classes:
             raise InputError(
-                f"task.teacher={name}: tells {trained_classes(model)} classes apart, the data have {num_classes}; "
+                f"task.teacher={name}: tells {trained_classes(name)} classes apart, the data have {num_classes}; "
                 "give the weights of one that knows them with task.teacher_weights"
             )
+        model = create_model("timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights)
+        if weights:
+            load_whole(model, weights)
+        self.settings = data_settings(model)
         self.model = model.eval().requires_grad_(False).to(device)
         self.student, self.image_size = student, image_size or self.settings.image_size
 
@@ -76,6 +76,7 @@ def load_whole(model: nn.Module, weights: str) -> None:
         load_exactly(model, whole.state(), whole.origin)
 
 
-def trained_classes(model: nn.Module) -> int:
-    """How many classes the weights are for that timm's name stands for."""
-    return int(told(model).get("num_classes", 1000))
+def trained_classes(name: str) -> int:
+    """How many classes the weights are for that timm's name stands for; nothing is fetched for it."""
+    with torch.device("meta"):
+        return int(told(create_model("timm", name=name)).get("num_classes", 1000))
