@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import xcit
 from xcit.engine.run_folder import RunFolder
 from xcit.storage import read_tensors
 
-from .conftest import ROOT, TINY, Result
+from .conftest import ROOT, TINY, Result, launch
 
 Command = Callable[..., Result]
 
@@ -88,6 +89,20 @@ def test_a_teacher_from_a_run_of_the_same_loop(command: Command, tmp_path: Path)
     assert not [key for key in content["task"] if not key.startswith("model.")], "the teacher is no part of the student"
     (tmp_path / "teacher" / "checkpoints" / "last.pt").unlink()
     assert command("eval.py", "checkpoint=student", "run_dir=eval").status == 0, "and not needed to judge it"
+
+
+def test_two_processes_distil_what_one_does(command: Command, teacher: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = xcit.create_model("xcit_n12", depth=2, patch_size=8, num_classes=7)
+    torch.save(start.state_dict(), tmp_path / "start.pth")
+    taught = ("task=distill", "task.teacher=resnet10t", f"task.teacher_weights={teacher}", "task.teacher_image_size=16")
+    arguments = (*TINY, "+model.depth=2", "pretrained=start.pth", *taught)
+    assert command("train.py", *arguments, "run_dir=one").status == 0
+    result = launch("train.py", *arguments, "run_dir=two", cwd=tmp_path, processes=2)
+    assert result.status == 0, result.stderr
+    assert result.stderr.count("note: start.pth: its classifier of 7 classes is left out") == 1
+    one, two = (rows(tmp_path / run / "metrics.jsonl", "train") for run in ("one", "two"))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
 
 
 def test_a_teacher_that_is_not_one(command: Command, teacher: Path, tmp_path: Path) -> None:
