@@ -1,6 +1,7 @@
 # make demo    set up, train on the digits, evaluate what was trained
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
+# make bench   set up, measure our models beside timm's (about an hour on two cores), write bench.json
 #
 # PYTHON=/path/to/python picks the interpreter (3.11 or later).
 
@@ -9,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/train.installed
 	$(RUN) train.py run_dir=$(DEMO)
@@ -23,6 +24,9 @@ lint: $(VENV)/test.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+bench: $(VENV)/train.installed
+	$(RUN) scripts/benchmark.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

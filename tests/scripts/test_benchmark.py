@@ -1,0 +1,32 @@
+"""The benchmark measures both sides and writes what it printed; no test asserts how fast they are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ..conftest import Result
+
+Command = Callable[..., Result]
+SCRIPT = "scripts/benchmark.py"
+COLUMNS = ["model", "image_size", "batch_size", "mode", "figure", "ours", "timm", "ratio", "lowest", "highest"]
+
+
+def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) -> None:
+    result = command(SCRIPT, "--cases", "n12/16@32x2", "--figures", "inference,training,memory", "--rounds", "1")
+    assert result.status == 0, result.stderr
+    rows = json.loads((tmp_path / "bench.json").read_text())
+    assert [list(row) for row in rows] == [COLUMNS] * 3
+    assert {(row["model"], row["image_size"], row["batch_size"]) for row in rows} == {("xcit_n12_p16", 32, 2)}
+    assert all(row["ours"] > 0 and row["timm"] > 0 for row in rows)
+    assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)
+
+
+def test_a_case_or_figure_that_is_none_is_one_line(command: Command) -> None:
+    for arguments, message in (
+        (("--cases", "s12"), "--cases=s12: must be MODEL/PATCH@PIXELSxBATCH"),
+        (("--cases", "s13/16@224x8"), "--cases=xcit_s13: unknown; did you mean xcit_s12?"),
+        (("--figures", "inferense"), "--figures=inferense: unknown; did you mean inference?"),
+    ):
+        result = command(SCRIPT, *arguments)
+        assert (result.status, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith(f"error: {message}")
