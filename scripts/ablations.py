@@ -67,7 +67,11 @@ def require_same(folder: Path, command: list[str]) -> None:
 
 def train(start: str, overrides: list[str]) -> None:
     """One run; its report is left to the table, its progress and errors are shown."""
-    done = subprocess.run([*shlex.split(start), str(TRAIN), *overrides], stdout=subprocess.DEVNULL, check=False)
+    command = [*shlex.split(start), str(TRAIN), *overrides]
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        raise InputError(f"--start={start}: cannot be run ({error.strerror})") from None
     if done.returncode == 2:
         raise InputError("the run was refused (see above)")
 

@@ -64,6 +64,10 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("task.loss=binary_cross_entropy", "augment.label_smoothing=0.1: must be 0 with task.loss=binary_cross_ent"),
         ("model.heads=5", "model.heads=5: must divide dim=128"),
         ("augment.rand_augment=rand-m9-foo1", "augment.rand_augment=rand-m9-foo1: must be a policy of timm's"),
+        (
+            "pretrained=fb_dist",
+            "pretrained=fb_dist: no such file or run folder, nor the name of published weights; did ",
+        ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (

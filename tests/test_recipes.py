@@ -107,7 +107,7 @@ def test_two_processes_distil_what_one_does(command: Command, teacher: Path, tmp
 
 def test_a_teacher_that_is_not_one(command: Command, teacher: Path, tmp_path: Path) -> None:
     for given, message in (
-        (["task.teacher=resnet10x"], "model.name=resnet10x: unknown; did you mean"),
+        (["task.teacher=resnet10x"], "task.teacher=resnet10x: unknown; did you mean"),
         (
             ["task.teacher=resnet18", f"task.teacher_weights={teacher}"],
             f"task.teacher_weights={teacher}: belongs to another",

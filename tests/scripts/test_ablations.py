@@ -28,3 +28,12 @@ def test_a_wrong_name_or_value_is_one_line(command: Command) -> None:
     result = command(SCRIPT, "--only", "no_lip")
     assert (result.status, result.stderr.count("\n")) == (2, 1)
     assert "did you mean no_lpi" in result.stderr
+    result = command(SCRIPT, "--only", "no_lpi", "--start", "torchrum")
+    assert (result.status, result.stderr.splitlines()[-1][:40]) == (2, "error: --start=torchrum: cannot be run (")
+
+
+def test_a_folder_with_runs_of_another_command_is_refused(command: Command) -> None:
+    small = (*TINY, "+model.depth=1", "train.ema_decay=null")
+    assert command(SCRIPT, "--folder", "out", "--only", "no_lpi", *small).status == 0
+    result = command(SCRIPT, "--folder", "out", "--only", "no_lpi", *small, "seed=1")
+    assert (result.status, result.stderr.splitlines()[-1][:46]) == (2, "error: --folder: out/no_lpi holds a run of oth")

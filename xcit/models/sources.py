@@ -54,7 +54,8 @@ def locate(source: str) -> Path:
         return download(entry.url, entry.file)
     if source.startswith("timm/"):
         return from_hub(source)
-    nearest = did_you_mean(source, [*PUBLISHED, *BY_FILE])
+    tags = {entry.tag for entry in PUBLISHED.values()}
+    nearest = did_you_mean(source, [*PUBLISHED, *BY_FILE, *sorted(tags)])
     raise InputError(f"{source}: no such file or run folder, nor the name of published weights{nearest}")
 
 

@@ -36,12 +36,18 @@ class Teacher:
         student: DataSettings,
         device: torch.device,
     ) -> None:
-        if not weights and trained_classes(name) != num_classes:
-            raise InputError(
-                f"task.teacher={name}: tells {trained_classes(name)} classes apart, the data have {num_classes}; "
-                "give the weights of one that knows them with task.teacher_weights"
+        try:
+            known = num_classes if weights else trained_classes(name)
+            if known != num_classes:
+                raise InputError(
+                    f"task.teacher={name}: tells {known} classes apart, the data have {num_classes}; "
+                    "give the weights of one that knows them with task.teacher_weights"
+                )
+            model = create_model(
+                "timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights
             )
-        model = create_model("timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights)
+        except InputError as error:
+            raise InputError(str(error).replace("model.name=", "task.teacher=", 1)) from None
         if weights:
             load_whole(model, weights)
         self.settings = data_settings(model)
