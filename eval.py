@@ -109,14 +109,14 @@ def as_task(state: dict[str, Any]) -> dict[str, Any]:
 
 def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
     """The configuration with model, data and resolutions as they were in training, where it does not say."""
-    model = config.model or (trained.model if trained else model_of(config.checkpoint, path))
+    told = trained.model if trained else model_of(config.checkpoint, path)
+    model = config.model or told
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
         raise InputError(f"{missing}: must be given, as {config.checkpoint} holds weights alone")
-    published = find_published(config.checkpoint)
-    default = [published.input_size] if published else [source.image_size]
-    resolutions = config.resolutions or (trained.resolutions if trained else default)
+    made_for = told.options.get("image_size") if told else None
+    resolutions = config.resolutions or (trained.resolutions if trained else [made_for or source.image_size])
     dry_run(model.entry, model.options, {"resolutions": resolutions})
     known = {"model": model, "data": source, "resolutions": resolutions}
     return ResolvedEvalConfig.model_construct(**dict(config) | known)
@@ -127,7 +127,7 @@ def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
     published, beside = find_published(checkpoint), path.with_name(HUB_CONFIG)
     plain: dict[str, Any] | None = None
     if published:
-        plain = {"name": published.model, "patch_size": published.patch_size}
+        plain = {"name": published.model, "patch_size": published.patch_size, "image_size": published.input_size}
     elif checkpoint.startswith("timm/"):
         plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
     elif path.name == HUB_FILE and beside.is_file():

@@ -45,6 +45,8 @@ def main() -> None:
         raise InputError(f"{target}: exists already")
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target}: its folder does not exist")
+    if arguments.to == "safetensors" and target.suffix != ".safetensors":
+        raise InputError(f"{target}: must end in .safetensors, by which such a file is known")
     path = locate(source)
     content = read_tensors(path)
     weights = weights_in(content, str(path))

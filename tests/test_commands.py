@@ -287,8 +287,9 @@ def test_cfg_job_shows_the_configuration_and_stops(command: Command, tmp_path: P
 def test_a_folder_of_the_hub_tells_what_it_is(command: Command, tmp_path: Path) -> None:
     model = xcit.create_model("xcit_n12", patch_size=8, num_classes=10, lpi=False, image_size=16)
     model.save_pretrained(tmp_path / "mine")
-    result = command("eval.py", "checkpoint=mine", "data=digits", "resolutions=[16]", "run_dir=eval")
+    result = command("eval.py", "checkpoint=mine", "data=digits", "run_dir=eval")
     assert result.status == 0, result.stderr
+    assert {row["resolution"] for row in json.loads((tmp_path / "eval/results.json").read_text())} == {16}
     config = yaml.safe_load((tmp_path / "eval/config.yaml").read_text())["model"]
     assert (config["name"], config["patch_size"], config["lpi"]) == ("xcit_n12", 8, False)
 

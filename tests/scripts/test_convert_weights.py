@@ -59,12 +59,15 @@ def test_a_run_becomes_a_folder_for_the_hub_with_its_recipe_and_results(command:
 
 def test_what_cannot_be_done_is_said_in_a_line(command: Command, authors: Path, tmp_path: Path) -> None:
     (tmp_path / "there.pth").write_text("precious")
+    torch.save({}, tmp_path / "empty.pth")
     torch.save(torch.load(authors)["model"], tmp_path / "unnamed.pth")
     for arguments, message in (
         (("nowhere.pth", "x.pth", "--to", "timm"), "nowhere.pth: no such file"),
         ((authors.name, "there.pth", "--to", "timm"), "there.pth: exists already"),
         ((authors.name, "no/where.pth", "--to", "timm"), "no/where.pth: its folder does not exist"),
         ((authors.name, "x.pth", "--to", "timm", "--weights", "ema"), f"weights=ema: {authors.name} holds raw alone"),
+        ((authors.name, "x", "--to", "safetensors"), "x: must end in .safetensors"),
+        (("empty.pth", "x.pth", "--to", "timm"), "empty.pth: holds no state dict"),
         (("unnamed.pth", "x", "--to", "hub"), "--model: must be given for --to hub"),
         (("unnamed.pth", "x", "--to", "hub", "--model", '{"name": "xcit_s12"}'), "unnamed.pth: belongs to another"),
     ):

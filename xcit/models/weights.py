@@ -85,9 +85,13 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
 
 def state_dict(state: object, origin: str) -> State:
     """The tensors by name, without the prefixes that DistributedDataParallel and torch.compile leave."""
-    if isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if isinstance(state, Mapping) and state and all(names_tensor(*item) for item in state.items()):
         return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     raise InputError(f"{origin}: holds no state dict (tensors by name, bare or under 'model' or 'state_dict')")
+
+
+def names_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
 
 
 def backbone_of_dino(teacher: State) -> State:

@@ -86,6 +86,8 @@ class XCiT(HubMixin):
             raise InputError(f"heads={heads}: must divide dim={dim}")
         if depth < 1 or class_depth < 1:
             raise InputError(f"depth={depth}, class_depth={class_depth}: must be at least 1")
+        if num_classes < 0:
+            raise InputError(f"num_classes={num_classes}: must be at least 0")
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
         self.patch_size, self.num_classes, self.num_features, self.pool = patch_size, num_classes, dim, pool
@@ -209,6 +211,8 @@ class XCiT(HubMixin):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for another number of classes; 0 leaves it out. What is pooled cannot be changed afterwards."""
+        if num_classes < 0:
+            raise InputError(f"num_classes={num_classes}: must be at least 0")
         if global_pool not in (None, "token" if self.pool == "class_attention" else "avg"):
             raise InputError(f"global_pool={global_pool!r}: is fixed when the model is built, by pool={self.pool!r}")
         device, dtype = self.norm.weight.device, self.norm.weight.dtype
