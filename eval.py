@@ -65,13 +65,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             tasks,
             lambda resolution: data.EvalLoader(
                 images,
-                data.eval_transform(
-                    resolution,
-                    config.crop_ratio,
-                    mean=settings.mean,
-                    std=settings.std,
-                    interpolation=settings.interpolation,
-                ),
+                data.eval_transform(resolution, config.crop_ratio, **settings.preprocessing),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
@@ -127,7 +121,7 @@ def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
     published, beside = find_published(checkpoint), path.with_name(HUB_CONFIG)
     plain: dict[str, Any] | None = None
     if published:
-        plain = {"name": published.model, "patch_size": published.patch_size, "image_size": published.input_size}
+        plain = published.options
     elif checkpoint.startswith("timm/"):
         plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
     elif path.name == HUB_FILE and beside.is_file():

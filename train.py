@@ -150,13 +150,7 @@ def eval_batches(
     """This process's share of the validation images, at a resolution."""
     return data.EvalLoader(
         images,
-        data.eval_transform(
-            resolution,
-            config.crop_ratio,
-            mean=settings.mean,
-            std=settings.std,
-            interpolation=settings.interpolation,
-        ),
+        data.eval_transform(resolution, config.crop_ratio, **settings.preprocessing),
         config.train.batch_size(distributed.world_size()),
         workers=config.data.workers,
         device=device,

@@ -94,9 +94,7 @@ def model_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def published_model(source: str) -> dict[str, Any] | None:
     published = find_published(source)
-    if not published:
-        return None
-    return {"name": published.model, "patch_size": published.patch_size, "image_size": published.input_size}
+    return published.options if published else None
 
 
 def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:

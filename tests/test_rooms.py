@@ -20,7 +20,7 @@ ALLOWED = {
     "xcit.engine": SHARED,
     "xcit.tasks": SHARED | {"xcit.models", "xcit.engine"},
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
-    "xcit.checkpoint": {"xcit.errors"},
+    "xcit.checkpoint": set(),
     "xcit.config": {"xcit.errors"},
     "xcit.composition": {"xcit.errors", "xcit.config"},
     "xcit.command": {"xcit.errors", "xcit.engine"},

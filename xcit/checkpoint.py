@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import InputError
-
 FORMAT = "xcit training state, version 2"
 LAST = Path("checkpoints", "last.pt")
 """Where a run folder keeps the checkpoint that it goes on from, and that is meant where the folder is given."""
@@ -31,15 +29,3 @@ def model_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         kind: {key.removeprefix(MODEL): value for key, value in weights.items() if key.startswith(MODEL)}
         for kind, weights in task_weights(content).items()
     }
-
-
-def find_checkpoint(key: str, path: str) -> Path:
-    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
-    if not Path(path).exists():
-        raise InputError(f"{key}={path}: no such file or run folder")
-    if Path(path).is_dir():
-        last = Path(path) / LAST
-        if not last.is_file():
-            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks {LAST})")
-        return last
-    return Path(path)

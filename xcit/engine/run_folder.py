@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import LAST, find_checkpoint
+from ..checkpoint import LAST
 from ..errors import InputError
 from ..storage import write_tensors, write_text
 from . import distributed
@@ -118,6 +118,18 @@ def locate(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path
     if run_dir and Path(run_dir).resolve() != folder.path.resolve():
         raise InputError(f"run_dir={run_dir}: resume={resume} continues in {folder.path}; leave run_dir out")
     return folder, checkpoint
+
+
+def find_checkpoint(key: str, path: str) -> Path:
+    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
+    if not Path(path).exists():
+        raise InputError(f"{key}={path}: no such file or run folder")
+    if Path(path).is_dir():
+        last = Path(path) / LAST
+        if not last.is_file():
+            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks {LAST})")
+        return last
+    return Path(path)
 
 
 def require_writable(path: Path) -> None:

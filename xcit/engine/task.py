@@ -28,7 +28,7 @@ class Task(nn.Module):
         """Fetch what only training needs; called once, before the first update and not before an evaluation."""
 
     def forward(self, batch: Any) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own; without one it may still be asked for its parameters
 
     def evaluator(self) -> Evaluator:
-        raise NotImplementedError
+        raise NotImplementedError  # likewise

@@ -18,6 +18,11 @@ class DataSettings(NamedTuple):
     crop_ratio: float = 1.0
     interpolation: str = "bicubic"
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What a transform needs to know of the model."""
+        return {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
+
 
 def data_settings(model: nn.Module) -> DataSettings:
     """The settings of a model, from its `pretrained_cfg` (timm's dictionary); ImageNet's where it says nothing."""

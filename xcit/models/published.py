@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import choose
 
@@ -60,6 +61,11 @@ class Published:
     def name(self) -> str:
         """xcit_s12_p16.fb_dist_in1k_384, say: the architecture, then the tag."""
         return f"{self.model}_p{self.patch_size}.{self.tag}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The model that it is for, as conf/model/ has it."""
+        return {"name": self.model, "patch_size": self.patch_size, "image_size": self.input_size}
 
     @property
     def url(self) -> str:

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import torch
 from huggingface_hub import hf_hub_download
 
-from ..checkpoint import LAST, find_checkpoint
+from ..checkpoint import LAST
 from ..errors import InputError, did_you_mean
 from .published import BY_FILE, PUBLISHED, find_published
 
@@ -62,7 +62,7 @@ def locate(source: str) -> Path:
 def find_in_folder(folder: Path) -> Path:
     if not (folder / LAST).is_file():
         raise InputError(f"{folder}: holds neither a run's {LAST} nor {HUB_FILE}")
-    return find_checkpoint("checkpoint", str(folder))
+    return folder / LAST
 
 
 def cached_as(url: str) -> str:
