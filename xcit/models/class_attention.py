@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import attend_class, chosen
 from .feed_forward import FeedForward
 
 
@@ -22,9 +23,17 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        attended = self.fast(x) if chosen(self, x) else self.plain(x)
+        return self.proj(attended)
+
+    def plain(self, x: Tensor) -> Tensor:
         q, k, v = (self.split_heads(t) for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, 1, d)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
+
+    def fast(self, x: Tensor) -> Tensor:
+        """The same, with the projections of the keys and values moved to the class token's side."""
+        return attend_class(x, self.q, self.k, self.v, self.heads)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
@@ -50,13 +59,17 @@ class ClassAttentionLayer(nn.Module):
         self.mlp = FeedForward(dim, 4 * dim)
         self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
+        """(B, 1 + N, C); with `class_only` the class token alone, (B, 1, C): of the last layer nothing else is read."""
         normed = self.norm1(x)
-        x = x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
-
+        class_token = self.feed_forward(x[:, :1] + self.gamma1 * self.attn(normed))
+        if class_only:
+            return class_token
+        patches = x[:, 1:] + self.gamma1 * normed[:, 1:]
         if self.tokens_norm:
-            x = self.norm2(x)
-        else:
-            x = torch.cat([self.norm2(x[:, :1]), x[:, 1:]], dim=1)
-        class_token, patches = x[:, :1], x[:, 1:]
-        return torch.cat([class_token + self.gamma2 * self.mlp(class_token), patches + patches], dim=1)
+            patches = self.norm2(patches)
+        return torch.cat([class_token, patches + patches], dim=1)
+
+    def feed_forward(self, class_token: Tensor) -> Tensor:
+        class_token = self.norm2(class_token)
+        return class_token + self.gamma2 * self.mlp(class_token)

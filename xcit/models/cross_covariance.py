@@ -52,6 +52,6 @@ class CrossCovarianceAttention(nn.Module):
 def unit_norm_over_tokens(x: Tensor) -> Tensor:
     """Divide each channel of x, (…, d, N), by its L2 norm over the tokens; bounds the entries of QᵀK to [-1, 1].
 
-    The norm is taken in fp32: a sum of squares over thousands of tokens leaves the range of fp16.
+    The norm is taken in fp32 at least: a sum of squares over thousands of tokens leaves the range of fp16.
     """
-    return F.normalize(x.float(), dim=-1).to(x.dtype)
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)

@@ -143,12 +143,13 @@ class XCiT(HubMixin):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes); without a head the features before it, (B, C)."""
-        return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.forward_features(images, class_only=True))
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor, class_only: bool = False) -> Tensor:
         """Normalised tokens, (B, 1 + N, C): the class token, then the patches in row-major order.
 
-        With pool="average" there is no class token: (B, N, C).
+        With `class_only` the class token alone, (B, 1, C), and what else nothing reads is not computed. With
+        pool="average" there is no class token: (B, N, C).
         """
         x, grid = self.embed(images)
         for block in self.blocks:
@@ -156,7 +157,7 @@ class XCiT(HubMixin):
         if self.pool == "class_attention":
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.cls_attn_blocks:
-            x = self.run(block, x)
+            x = self.run(block, x, class_only and block is self.cls_attn_blocks[-1])
         return self.norm(x)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
@@ -193,7 +194,8 @@ class XCiT(HubMixin):
             raise InputError(
                 f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}"
             )
-        x = self.patch_embed(images)
+        # With the channels last the stem is faster, and its map is the tokens as they are.
+        x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
         grid = (x.shape[-2], x.shape[-1])
         return (x + self.pos_embed(grid)).flatten(2).mT, grid
 

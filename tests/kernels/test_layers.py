@@ -1,0 +1,168 @@
+"""The fast form of a layer is its plain form: in values, in gradients and in BatchNorm's statistics."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xcit import kernels
+from xcit.models.class_attention import ClassAttention
+from xcit.models.layer import XCiTLayer
+
+GRID = (4, 5)
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def randomised(layer: nn.Module) -> nn.Module:
+    """No parameter at a value, 0 or 1, that hides what it does."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return layer
+
+
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
+    return randomised(XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
+
+
+def class_attention() -> tuple[nn.Module, Tensor, Forward]:
+    return randomised(ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
+
+
+LAYERS = {"XCiTLayer": xcit_layer, "ClassAttention": class_attention}
+
+
+def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward, autocast: bool = False) -> dict:
+    """Everything that a training step finds, by name."""
+    layer, x = deepcopy(layer), x.clone().requires_grad_()
+    with kernels.forced(kind), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = forward(layer, x)
+    y.backward(tokens(*y.shape, seed=2).to(y.dtype))
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())  # DDP waits for every one
+    return {"output": y.detach(), "input": x.grad} | gradients | dict(layer.named_buffers())
+
+
+def difference(one: dict, other: dict) -> dict[str, float]:
+    """Relative, of each entry. The keys' bias cannot matter to a softmax: its gradient is rounding alone."""
+    assert one.keys() == other.keys()
+    scale = max(value.double().norm() for value in one.values())
+    return {
+        name: float((one[name].double() - other[name].double()).norm() / (one[name].double().norm() + 1e-6 * scale))
+        for name in one
+        if not name.endswith("k.bias")
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 0.03)])
+@pytest.mark.parametrize("training", [True, False])
+def test_values_and_gradients(name: str, precision: str, tolerance: float, training: bool) -> None:
+    layer, x, forward = LAYERS[name]()
+    layer.train(training)
+    if precision == "fp64":
+        layer, x = layer.double(), x.double()
+    autocast = precision == "bf16"
+    plain, fast = (outcome(kind, layer, x, forward, autocast) for kind in ("plain", "fast"))
+    assert max(difference(plain, fast).values()) < tolerance
+    assert plain["output"].dtype == fast["output"].dtype
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_two_forms_are_two(name: str) -> None:
+    """The comparison above compares something: the graphs differ."""
+    layer, x, forward = LAYERS[name]()
+    with kernels.forced("plain"):
+        plain = forward(layer, x.requires_grad_())
+    with kernels.forced("fast"):
+        fast = forward(layer, x)
+    assert graph(plain) != graph(fast)
+
+
+def graph(output: Tensor) -> set[str]:
+    nodes, found = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return {type(node).__name__ for node in found}
+
+
+def is_fast(layer: nn.Module, x: Tensor) -> bool:
+    return any(name.startswith("NormLinear") for name in graph(layer(x.requires_grad_(), GRID)))
+
+
+def test_one_batch_after_another_counts_the_same_statistics() -> None:
+    layer, _, _ = xcit_layer()
+    statistics = []
+    for kind in ("plain", "fast"):
+        own = deepcopy(layer)
+        with kernels.forced(kind):
+            for seed in range(3):
+                own(tokens(6, 20, 48, seed=seed), GRID)
+        statistics.append(dict(own.local_mp.bn.named_buffers()))
+    plain, fast = statistics
+    assert all(torch.allclose(plain[name], fast[name], atol=1e-6) for name in plain)
+    assert fast["num_batches_tracked"] == 3
+
+
+class LoRA(nn.Linear):
+    """A linear layer that does more than one."""
+
+
+def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
+    layer, x, _ = xcit_layer()
+    assert is_fast(layer, x)
+    seen = []
+    handle = layer.mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    assert not is_fast(layer, x) and seen == [(6, 20, 192)]
+    handle.remove()
+    assert is_fast(layer, x)
+    layer.attn.qkv = LoRA(48, 144)
+    assert not is_fast(layer, x)
+
+
+def test_forced_and_free() -> None:
+    layer, x, _ = xcit_layer()
+    with kernels.forced("plain"):
+        assert not is_fast(layer, x)
+        with kernels.forced("fast"):
+            assert is_fast(layer, x)
+        assert not is_fast(layer, x)
+    assert is_fast(layer, x)
+
+
+def test_no_gradient_is_made_that_nobody_wants() -> None:
+    layer, x, forward = xcit_layer()
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    layer.attn.qkv.bias.requires_grad_(True)
+    for kind in ("plain", "fast"):
+        own = deepcopy(layer)
+        with kernels.forced(kind):
+            forward(own, x).sum().backward()
+        assert [name for name, parameter in own.named_parameters() if parameter.grad is not None] == ["attn.qkv.bias"]
+
+
+def test_a_token_count_that_no_number_divides_and_a_batch_of_one() -> None:
+    layer = randomised(XCiTLayer(48, 4, 1.0))
+    for shape, grid in (((1, 35, 48), (5, 7)), ((3, 1, 48), (1, 1)), ((1, 37, 48), (1, 37))):
+        forward = lambda layer, x, grid=grid: layer(x, grid)  # noqa: E731
+        plain, fast = (outcome(kind, layer, tokens(*shape), forward) for kind in ("plain", "fast"))
+        assert max(difference(plain, fast).values()) < 1e-4
+
+
+def test_a_channel_of_zeros_has_no_direction() -> None:
+    """Its norm is 0: nothing is divided by it in either form."""
+    layer, x, forward = xcit_layer()
+    layer.attn.qkv.weight.data[3] = layer.attn.qkv.bias.data[3] = 0  # a channel of the queries
+    plain, fast = (outcome(kind, layer, x, forward) for kind in ("plain", "fast"))
+    assert all(value.isfinite().all() for value in fast.values())
+    assert difference(plain, fast)["output"] < 1e-5

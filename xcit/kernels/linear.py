@@ -1,0 +1,101 @@
+"""Linear layers with the norm or the activation before them, which is computed again instead of being kept."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .precision import compute_dtype
+from .products import product, weight_gradient
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def scaled_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
+    """scale · layer(x), (…, I) → (…, O). The scale goes with the weight: no pass over the tokens, nothing to keep."""
+    return Linear.apply(x, scale[:, None] * layer.weight, scale * layer.bias, compute_dtype(x))
+
+
+def gelu_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
+    """scale · layer(gelu(x)), (…, I) → (…, O). Keeps x alone."""
+    return GELULinear.apply(x, scale[:, None] * layer.weight, scale * layer.bias, compute_dtype(x))
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """layer(norm(x)), (…, C) → (…, O). Keeps x alone."""
+    return NormLinear.apply(x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps, compute_dtype(x))
+
+
+class Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.to(x.dtype).contiguous()
+        return of_input(ctx, gradient, weight), *of_weight_and_bias(ctx, 1, gradient, x), None
+
+
+class GELULinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return product(F.gelu(x), weight, bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.to(x.dtype).contiguous()
+        weight_and_bias = of_weight_and_bias(ctx, 1, gradient, F.gelu(x))
+        activated = of_input(ctx, gradient, weight)
+        return None if activated is None else torch.ops.aten.gelu_backward(activated, x), *weight_and_bias, None
+
+
+class NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, weight)
+        ctx.eps, ctx.dtype = eps, dtype
+        normed = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+        return product(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, scale, shift, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
+        weight_and_bias = of_weight_and_bias(ctx, 3, gradient, normed.to(ctx.dtype))
+        del normed
+        of_norm: Gradients = (None, None, None)
+        if any(ctx.needs_input_grad[:3]):
+            of_normed = product(gradient, weight.to(ctx.dtype).mT).to(x.dtype)
+            wanted = list(ctx.needs_input_grad[:3])
+            of_norm = torch.ops.aten.native_layer_norm_backward(
+                of_normed, x, x.shape[-1:], mean, rstd, scale, shift, wanted
+            )
+        return *of_norm, *weight_and_bias, None, None
+
+
+def of_input(ctx: Any, gradient: Tensor, weight: Tensor) -> Tensor | None:
+    return product(gradient, weight.mT) if ctx.needs_input_grad[0] else None
+
+
+def of_weight_and_bias(ctx: Any, place: int, gradient: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """place: where the weight stands among the inputs; the bias follows it."""
+    weight, bias = ctx.needs_input_grad[place : place + 2]
+    return (
+        weight_gradient(gradient, x) if weight else None,
+        gradient.flatten(0, -2).sum(0) if bias else None,
+    )

@@ -1,0 +1,132 @@
+"""Local patch interaction on the tokens as they lie: they are a map with its channels last, and need no copy."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .precision import compute_dtype
+
+Grid = tuple[int, int]
+Gradients = tuple[Tensor | None, ...]
+
+
+def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
+    """conv(norm(x)) over the grid, (B, N, C) → (B, N, C). Keeps x alone."""
+    return NormDepthwise.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.eps, grid, compute_dtype(x))
+
+
+def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
+    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts."""
+    assert conv.bias is not None
+    weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
+    if type(bn) is not nn.BatchNorm2d or not bn.training:
+        return depthwise(as_tokens(bn(as_map(F.gelu(x), grid))), weight, bias, grid)
+    assert bn.num_batches_tracked is not None
+    bn.num_batches_tracked += 1
+    momentum = bn.momentum if bn.momentum is not None else 1 / int(bn.num_batches_tracked)
+    return GELUBatchNormDepthwise.apply(
+        x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid
+    )
+
+
+class NormDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        grid: Grid,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, weight)
+        ctx.eps, ctx.grid, ctx.dtype = eps, grid, dtype
+        return depthwise(F.layer_norm(x, x.shape[-1:], scale, shift, eps).to(dtype), weight, bias, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, scale, shift, weight = ctx.saved_tensors
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
+        of_normed, of_weight, of_bias = depthwise_backward(gradient, normed.to(ctx.dtype), weight, ctx.grid)
+        of_norm = torch.ops.aten.native_layer_norm_backward(
+            of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, shift, [True, True, True]
+        )
+        return *of_norm, of_weight, of_bias, None, None, None
+
+
+class GELUBatchNormDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        grid: Grid,
+    ) -> Tensor:
+        activated = as_map(F.gelu(x), grid)
+        normed, mean, rstd = torch.native_batch_norm(
+            activated, scale, shift, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
+        ctx.eps, ctx.grid = eps, grid
+        return depthwise(as_tokens(normed), weight, bias, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, scale, shift, weight, mean, rstd = ctx.saved_tensors
+        activated, slope = F.gelu(x), scale * rstd
+        normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
+        of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
+        of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
+            as_map(of_normed, ctx.grid),
+            as_map(activated, ctx.grid),
+            scale,
+            None,
+            None,
+            mean,
+            rstd,
+            True,
+            ctx.eps,
+            [True, True, True],
+        )
+        of_x = torch.ops.aten.gelu_backward(as_tokens(of_activated), x)
+        return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 5
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """A 3 × 3 convolution of each channel by itself, (B, N, C) → (B, N, C), in the type of x."""
+    y = F.conv2d(as_map(x, grid), weight.to(x.dtype), bias.to(x.dtype), padding=1, groups=len(weight))
+    return as_tokens(y)
+
+
+def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    C = len(weight)
+    maps = as_map(gradient.to(x.dtype), grid), as_map(x, grid)
+    options = ([C], [1, 1], [1, 1], [1, 1], False, [0, 0], C, [True, True, True])
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(*maps, weight.to(x.dtype), *options)
+    return as_tokens(of_x), of_weight, of_bias
+
+
+def as_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """(B, N, C) → (B, C, H, W), the same memory."""
+    return tokens.mT.unflatten(-1, grid)
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, N, C), the same memory where the channels are last."""
+    return image.flatten(2).mT
