@@ -26,6 +26,7 @@ from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
 from xcit.models.data_settings import data_settings
 from xcit.models.dry_run import dry_run
+from xcit.models.fused import ready_for_inference
 from xcit.models.published import find_published
 from xcit.models.sources import HUB_CONFIG, HUB_FILE, locate
 from xcit.models.variants import named
@@ -56,6 +57,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             model = create_model(whole.model.entry, num_classes=len(images.classes), **whole.model.options)
             tasks[name] = TASKS[task.name](model, len(images.classes), **task.options).to(device)
             load_exactly(tasks[name], state, str(path))
+            tasks[name].model = ready_for_inference(tasks[name].model)
 
         settings = data_settings(model)
         if distributed.is_main():

@@ -6,9 +6,19 @@ Importing the package needs torch, safetensors and huggingface_hub alone; `xcit.
 
 from .errors import InputError, Notice
 from .models import create_model, list_models
+from .models.fused import fuse_for_inference
 from .models.published import list_pretrained
 from .models.weights import load_weights
 from .models.xcit import XCiT
 
-__all__ = ["InputError", "Notice", "XCiT", "create_model", "list_models", "list_pretrained", "load_weights"]
+__all__ = [
+    "InputError",
+    "Notice",
+    "XCiT",
+    "create_model",
+    "fuse_for_inference",
+    "list_models",
+    "list_pretrained",
+    "load_weights",
+]
 __version__ = "0.1.0"

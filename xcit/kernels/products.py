@@ -17,6 +17,8 @@ ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and hasattr(torch.ops
 def by_onednn(x: Tensor) -> bool:
     if not (ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.is_available()):
         return False
+    if torch.compiler.is_exporting():  # what is exported may run elsewhere
+        return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -48,3 +50,19 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     weight = x.new_empty(gradient.shape[1], x.shape[1], 1, 1)
     options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return torch.ops.aten.convolution_backward(*maps, weight, None, *options)[1].flatten(1)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """The weight as oneDNN lays it out, for `product` and `product_gelu`: done once instead of at every call."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
+    """A 3 × 3 convolution with padding 1, then a GELU; a weight of (C, 1, 3, 3) is for each channel by itself."""
+    groups = x.shape[1] // weight.shape[1]
+    if by_onednn(x):
+        after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        shape = ([1, 1], [stride, stride], [1, 1], groups)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, *after)
+    y = F.conv2d(x, weight, bias, stride=stride, padding=1, groups=groups)
+    return F.gelu(y) if gelu else y

@@ -30,7 +30,8 @@ class SinePositionEncoding(nn.Module):
         weight = self.token_projection.weight
         y = self.encode_axis(H, weight.device)[:, :, None].expand(-1, H, W)
         x = self.encode_axis(W, weight.device)[:, None, :].expand(-1, H, W)
-        return self.token_projection(torch.cat([y, x])[None].to(weight.dtype))
+        encoding = self.token_projection(torch.cat([y, x])[None].to(weight.dtype))
+        return encoding.to(weight.dtype)  # under autocast too: here the tokens start, and their sum stays exact
 
     def encode_axis(self, length: int, device: torch.device) -> Tensor:
         """(32, length): sines at the even channels, cosines of the same frequency at the odd ones; in fp32."""

@@ -1,0 +1,122 @@
+"""The folded copy for inference says what the model says, and leaves the model alone."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import xcit
+from xcit.kernels import forced
+from xcit.models.fused import FusedLayer, fuse_for_inference
+
+from .examples import tiny
+
+
+def images_of(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+SHAPES = [(32, 32), (40, 24), (37, 21)]  # one patch does not divide
+
+
+def both(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    with forced("plain"), torch.no_grad():
+        expected = model(images)
+    return expected, fuse_for_inference(model)(images)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", [{}, {"patch_size": 16}, {"num_classes": 0}, {"patch_embed": "linear"}])
+def test_its_outputs_are_the_models(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    expected, found = both(tiny(**options), images_of(*shape))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("name", ["xcit_t12", "xcit_s12"])
+def test_with_a_norm_over_all_tokens_and_more_heads(name: str) -> None:
+    torch.manual_seed(0)
+    model = xcit.create_model(name, depth=1, num_classes=5).eval()
+    expected, found = both(model, images_of(64, 48))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_and_maps_too() -> None:
+    """A layer may write over what it was given only if nobody else holds it."""
+    model, images = tiny(depth=3), images_of(40, 24)
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.forward_features(images), model.forward_features(images), atol=1e-5, rtol=1e-4)
+        maps, expected = (m.forward_intermediates(images, [0, 1, 2]) for m in (fused, model))
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_batch_after_batch_size_after_size_type_after_type() -> None:
+    """What it keeps, weights laid out anew and positions, is that of the input at hand."""
+    model = tiny()
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        for shape in (*SHAPES, SHAPES[0]):
+            for cast in (False, True, False):
+                images = images_of(*shape)
+                with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                    expected, found = model(images), fused(images)
+                assert found.dtype == expected.dtype
+                tolerance = 0.1 if cast else 1e-5
+                torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_moved_copied_and_pickled_after_use() -> None:
+    model, images = tiny(), images_of(32, 32)
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        expected = model(images)
+        fused(images)  # it has packed its weights
+        torch.testing.assert_close(copy.deepcopy(fused)(images), expected, atol=1e-5, rtol=1e-4)
+        buffer = io.BytesIO()
+        torch.save(fused, buffer)
+        buffer.seek(0)
+        torch.testing.assert_close(torch.load(buffer, weights_only=False)(images), expected, atol=1e-5, rtol=1e-4)
+        for parameter in fused.head.parameters():
+            parameter.data *= 2
+        torch.testing.assert_close(fused.double()(images.double()).float(), 2 * expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_model_is_left_alone() -> None:
+    model = tiny().train()
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse_for_inference(model)
+    fused(images_of(32, 32))
+    assert model.training and not fused.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"lpi": False}, {"attention": "self_attention"}, {"pool": "average"}])
+def test_what_the_ablation_leaves_out_stays_out(options: dict[str, Any]) -> None:
+    expected, found = both(tiny(**options), images_of(32, 40))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_part_that_was_replaced_is_called_as_it_is() -> None:
+    model = tiny()
+    first = model.blocks[0].mlp.fc1
+    model.blocks[0].mlp.fc1 = Doubled(first.in_features, first.out_features)
+    expected, found = both(model, images_of(32, 32))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    kinds = [type(block) for block in fuse_for_inference(model).blocks]
+    assert kinds[0] is not FusedLayer and kinds[1] is FusedLayer
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(xcit.InputError, match="must be given an XCiT, not a Linear"):
+        fuse_for_inference(nn.Linear(2, 2))

@@ -1,0 +1,170 @@
+"""A copy of a model for inference: what follows a product or a convolution is folded into its weights."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..kernels import attend
+from ..kernels.choice import untouched
+from ..kernels.local_patch import as_map, as_tokens
+from ..kernels.precision import compute_dtype
+from ..kernels.products import by_onednn, convolution, packed, product, product_gelu
+from .cross_covariance import CrossCovarianceAttention
+from .layer import XCiTLayer
+from .patch_embed import ConvPatchEmbed
+from .xcit import XCiT
+
+Grid = tuple[int, int]
+
+
+def fuse_for_inference(model: nn.Module) -> XCiT:
+    """A copy of an XCiT that infers faster, in evaluation mode; its outputs are the model's within rounding.
+
+    LayerScale and the stem's BatchNorm go into the weights before them, GELUs into the products, weights are laid out
+    once as the CPU's library wants them, and the positions of the last grid are kept. The copy gives no gradients and
+    its state dict is its own: keep the model to train or to save. Under autocast it computes in the type asked for.
+
+    Layers of the paper's ablation stay as they are, and those with a part that is not the one they were made with.
+
+    Raises:
+        InputError: the model is not an XCiT.
+    """
+    if not isinstance(model, XCiT):
+        raise InputError(f"fuse_for_inference: must be given an XCiT, not a {type(model).__name__}")
+    copy = deepcopy(model).eval().requires_grad_(False)
+    if isinstance(copy.patch_embed, ConvPatchEmbed):
+        copy.patch_embed = FusedPatchEmbed(copy.patch_embed)
+    copy.pos_embed = KeptPositions(copy.pos_embed)
+    for i, layer in enumerate(copy.blocks):
+        if isinstance(layer, XCiTLayer) and layer.is_whole and untouched(layer):
+            copy.blocks[i] = FusedLayer(layer)
+    return copy
+
+
+def ready_for_inference(model: nn.Module) -> nn.Module:
+    """The folded copy of an XCiT; any other model itself."""
+    return fuse_for_inference(model) if isinstance(model, XCiT) else model
+
+
+class FusedLayer(nn.Module):
+    """An `XCiTLayer` in evaluation mode. Input and output: (B, N, C), the tokens of the grid in row-major order."""
+
+    def __init__(self, layer: XCiTLayer) -> None:
+        super().__init__()
+        attention, local, mlp = layer.attn, layer.local_mp, layer.mlp
+        assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None and local
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.qkv, self.temperature = FusedLinear(attention.qkv), attention.temperature
+        self.proj = FusedLinear(attention.proj, layer.gamma1)
+        self.conv1 = FusedConv(local.conv1, gelu=True)
+        # Not folded into the convolution after it: that pads with zeros, and BatchNorm would not make them zeros.
+        slope, shift = affine(local.bn)
+        self.slope, self.shift = constant(slope), constant(shift)
+        self.conv2 = FusedConv(local.conv2, slope=layer.gamma3)
+        self.fc1, self.fc2 = FusedLinear(mlp.fc1, gelu=True), FusedLinear(mlp.fc2, layer.gamma2)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        with torch.no_grad():
+            x = x + self.proj(attend(self.qkv(self.norm1(x)), self.temperature))  # from here on a tensor of our own
+            activated = as_tokens(self.conv1(as_map(self.norm3(x), grid)))
+            normed = torch.addcmul(self.shift.to(activated.dtype), activated, self.slope.to(activated.dtype))
+            x += as_tokens(self.conv2(as_map(normed, grid)))
+            x += self.fc2(self.fc1(self.norm2(x)))
+            return x
+
+
+class FusedPatchEmbed(nn.Module):
+    """A `ConvPatchEmbed` in evaluation mode."""
+
+    def __init__(self, embed: ConvPatchEmbed) -> None:
+        super().__init__()
+        steps = [step for step in embed.proj if isinstance(step, nn.Sequential)]
+        self.convolutions = nn.Sequential()
+        for convolution_, bn in steps:
+            assert isinstance(convolution_, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
+            self.convolutions.append(FusedConv(convolution_, *affine(bn), gelu=bn is not steps[-1][1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.convolutions(images)
+
+
+class FusedConv(nn.Module):
+    """slope · layer(x) + shift, and a GELU behind it if so told. The layer is 3 × 3 with padding 1."""
+
+    def __init__(
+        self, layer: nn.Conv2d, slope: Tensor | None = None, shift: Tensor | None = None, gelu: bool = False
+    ) -> None:
+        super().__init__()
+        zeros = layer.weight.new_zeros(layer.out_channels)
+        slope = zeros + 1 if slope is None else slope
+        bias = zeros if layer.bias is None else layer.bias
+        self.weight = constant(slope[:, None, None, None] * layer.weight)
+        self.bias = constant(slope * bias + (zeros if shift is None else shift))
+        self.stride, self.gelu = layer.stride[0], gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = compute_dtype(x)
+        return convolution(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.stride, self.gelu)
+
+
+class FusedLinear(nn.Module):
+    """scale · layer(x), and a GELU behind it if so told. (…, I) → (…, O)."""
+
+    def __init__(self, layer: nn.Linear, scale: Tensor | None = None, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = constant(layer.weight if scale is None else scale[:, None] * layer.weight)
+        self.bias = constant(layer.bias if scale is None else scale * layer.bias)
+        self.gelu = gelu
+        self.packed: dict[torch.dtype, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(compute_dtype(x))
+        weight, bias = self.weight_for(x), self.bias.to(x.dtype)
+        return product_gelu(x, weight, bias) if self.gelu else product(x, weight, bias)
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not by_onednn(x):
+            return self.weight.to(x.dtype)
+        if x.dtype not in self.packed:
+            self.packed[x.dtype] = packed(self.weight.to(x.dtype))
+        return self.packed[x.dtype]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FusedLinear":
+        self.packed.clear()  # the weight moves, or changes its type
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": {}}  # what is packed can be neither copied nor saved
+
+
+class KeptPositions(nn.Module):
+    """A position encoding that keeps what it returned last, as long as the grid is the same."""
+
+    def __init__(self, encoding: nn.Module) -> None:
+        super().__init__()
+        self.encoding = encoding
+        self.kept: tuple[Any, Tensor] | None = None
+
+    def forward(self, grid: Grid) -> Tensor:
+        if self.kept is None or self.kept[0] != grid:
+            self.kept = grid, self.encoding(grid)
+        return self.kept[1]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "KeptPositions":
+        self.kept = None
+        return super()._apply(*args, **kwargs)
+
+
+def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm does in evaluation mode: slope · x + shift."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    slope = bn.weight * (bn.running_var + bn.eps).rsqrt()
+    return slope, bn.bias - bn.running_mean * slope
+
+
+def constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(), requires_grad=False)
