@@ -31,6 +31,7 @@ from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import sweep
 from xcit.models import MODELS
 from xcit.models.checkpointing import switch_on_checkpointing
+from xcit.models.compiling import compile_model
 from xcit.models.data_settings import DataSettings, data_settings
 from xcit.models.dry_run import dry_run
 from xcit.tasks import TASKS
@@ -206,7 +207,7 @@ def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: i
     with distributed.main_first():
         state.task.begin_training(device)
     if config.train.compile:
-        state.task.compile()
+        compile_model(state.task.model)
     return Trainer(
         state,
         module=distributed.parallelise(state.task, device),

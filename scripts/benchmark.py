@@ -1,38 +1,48 @@
 """How fast our XCiT is beside timm's: same weights, same inputs, turn by turn in one process.
 
-    python scripts/benchmark.py                                  # the cases of the README, about an hour on two cores
+    python scripts/benchmark.py                                  # the cases of the README, half an hour on two cores
     python scripts/benchmark.py --cases s12/16@224x8 --figures inference,training,memory --rounds 10
+
+Each side runs as its users run it: ours folded for inference and compiled layer by layer, with the optimiser that
+train.py makes; timm's as it is, compiled as a whole, with the optimiser that timm makes.
 
 Prints a row for each case (model/patch@pixels x batch) and figure, with the medians of both sides, their ratio and the
 range of the ratio over the rounds, and writes the rows to bench.json: model, image_size, batch_size, mode, figure,
-ours, timm, ratio, lowest, highest. First come this machine's own rates: of a linear layer, and of the same product as
-a 1 × 1 convolution over channels-last memory, which on some CPUs goes to the faster library.
+ours, timm, ratio, lowest, highest, share. The share is our part of the best rate that this machine has for a product,
+by the operations of timm's model. First come the machine's own rates: of a linear layer, of the same product as a
+1 × 1 convolution over channels-last memory, and of what ours uses.
 """
 
 import argparse
+import gc
 import json
 import platform
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import xcit
 from xcit.command import guarded
 from xcit.engine.optimizer import make_optimizer
 from xcit.errors import InputError, choose
+from xcit.kernels.products import product
+from xcit.models.compiling import compile_model
 from xcit.models.published import long_name
 from xcit.storage import write_text
 
@@ -41,6 +51,7 @@ SECONDS = 0.5
 """A turn repeats its step for about as long, so that a reading of the clock does not matter."""
 
 Step = Callable[[], object]
+Rates = dict[torch.dtype, float]  # type → the machine's best rate of a product, in operations a second
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,47 @@ class Row:
     ratio: float
     lowest: float
     highest: float
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is timed, in images/s."""
+
+    training: bool
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    checkpointed: bool = False
+    """Ours alone: it is compared with timm's that keeps everything."""
+
+    def step(self, model: nn.Module, images: Tensor) -> Step:
+        """The model is not to be used for anything else afterwards."""
+        ours = isinstance(model, xcit.XCiT)
+        if isinstance(model, xcit.XCiT) and not self.training:
+            model = xcit.fuse_for_inference(model)
+        if self.checkpointed and isinstance(model, xcit.XCiT):
+            model.set_grad_checkpointing()
+        if self.compiled:
+            compile_model(model)
+        step = training(model, images, ours) if self.training else inference(model, images)
+
+        def cast() -> object:
+            with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return step()
+
+        return cast
+
+
+TIMED = {
+    "inference": Figure(training=False),
+    "training": Figure(training=True),
+    "inference_bf16": Figure(training=False, dtype=torch.bfloat16),
+    "training_bf16": Figure(training=True, dtype=torch.bfloat16),
+    "inference_compiled": Figure(training=False, compiled=True),
+    "training_compiled": Figure(training=True, compiled=True),
+    "training_checkpointed": Figure(training=True, checkpointed=True),
+}
+FIGURES = (*TIMED, "memory")
 
 
 def inference(model: nn.Module, images: Tensor) -> Step:
@@ -95,11 +147,14 @@ def inference(model: nn.Module, images: Tensor) -> Step:
     return step
 
 
-def training(model: nn.Module, images: Tensor) -> Step:
+def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
     """Forward, backward, clipping, AdamW, EMA: what an update of a run does."""
     model.train()
     targets = torch.full((len(images), 1000), 1e-3, device=images.device)
-    optimizer = make_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05, options={})
+    if ours:
+        optimizer = make_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05, options={})
+    else:
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     ema = ModelEmaV3(model, decay=0.999)
 
     def step() -> None:
@@ -112,51 +167,22 @@ def training(model: nn.Module, images: Tensor) -> Step:
     return step
 
 
-def in_bf16(make: Callable[[nn.Module, Tensor], Step]) -> Callable[[nn.Module, Tensor], Step]:
-    def made(model: nn.Module, images: Tensor) -> Step:
-        step = make(model, images)
-
-        def cast() -> object:
-            with torch.autocast(images.device.type, dtype=torch.bfloat16):
-                return step()
-
-        return cast
-
-    return made
-
-
-def compiled(make: Callable[[nn.Module, Tensor], Step]) -> Callable[[nn.Module, Tensor], Step]:
-    def made(model: nn.Module, images: Tensor) -> Step:
-        model.compile()
-        return make(model, images)
-
-    return made
-
-
-# figure → what is timed, in images/s
-TIMED: dict[str, Callable[[nn.Module, Tensor], Step]] = {
-    "inference": inference,
-    "training": training,
-    "inference_bf16": in_bf16(inference),
-    "training_bf16": in_bf16(training),
-    "inference_compiled": compiled(inference),
-    "training_compiled": compiled(training),
-}
-FIGURES = (*TIMED, "memory")
-
-
 @guarded()
 def main() -> None:
     arguments = parse_arguments()
     cases = [Case.read(text) for text in arguments.cases.split(",")]
     figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in arguments.figures.split(",")]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print_machine(device)
+    torch._inductor.config.force_disable_caches = True  # the time to compile is one of the figures
+    best = measure_machine(device)
     rows: list[Row] = []
     for case in cases:
         for figure in figures:
             print(f"{case} {figure}", file=sys.stderr, flush=True)
-            rows.append(saved_tensors(case, device) if figure == "memory" else timed(case, figure, arguments, device))
+            if figure == "memory":
+                rows += saved_tensors(case, device)
+            else:
+                rows += timed(case, figure, arguments.rounds, device, best)
             write_text(Path(arguments.json), json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print_table(rows)
 
@@ -170,29 +196,41 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timed(case: Case, figure: str, arguments: argparse.Namespace, device: torch.device) -> Row:
-    images = case.images(device)
-    steps = {side: TIMED[figure](model, images) for side, model in case.models(device).items()}
-    rates = in_turns(steps, arguments.rounds, device)
-    speeds = {side: [case.batch_size * rate for rate in found] for side, found in rates.items()}
-    mode = "eager" if "compiled" not in figure else "compiled"
-    return row(case, mode, figure, speeds["ours"], speeds["timm"])
+def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates) -> list[Row]:
+    """Images/s, and for what is compiled the seconds of the first step."""
+    figure, images, models = TIMED[name], case.images(device), case.models(device)
+    operations = operations_of(models["timm"], images, figure.training)
+    steps = {side: figure.step(model, images) for side, model in models.items()}
+    del models
+    first = {side: [1 / rate(step, 1, device)] for side, step in steps.items()}
+    rates = in_turns(steps, rounds, device)
+    speeds = {side: [case.batch_size * one for one in found] for side, found in rates.items()}
+    mode = "compiled" if figure.compiled else "eager"
+    share = statistics.median(rates["ours"]) * operations / best[figure.dtype]
+    rows = [row(case, mode, name, speeds["ours"], speeds["timm"], share)]
+    if figure.compiled:
+        rows.append(row(case, mode, f"{name}: first step, s", first["ours"], first["timm"]))
+    return rows
+
+
+def operations_of(model: nn.Module, images: Tensor, training: bool) -> float:
+    """Additions and multiplications of a step, in which the backward pass counts twice the forward pass."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model.eval()(images)
+    return counter.get_total_flops() * (3 if training else 1)
 
 
 def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Steps a second of each, over rounds in which all have their turn."""
-    repeats = {side: max(1, round(SECONDS * rate(step, 1, device))) for side, step in warmed(steps, device)}
+    for step in steps.values():
+        rate(step, 2, device)
+    repeats = {side: max(1, round(SECONDS * rate(step, 1, device))) for side, step in steps.items()}
     found: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(rounds):
         for side, step in steps.items():
             found[side].append(rate(step, repeats[side], device))
     return found
-
-
-def warmed(steps: dict[str, Step], device: torch.device) -> Iterable[tuple[str, Step]]:
-    for side, step in steps.items():
-        rate(step, 2, device)
-        yield side, step
 
 
 def rate(step: Step, repeats: int, device: torch.device) -> float:
@@ -207,55 +245,89 @@ def rate(step: Step, repeats: int, device: torch.device) -> float:
     return repeats / (time.perf_counter() - started)
 
 
-def saved_tensors(case: Case, device: torch.device) -> Row:
-    """Megabytes that the forward pass of a training step keeps for the backward pass, parameters not counted."""
-    found = {}
-    for side, model in case.models(device).items():
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor, own: set[int] = own, kept: dict[int, int] = kept) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = model.train()(case.images(device))
-        found[side] = [sum(kept.values()) / 1e6]
-        del output
-    return row(case, "eager", "saved tensors, MB", found["ours"], found["timm"])
+def saved_tensors(case: Case, device: torch.device) -> list[Row]:
+    """Megabytes that a training step's forward pass keeps for its backward pass, also with our checkpointing on."""
+    models, images = case.models(device), case.images(device)
+    found = {side: [kept_by(model, images)] for side, model in models.items()}
+    models["ours"].set_grad_checkpointing()  # type: ignore[operator]
+    checkpointed = [kept_by(models["ours"], images)]
+    return [
+        row(case, "eager", "saved tensors, MB", found["ours"], found["timm"]),
+        row(case, "eager", "saved tensors, MB: checkpointed", checkpointed, found["timm"]),
+    ]
 
 
-def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float]) -> Row:
+def kept_by(model: nn.Module, images: Tensor) -> float:
+    """What autograd saves, and what else is alive: checkpointing holds its inputs without telling autograd."""
+    kept: dict[int, int] = {}
+    before = {tensor.untyped_storage().data_ptr() for tensor in alive()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in before:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.train()(images)
+    for tensor in alive():
+        if tensor is not output:
+            keep(tensor)
+    return sum(kept.values()) / 1e6
+
+
+def alive() -> list[Tensor]:
+    gc.collect()
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+
+
+def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float], share: float | None = None) -> Row:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     medians = statistics.median(ours), statistics.median(theirs)
     spread = statistics.median(ratios), min(ratios), max(ratios)
-    return Row(f"{case.model}_p{case.patch_size}", case.image_size, case.batch_size, mode, figure, *medians, *spread)
+    model = f"{case.model}_p{case.patch_size}"
+    return Row(model, case.image_size, case.batch_size, mode, figure, *medians, *spread, share)
 
 
-def print_machine(device: torch.device) -> None:
-    """What the machine can do at best: the products of the s12's FFN, by two routes."""
-    tokens = torch.randn(8, 196, 384, device=device)
-    linear, conv = nn.Linear(384, 1536, device=device), nn.Conv2d(384, 1536, 1, device=device)
-    image = tokens.mT.unflatten(-1, (14, 14))  # the same memory, channels last
-    flops = 2 * tokens.numel() * 1536
-    with torch.inference_mode():
-        rates = in_turns({"linear": lambda: linear(tokens), "1×1 convolution": lambda: conv(image)}, 5, device)
-    told = ", ".join(f"{name} {flops * statistics.median(found) / 1e9:,.0f} GFLOP/s" for name, found in rates.items())
+def measure_machine(device: torch.device) -> Rates:
+    """What the machine can do at best: the products of the s12's FFN, by each route, in each type."""
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}; fp32: {told}")
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
+    best: Rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        tokens = torch.randn(8, 196, 384, device=device, dtype=dtype)
+        with torch.inference_mode():
+            found = in_turns(routes(tokens, 1536), 5, device)
+        rates = {name: 2 * tokens.numel() * 1536 * statistics.median(each) for name, each in found.items()}
+        told = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
+        print(f"{str(dtype).removeprefix('torch.')}: {told}")
+        best[dtype] = max(rates.values())
+    return best
+
+
+def routes(tokens: Tensor, outputs: int) -> dict[str, Step]:
+    """The ways to one product."""
+    where: dict[str, Any] = {"device": tokens.device, "dtype": tokens.dtype}
+    linear = nn.Linear(tokens.shape[-1], outputs, **where)
+    conv = nn.Conv2d(tokens.shape[-1], outputs, kernel_size=1, **where)
+    image = tokens.mT.unflatten(-1, (14, 14))  # the same memory, channels last
+    return {
+        "linear": lambda: linear(tokens),
+        "1×1 convolution": lambda: conv(image),
+        "ours": lambda: product(tokens, linear.weight, linear.bias),
+    }
 
 
 def print_table(rows: list[Row]) -> None:
     table = Table()
-    for column in ("model", "pixels", "batch", "figure", "ours", "timm", "ratio", "range"):
-        table.add_column(column, justify="left" if column in ("model", "figure") else "right")
+    for column in ("model", "pixels", "batch", "figure", "ours", "timm", "ratio", "range", "share"):
+        table.add_column(column, justify="left" if column in ("model", "figure") else "right", overflow="fold")
     for r in rows:
         numbers: tuple[Any, ...] = (f"{r.ours:,.1f}", f"{r.timm:,.1f}", f"{r.ratio:.2f}")
-        spread = f"{r.lowest:.2f} – {r.highest:.2f}"
-        table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread)
-    Console().print(table)
+        share = "" if r.share is None else f"{100 * r.share:.0f} %"
+        spread = f"{r.lowest:.2f}–{r.highest:.2f}"
+        table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread, share)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

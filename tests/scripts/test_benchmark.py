@@ -8,14 +8,16 @@ from ..conftest import Result
 
 Command = Callable[..., Result]
 SCRIPT = "scripts/benchmark.py"
-COLUMNS = ["model", "image_size", "batch_size", "mode", "figure", "ours", "timm", "ratio", "lowest", "highest"]
+COLUMNS = ["model", "image_size", "batch_size", "mode", "figure", "ours", "timm", "ratio", "lowest", "highest", "share"]
 
 
 def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) -> None:
-    result = command(SCRIPT, "--cases", "n12/16@32x2", "--figures", "inference,training,memory", "--rounds", "1")
+    result = command(
+        SCRIPT, "--cases", "n12/16@32x2", "--figures", "inference,training_checkpointed,memory", "--rounds", "1"
+    )
     assert result.status == 0, result.stderr
     rows = json.loads((tmp_path / "bench.json").read_text())
-    assert [list(row) for row in rows] == [COLUMNS] * 3
+    assert [list(row) for row in rows] == [COLUMNS] * 4
     assert {(row["model"], row["image_size"], row["batch_size"]) for row in rows} == {("xcit_n12_p16", 32, 2)}
     assert all(row["ours"] > 0 and row["timm"] > 0 for row in rows)
     assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)

@@ -37,7 +37,7 @@ def chosen(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer is to run its fast form on x."""
     if _kind == "plain" or not possible(x):
         return False
-    return untouched(layer) and (_kind == "fast" or not torch.compiler.is_compiling())
+    return untouched(layer)
 
 
 def possible(x: Tensor) -> bool:
@@ -46,8 +46,11 @@ def possible(x: Tensor) -> bool:
     if device not in ("cpu", "cuda"):
         return False
     cast_to = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    traced = torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
-    return torch.float16 not in (x.dtype, cast_to) and not traced
+    if torch.float16 in (x.dtype, cast_to):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is None and not torch._C._are_functorch_transforms_active()
 
 
 def untouched(layer: nn.Module) -> bool:

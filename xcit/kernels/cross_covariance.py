@@ -38,8 +38,8 @@ class Attend(torch.autograd.Function):
         k_share = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]
         of_qkv = torch.empty_like(qkv)
         of_q, of_k, of_v = split_heads(of_qkv, 3, len(temperature))
-        torch.addcmul(k @ of_products.mT, q, q_share, value=-1, out=of_q)
-        torch.addcmul(q @ of_products, k, k_share, value=-1, out=of_k)
+        of_q.copy_((k @ of_products.mT).addcmul_(q, q_share, value=-1))
+        of_k.copy_((q @ of_products).addcmul_(k, k_share, value=-1))
         of_v.copy_(g @ attention.to(g.dtype))
         return of_qkv, (of_scores * cosines).sum((0, 2, 3))[:, None, None].to(temperature.dtype)
 

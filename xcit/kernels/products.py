@@ -11,45 +11,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ONEDNN = X86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN_DTYPES = {torch.float32}
+if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    ONEDNN_DTYPES.add(torch.bfloat16)
 
 
 def by_onednn(x: Tensor) -> bool:
-    if not (ONEDNN and x.device.type == "cpu" and torch.backends.mkldnn.is_available()):
-        return False
-    if torch.compiler.is_exporting():  # what is exported may run elsewhere
-        return False
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """What is exported may run elsewhere: there too torch's choice stands."""
+    return ONEDNN and x.device.type == "cpu" and x.dtype in ONEDNN_DTYPES and not torch.compiler.is_exporting()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b without a graph: (…, I), (O, I), (O,) → (…, O)."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x Wᵀ + b and, if so told, a GELU of it, without a graph: (…, I), (O, I), (O,) → (…, O)."""
     if by_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-def product_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """gelu(x Wᵀ + b), likewise."""
-    if by_onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
-    return F.gelu(F.linear(x, weight, bias))
+        compute = onednn_product_in_graph if torch.compiler.is_compiling() else onednn_product
+        return compute(x, weight, bias, gelu)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """Σ over tokens of gradient ⊗ x: (…, O), (…, I) → (O, I).
-
-    oneDNN has it as the weight gradient of a 1 × 1 convolution, for which it wants the tokens in several images.
-    """
+    """Σ over tokens of gradient ⊗ x: (…, O), (…, I) → (O, I)."""
     gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)
+    if x.dtype != torch.float32 or not by_onednn(x):
+        return gradient.mT @ x
+    compute = onednn_weight_gradient_in_graph if torch.compiler.is_compiling() else onednn_weight_gradient
+    return compute(gradient, x)
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+
+
+def onednn_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """That of a 1 × 1 convolution, for which oneDNN wants the tokens in several images."""
     images = math.gcd(len(x), 16)
-    if x.dtype != torch.float32 or images < 4 or not by_onednn(x):
+    if images < 4:
         return gradient.mT @ x
     as_images = (images, 1, len(x) // images, -1)  # seen with the channels last
     maps = (t.reshape(as_images).permute(0, 3, 1, 2) for t in (gradient, x))
     weight = x.new_empty(gradient.shape[1], x.shape[1], 1, 1)
     options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return torch.ops.aten.convolution_backward(*maps, weight, None, *options)[1].flatten(1)
+
+
+# The same as operators that the compiler calls and does not look into: it would send them to MKL, or refuse them.
+onednn_product_in_graph = torch.library.custom_op("xcit::product", onednn_product, mutates_args=())
+onednn_weight_gradient_in_graph = torch.library.custom_op(
+    "xcit::weight_gradient", onednn_weight_gradient, mutates_args=()
+)
+
+
+@onednn_product_in_graph.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+@onednn_weight_gradient_in_graph.register_fake
+def _(gradient: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(gradient.shape[1], x.shape[1])
 
 
 def packed(weight: Tensor) -> Tensor:

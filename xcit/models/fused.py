@@ -11,7 +11,7 @@ from ..kernels import attend
 from ..kernels.choice import untouched
 from ..kernels.local_patch import as_map, as_tokens
 from ..kernels.precision import compute_dtype
-from ..kernels.products import by_onednn, convolution, packed, product, product_gelu
+from ..kernels.products import by_onednn, convolution, packed, product
 from .cross_covariance import CrossCovarianceAttention
 from .layer import XCiTLayer
 from .patch_embed import ConvPatchEmbed
@@ -124,7 +124,7 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x))
         weight, bias = self.weight_for(x), self.bias.to(x.dtype)
-        return product_gelu(x, weight, bias) if self.gelu else product(x, weight, bias)
+        return product(x, weight, bias, self.gelu)
 
     def weight_for(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not by_onednn(x):

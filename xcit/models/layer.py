@@ -68,7 +68,8 @@ class XCiTLayer(nn.Module):
     def fast(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """The same of a whole layer, by two kernels for each part: fewer passes, less kept for the backward pass."""
         attention, local, mlp = self.attn, self.local_mp, self.mlp
-        assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None and local
+        assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
+        assert local is not None
         qkv = norm_linear(x, self.norm1, attention.qkv)
         attended = attend(qkv, attention.temperature)
         x = x + self.drop_path(scaled_linear(attended, attention.proj, self.gamma1))
