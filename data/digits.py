@@ -2,8 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from .errors import DataError
 from .images import Images
@@ -24,6 +22,10 @@ class Digits:
         return images
 
     def split(self, part: int) -> Images:
+        # Here, as scikit-learn takes most of a second to import, which other data sets need not wait for.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()
         numbers = np.arange(len(digits.target))
         chosen = train_test_split(numbers, test_size=0.2, stratify=digits.target, random_state=0)[part]

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from ..storage import csv_text, without_nan, write_atomically, write_text
 from .resolutions import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What is known by another name in print.
 PRINTED = {"top1": "top-1 %", "top5": "top-5 %", "images_per_second": "images/s", "peak_memory_mb": "peak MB"}
@@ -28,7 +31,9 @@ def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: i
     print_table(rows, trained_at)
 
 
-def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> Figure:
+def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure":
+    from matplotlib.figure import Figure  # here, as it takes half a second to import, and a run draws at its end
+
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for weights in dict.fromkeys(row["weights"] for row in rows):

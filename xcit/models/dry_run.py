@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from . import create_model
+from .xcit import XCiT
 
 
 def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[int]]) -> nn.Module:
@@ -34,7 +35,8 @@ def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[
 @torch.inference_mode()
 def require_size(model: nn.Module, key: str, size: int) -> None:
     try:
-        model(torch.empty(1, 3, size, size))
+        # An XCiT's layers take any grid: what it has to say of a size, its stem says.
+        (model.embed if isinstance(model, XCiT) else model)(torch.empty(1, 3, size, size))
     except NotImplementedError:
         pass  # an operator that knows no meta device: nothing is said against the size
     except (InputError, AssertionError, RuntimeError, ValueError) as error:
