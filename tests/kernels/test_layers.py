@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
+from xcit.kernels.covariance import is_cheaper
 from xcit.models.class_attention import ClassAttention
 from xcit.models.layer import XCiTLayer
 
@@ -31,11 +32,16 @@ def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
     return randomised(XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
 
 
+def many_tokens() -> tuple[nn.Module, Tensor, Forward]:
+    """So many that attention takes the covariance form."""
+    return randomised(XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
+
+
 def class_attention() -> tuple[nn.Module, Tensor, Forward]:
     return randomised(ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
 
 
-LAYERS = {"XCiTLayer": xcit_layer, "ClassAttention": class_attention}
+LAYERS = {"XCiTLayer": xcit_layer, "many tokens": many_tokens, "ClassAttention": class_attention}
 
 
 def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward, autocast: bool = False) -> dict:
@@ -97,6 +103,19 @@ def graph(output: Tensor) -> set[str]:
 
 def is_fast(layer: nn.Module, x: Tensor) -> bool:
     return any(name.startswith("NormLinear") for name in graph(layer(x.requires_grad_(), GRID)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_form_of_attention_follows_the_number_of_tokens(training: bool) -> None:
+    assert not is_cheaper(torch.empty(2, 196, 384), 8, training)
+    assert is_cheaper(torch.empty(2, 2304, 384), 8, training)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_cheaper(torch.empty(2, 2304, 384), 8, training)
+
+
+def test_the_covariance_form_is_the_one_that_runs() -> None:
+    layer, x, forward = many_tokens()
+    assert "CovarianceBackward" in graph(forward(layer, x.requires_grad_()))
 
 
 def test_one_batch_after_another_counts_the_same_statistics() -> None:

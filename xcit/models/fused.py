@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..kernels import attend
 from ..kernels.choice import untouched
+from ..kernels.covariance import attend_by_covariance, is_cheaper
 from ..kernels.local_patch import as_map, as_tokens
 from ..kernels.precision import compute_dtype
 from ..kernels.products import by_onednn, convolution, packed, product
@@ -68,12 +69,18 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
-            x = x + self.proj(attend(self.qkv(self.norm1(x)), self.temperature))  # from here on a tensor of our own
+            x = x + self.attention(self.norm1(x))  # from here on a tensor of our own
             activated = as_tokens(self.conv1(as_map(self.norm3(x), grid)))
             normed = torch.addcmul(self.shift.to(activated.dtype), activated, self.slope.to(activated.dtype))
             x += as_tokens(self.conv2(as_map(normed, grid)))
             x += self.fc2(self.fc1(self.norm2(x)))
             return x
+
+    def attention(self, x: Tensor) -> Tensor:
+        if is_cheaper(x, len(self.temperature), training=False):
+            qkv, proj = self.qkv, self.proj
+            return attend_by_covariance(x, self.temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
+        return self.proj(attend(self.qkv(x), self.temperature))
 
 
 class FusedPatchEmbed(nn.Module):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import attend, chosen, gelu_batchnorm_depthwise, gelu_linear, norm_depthwise, norm_linear, scaled_linear
+from ..kernels.covariance import attend_by_covariance, is_cheaper
 from .cross_covariance import CrossCovarianceAttention
 from .feed_forward import FeedForward
 from .local_patch import LocalPatchInteraction
@@ -70,9 +71,14 @@ class XCiTLayer(nn.Module):
         attention, local, mlp = self.attn, self.local_mp, self.mlp
         assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
         assert local is not None
-        qkv = norm_linear(x, self.norm1, attention.qkv)
-        attended = attend(qkv, attention.temperature)
-        x = x + self.drop_path(scaled_linear(attended, attention.proj, self.gamma1))
+        if is_cheaper(x, attention.heads, training=torch.is_grad_enabled()):
+            qkv, proj, gamma = attention.qkv, attention.proj, self.gamma1
+            scaled = gamma[:, None] * proj.weight, gamma * proj.bias
+            branch = attend_by_covariance(self.norm1(x), attention.temperature, qkv.weight, qkv.bias, *scaled)
+        else:
+            attended = attend(norm_linear(x, self.norm1, attention.qkv), attention.temperature)
+            branch = scaled_linear(attended, attention.proj, self.gamma1)
+        x = x + self.drop_path(branch)
         convolved = norm_depthwise(x, self.norm3, local.conv1, grid)
         x = x + self.drop_path(gelu_batchnorm_depthwise(convolved, local.bn, local.conv2, self.gamma3, grid))
         hidden = norm_linear(x, self.norm2, mlp.fc1)
