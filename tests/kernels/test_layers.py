@@ -16,11 +16,13 @@ GRID = (4, 5)
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
-def randomised(layer: nn.Module) -> nn.Module:
+def randomised(make: Callable[[], nn.Module]) -> nn.Module:
     """No parameter at a value, 0 or 1, that hides what it does."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in layer.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = make()
+        for parameter in layer.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
     return layer
 
 
@@ -29,16 +31,16 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
-    return randomised(XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
+    return randomised(lambda: XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
 
 
 def many_tokens() -> tuple[nn.Module, Tensor, Forward]:
     """So many that attention takes the covariance form."""
-    return randomised(XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
+    return randomised(lambda: XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
 
 
 def class_attention() -> tuple[nn.Module, Tensor, Forward]:
-    return randomised(ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
+    return randomised(lambda: ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
 
 
 LAYERS = {"XCiTLayer": xcit_layer, "many tokens": many_tokens, "ClassAttention": class_attention}
@@ -171,7 +173,7 @@ def test_no_gradient_is_made_that_nobody_wants() -> None:
 
 
 def test_a_token_count_that_no_number_divides_and_a_batch_of_one() -> None:
-    layer = randomised(XCiTLayer(48, 4, 1.0))
+    layer = randomised(lambda: XCiTLayer(48, 4, 1.0))
     for shape, grid in (((1, 35, 48), (5, 7)), ((3, 1, 48), (1, 1)), ((1, 37, 48), (1, 37))):
         forward = lambda layer, x, grid=grid: layer(x, grid)  # noqa: E731
         plain, fast = (outcome(kind, layer, tokens(*shape), forward) for kind in ("plain", "fast"))

@@ -40,7 +40,7 @@ def made(model: torch.nn.Module, side: int, training: bool) -> Made:
 
 def growth(model: torch.nn.Module, training: bool) -> tuple[float, float]:
     """How much more four times the tokens cost, when what a size costs at least is taken off: 4 is linear."""
-    small, middle, large = (made(model, side, training) for side in (128, 256, 512))
+    small, middle, large = (made(model, side, training) for side in (192, 384, 768))
     fit = (large.elements - middle.elements) / (middle.elements - small.elements)
     return fit, large.largest / middle.largest
 
