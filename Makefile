@@ -1,7 +1,7 @@
 # make demo    set up, train on the digits, evaluate what was trained
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
-# make bench   set up, measure our models beside timm's (about an hour on two cores), write bench.json
+# make bench   set up, measure our models beside timm's (half an hour on two cores), write bench.json
 #
 # PYTHON=/path/to/python picks the interpreter (3.11 or later).
 
