@@ -2,14 +2,19 @@
 
 from torch import nn
 
+from ..kernels.products import by_onednn
+from .fused import FusedLayer
 from .xcit import XCiT
 
 
 def compile_model(model: nn.Module) -> None:
     """Compile an XCiT's layers, in place; any other model as a whole.
 
-    What is compiled is compiled at the first call. Twelve layers take the time of one, and what is between them
-    (the stem, the head) gains little.
+    What is compiled is compiled at the first call. Twelve layers take the time of one, and what stands around them
+    (the stem, the two class-attention layers, the head) gains little. A folded layer stays as it is where it consists
+    of oneDNN's fused operators: the compiler has nothing to add, and cannot read the weights that they have packed.
     """
-    for part in [*model.blocks, *model.cls_attn_blocks] if isinstance(model, XCiT) else [model]:
-        part.compile()
+    parts = model.blocks if isinstance(model, XCiT) else [model]
+    for part in parts:
+        if not (isinstance(part, FusedLayer) and by_onednn(part.slope)):
+            part.compile()
