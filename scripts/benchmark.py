@@ -279,8 +279,10 @@ def kept_by(model: nn.Module, images: Tensor) -> float:
 
 
 def alive() -> list[Tensor]:
+    """Those that hold memory of their own: not the compiler's stand-ins, not what oneDNN has packed."""
     gc.collect()
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+    return [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.device.type != "meta"]
 
 
 def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float], share: float | None = None) -> Row:

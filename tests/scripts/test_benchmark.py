@@ -17,7 +17,7 @@ def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) ->
     )
     assert result.status == 0, result.stderr
     rows = json.loads((tmp_path / "bench.json").read_text())
-    assert [list(row) for row in rows] == [COLUMNS] * 4
+    assert [list(row) for row in rows] == [COLUMNS] * 6
     assert {(row["model"], row["image_size"], row["batch_size"]) for row in rows} == {("xcit_n12_p16", 32, 2)}
     assert all(row["ours"] > 0 and row["timm"] > 0 for row in rows)
     assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)
