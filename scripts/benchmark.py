@@ -279,10 +279,16 @@ def kept_by(model: nn.Module, images: Tensor) -> float:
 
 
 def alive() -> list[Tensor]:
-    """Those that hold memory of their own: not the compiler's stand-ins, not what oneDNN has packed."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
-    return [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.device.type != "meta"]
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and has_memory(thing)]
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Not so the compiler's stand-ins for tensors, nor what oneDNN has packed: both refuse to say where they lie."""
+    try:
+        return tensor.untyped_storage().data_ptr() != 0
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float], share: float | None = None) -> Row:
