@@ -150,6 +150,44 @@ def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
     assert not is_fast(layer, x)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("mlp.act", nn.ReLU()),
+        ("mlp.act", nn.GELU("tanh")),
+        ("mlp.act", nn.Sequential(nn.GELU(), nn.Dropout(0.9))),
+        ("mlp", nn.Sequential(nn.Linear(48, 48), nn.ReLU())),
+        ("attn", nn.Linear(48, 48)),
+        ("attn.qkv", nn.Linear(48, 144, bias=False)),
+        ("local_mp.act", nn.ReLU()),
+        ("local_mp.conv1", nn.Conv2d(48, 48, 5, padding=2, groups=48)),
+        ("norm2", nn.LayerNorm(48, elementwise_affine=False)),
+        ("norm1", nn.Identity()),
+    ],
+    ids=lambda part: f"{part[0]}={type(part[1]).__name__}",
+)
+def test_another_part_in_a_place_is_used(part: tuple[str, nn.Module]) -> None:
+    layer, x, _ = xcit_layer()
+    layer.set_submodule(*part)
+    layer(x, GRID)
+    assert not is_fast(layer, x)
+
+
+@pytest.mark.parametrize("bn", [nn.BatchNorm2d(48, affine=False), nn.BatchNorm2d(48, track_running_stats=False)])
+def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
+    layer, x, forward = xcit_layer()
+    layer.local_mp.bn = bn
+    plain, fast = (outcome(kind, layer, x, forward) for kind in ("plain", "fast"))
+    assert max(difference(plain, fast).values()) < 1e-5
+
+
+def test_batchnorm_of_one_value_complains() -> None:
+    layer, _, _ = xcit_layer()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(tokens(1, 1, 48), (1, 1))
+    assert layer.local_mp.bn.running_var.isfinite().all()
+
+
 def test_forced_and_free() -> None:
     layer, x, _ = xcit_layer()
     with kernels.forced("plain"):

@@ -86,6 +86,46 @@ def test_moved_copied_and_pickled_after_use() -> None:
         torch.testing.assert_close(fused.double()(images.double()).float(), 2 * expected, atol=1e-5, rtol=1e-4)
 
 
+def test_weights_loaded_after_use() -> None:
+    images = images_of(32, 32)
+    fused, other = fuse_for_inference(tiny()), fuse_for_inference(tiny(layer_scale_init=0.5))
+    with torch.no_grad():
+        for value in other.state_dict().values():
+            value += 0.01
+        fused(images)
+        fused.load_state_dict(other.state_dict())
+        torch.testing.assert_close(fused(images), other(images))
+
+
+def test_fp16_does_not_overflow() -> None:
+    model = tiny()
+    for block in model.blocks:
+        block.attn.qkv.bias.data += 30  # its squares leave the range of fp16 when summed over the tokens
+    expected, _ = both(model, images_of(96, 96))
+    with torch.autocast("cpu", torch.float16):
+        found = fuse_for_inference(model)(images_of(96, 96))
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_hooks_are_heard() -> None:
+    model, heard = tiny(), []
+    model.blocks[0].register_forward_hook(lambda *_: heard.append("layer"))
+    model.patch_embed.proj[0][0].register_forward_hook(lambda *_: heard.append("stem"))
+    fuse_for_inference(model)(images_of(32, 32))
+    assert sorted(heard) == ["layer", "stem"]
+
+
+def test_what_traces_and_maps_can_have_it() -> None:
+    model, images = tiny(), images_of(32, 32)
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        expected = model(images)
+        traced = torch.jit.trace(fused, images)
+        torch.testing.assert_close(traced(images), expected, atol=1e-5, rtol=1e-4)
+        mapped = torch.vmap(model)(images[:, None])
+        torch.testing.assert_close(mapped[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_model_is_left_alone() -> None:
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())

@@ -32,7 +32,7 @@ def make_optimizer(
     choose({known: known for known in list_optimizers()}, name, "optim.name")
     groups = parameter_groups(module, weight_decay, layer_decay)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    if name == "adamw" and can_be_fused(module):
+    if name == "adamw" and can_be_fused(module) and not {"foreach", "differentiable"} & arguments.keys():
         arguments = {"fused": True} | arguments
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **arguments)

@@ -14,15 +14,22 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast")
 
 _kind: Kernels = "auto"
 
-# The modules whose arithmetic the kernels know. A subclass may do something else: LoRA, quantisation, a norm over all
-# processes. (BatchNorm is called as it is where it is not this one.)
-KNOWN = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GELU)
+BATCHNORMS = nn.modules.batchnorm._BatchNorm
+FORM = {
+    nn.Linear: ("bias",),
+    nn.LayerNorm: ("bias",),
+    nn.GELU: ("approximate",),
+    nn.Conv2d: ("bias", "kernel_size", "stride", "padding", "dilation", "groups"),
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
 def forced(kind: Kernels) -> Iterator[None]:
-    """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses."""
+    """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses.
+
+    Second derivatives and forward-mode derivatives need "plain".
+    """
     global _kind
     if kind not in KINDS:
         raise InputError(f"kernels={kind!r}: must be one of {', '.join(KINDS)}")
@@ -54,9 +61,27 @@ def possible(x: Tensor) -> bool:
 
 
 def untouched(layer: nn.Module) -> bool:
-    """Whether the layer's parts are those that it was made with, and nobody listens to them."""
-    return all(
-        (type(part) in KNOWN or not isinstance(part, KNOWN)) and not any(getattr(part, name) for name in HOOKS)
-        for part in layer.modules()
-        if part is not layer
+    """Whether the layer's parts are those that it was made with, and nobody listens to them.
+
+    A part may have been replaced by one that does something else: LoRA, quantisation, another activation.
+    """
+    return parts_of(layer) == layer.made_of and not any(
+        getattr(part, name) for part in layer.modules() if part is not layer for name in HOOKS
     )
+
+
+def parts_of(layer: nn.Module) -> tuple[object, ...]:
+    """What the kernels rely on: the kinds of the parts and their form. A layer notes it as `made_of` when it is made.
+
+    BatchNorm is not among them: the kernels call it where it is not the ordinary one.
+    """
+    return tuple(
+        (name, type(part), *(form_of(part, key) for key in FORM.get(type(part), ())))
+        for name, part in layer.named_modules()
+        if part is not layer and not isinstance(part, BATCHNORMS)
+    )
+
+
+def form_of(part: nn.Module, key: str) -> object:
+    value = getattr(part, key)
+    return value is not None if key == "bias" else value

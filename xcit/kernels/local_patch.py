@@ -19,17 +19,24 @@ def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -
 
 
 def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
-    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts."""
+    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts.
+
+    A bn that is not the ordinary one, or has a complaint to make (of a single value a channel), is called as it is.
+    """
     assert conv.bias is not None
     weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
-    if type(bn) is not nn.BatchNorm2d or not bn.training:
+    if not counts_ordinarily(bn) or x.shape[0] * x.shape[1] == 1:
         return depthwise(as_tokens(bn(as_map(F.gelu(x), grid))), weight, bias, grid)
-    assert bn.num_batches_tracked is not None
+    assert isinstance(bn, nn.BatchNorm2d) and bn.num_batches_tracked is not None
     bn.num_batches_tracked += 1
     momentum = bn.momentum if bn.momentum is not None else 1 / int(bn.num_batches_tracked)
     return GELUBatchNormDepthwise.apply(
         x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid
     )
+
+
+def counts_ordinarily(bn: nn.Module) -> bool:
+    return type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.track_running_stats
 
 
 class NormDepthwise(torch.autograd.Function):

@@ -19,8 +19,12 @@ if ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
 
 
 def by_onednn(x: Tensor) -> bool:
-    """What is exported may run elsewhere: there too torch's choice stands."""
-    return ONEDNN and x.device.type == "cpu" and x.dtype in ONEDNN_DTYPES and not torch.compiler.is_exporting()
+    """What is exported or traced may run elsewhere: there too torch's choice stands."""
+    if not ONEDNN or x.device.type != "cpu" or x.dtype not in ONEDNN_DTYPES:
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return torch._C._get_tracing_state() is None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attend_class, chosen
+from ..kernels.choice import parts_of
 from .feed_forward import FeedForward
 
 
@@ -21,6 +22,7 @@ class ClassAttention(nn.Module):
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
+        self.made_of = parts_of(self)
 
     def forward(self, x: Tensor) -> Tensor:
         attended = self.fast(x) if chosen(self, x) else self.plain(x)

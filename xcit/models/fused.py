@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import attend
-from ..kernels.choice import untouched
+from ..kernels.choice import BATCHNORMS, HOOKS, untouched
 from ..kernels.covariance import attend_by_covariance, is_cheaper
 from ..kernels.local_patch import as_map, as_tokens
 from ..kernels.precision import compute_dtype
@@ -36,13 +36,25 @@ def fuse_for_inference(model: nn.Module) -> XCiT:
     if not isinstance(model, XCiT):
         raise InputError(f"fuse_for_inference: must be given an XCiT, not a {type(model).__name__}")
     copy = deepcopy(model).eval().requires_grad_(False)
-    if isinstance(copy.patch_embed, ConvPatchEmbed):
+    if isinstance(copy.patch_embed, ConvPatchEmbed) and can_be_folded(copy.patch_embed):
         copy.patch_embed = FusedPatchEmbed(copy.patch_embed)
     copy.pos_embed = KeptPositions(copy.pos_embed)
     for i, layer in enumerate(copy.blocks):
-        if isinstance(layer, XCiTLayer) and layer.is_whole and untouched(layer):
+        if isinstance(layer, XCiTLayer) and can_be_folded(layer):
             copy.blocks[i] = FusedLayer(layer)
     return copy
+
+
+def can_be_folded(part: nn.Module) -> bool:
+    """Whether it is a layer or a stem as they are made, with statistics in its BatchNorms, that nobody listens to."""
+    if isinstance(part, XCiTLayer):
+        known = part.is_whole and untouched(part)
+    else:
+        kinds = (nn.Sequential, nn.Conv2d, nn.GELU, BATCHNORMS)
+        known = type(part) is ConvPatchEmbed and all(isinstance(inner, kinds) for inner in part.proj.modules())
+    norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
+    heard = any(getattr(inner, name) for inner in part.modules() for name in HOOKS)
+    return known and not heard and all(norm.affine and norm.running_mean is not None for norm in norms)
 
 
 def ready_for_inference(model: nn.Module) -> nn.Module:
@@ -80,7 +92,12 @@ class FusedLayer(nn.Module):
         if is_cheaper(x, len(self.temperature), training=False):
             qkv, proj = self.qkv, self.proj
             return attend_by_covariance(x, self.temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
-        return self.proj(attend(self.qkv(x), self.temperature))
+        qkv = self.qkv(x)
+        if qkv.dtype == torch.float16:  # products over the tokens leave its range
+            with torch.autocast(x.device.type, enabled=False):
+                attended = attend(qkv.float(), self.temperature.float())
+            return self.proj(attended.to(qkv.dtype))
+        return self.proj(attend(qkv, self.temperature))
 
 
 class FusedPatchEmbed(nn.Module):
@@ -91,7 +108,7 @@ class FusedPatchEmbed(nn.Module):
         steps = [step for step in embed.proj if isinstance(step, nn.Sequential)]
         self.convolutions = nn.Sequential()
         for convolution_, bn in steps:
-            assert isinstance(convolution_, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
+            assert isinstance(convolution_, nn.Conv2d)
             self.convolutions.append(FusedConv(convolution_, *affine(bn), gelu=bn is not steps[-1][1]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -106,6 +123,7 @@ class FusedConv(nn.Module):
         self, layer: nn.Conv2d, slope: Tensor | None = None, shift: Tensor | None = None, gelu: bool = False
     ) -> None:
         super().__init__()
+        assert layer.kernel_size == (3, 3) and layer.padding == (1, 1)
         zeros = layer.weight.new_zeros(layer.out_channels)
         slope = zeros + 1 if slope is None else slope
         bias = zeros if layer.bias is None else layer.bias
@@ -119,14 +137,17 @@ class FusedConv(nn.Module):
 
 
 class FusedLinear(nn.Module):
-    """scale · layer(x), and a GELU behind it if so told. (…, I) → (…, O)."""
+    """scale · layer(x), and a GELU behind it if so told. (…, I) → (…, O).
+
+    On x86 CPUs it holds a second copy of the weight, packed, for each type that it was called with.
+    """
 
     def __init__(self, layer: nn.Linear, scale: Tensor | None = None, gelu: bool = False) -> None:
         super().__init__()
         self.weight = constant(layer.weight if scale is None else scale[:, None] * layer.weight)
         self.bias = constant(layer.bias if scale is None else scale * layer.bias)
         self.gelu = gelu
-        self.packed: dict[torch.dtype, Tensor] = {}
+        self.packed: dict[torch.dtype, tuple[object, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x))
@@ -136,9 +157,11 @@ class FusedLinear(nn.Module):
     def weight_for(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not by_onednn(x):
             return self.weight.to(x.dtype)
-        if x.dtype not in self.packed:
-            self.packed[x.dtype] = packed(self.weight.to(x.dtype))
-        return self.packed[x.dtype]
+        edition = edition_of(self)
+        known = self.packed.get(x.dtype)
+        if known is None or known[0] != edition:
+            self.packed[x.dtype] = known = edition, packed(self.weight.to(x.dtype))
+        return known[1]
 
     def _apply(self, *args: Any, **kwargs: Any) -> "FusedLinear":
         self.packed.clear()  # the weight moves, or changes its type
@@ -157,18 +180,25 @@ class KeptPositions(nn.Module):
         self.kept: tuple[Any, Tensor] | None = None
 
     def forward(self, grid: Grid) -> Tensor:
-        if self.kept is None or self.kept[0] != grid:
-            self.kept = grid, self.encoding(grid)
-        return self.kept[1]
+        if torch._C._get_tracing_state() is not None:
+            return self.encoding(grid)
+        wanted, kept = (grid, edition_of(self)), self.kept
+        if kept is None or kept[0] != wanted:
+            self.kept = kept = wanted, self.encoding(grid)
+        return kept[1]
 
     def _apply(self, *args: Any, **kwargs: Any) -> "KeptPositions":
         self.kept = None
         return super()._apply(*args, **kwargs)
 
 
-def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def edition_of(module: nn.Module) -> object:
+    """Changes when a parameter is written to, by load_state_dict say."""
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in module.parameters())
+
+
+def affine(bn: Any) -> tuple[Tensor, Tensor]:
     """What a BatchNorm does in evaluation mode: slope · x + shift."""
-    assert bn.running_mean is not None and bn.running_var is not None
     slope = bn.weight * (bn.running_var + bn.eps).rsqrt()
     return slope, bn.bias - bn.running_mean * slope
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import attend, chosen, gelu_batchnorm_depthwise, gelu_linear, norm_depthwise, norm_linear, scaled_linear
+from ..kernels.choice import parts_of
 from ..kernels.covariance import attend_by_covariance, is_cheaper
 from .cross_covariance import CrossCovarianceAttention
 from .feed_forward import FeedForward
@@ -55,6 +56,7 @@ class XCiTLayer(nn.Module):
             del self.norm1, self.gamma1
         if self.local_mp is None:
             del self.norm3, self.gamma3
+        self.made_of = parts_of(self)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.fast(x, grid) if self.is_whole and chosen(self, x) else self.plain(x, grid)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels.choice import possible
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
 from .data_settings import IMAGENET_MEAN, IMAGENET_STD
@@ -194,8 +195,9 @@ class XCiT(HubMixin):
             raise InputError(
                 f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}"
             )
-        # With the channels last the stem is faster, and its map is the tokens as they are.
-        x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
+        if possible(images):  # with the channels last the stem is faster, and its map is the tokens as they are
+            images = images.contiguous(memory_format=torch.channels_last)
+        x = self.patch_embed(images)
         grid = (x.shape[-2], x.shape[-1])
         return (x + self.pos_embed(grid)).flatten(2).mT, grid
 
