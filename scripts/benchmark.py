@@ -68,7 +68,10 @@ class Case:
             raise InputError(f"--cases={text}: must be MODEL/PATCH@PIXELSxBATCH, as s12/16@224x8")
         model = f"xcit_{found[1]}"
         choose({name: name for name in xcit.list_models()}, model, "--cases")
-        return cls(model, *map(int, found.groups()[1:]))
+        case = cls(model, *map(int, found.groups()[1:]))
+        if case.patch_size not in (8, 16) or case.batch_size < 1 or case.image_size < case.patch_size:
+            raise InputError(f"--cases={text}: must have a patch of 8 or 16, at least one image, of at least one patch")
+        return case
 
     def models(self, device: torch.device) -> dict[str, nn.Module]:
         """Both models, with the same weights."""
@@ -172,6 +175,10 @@ def main() -> None:
     arguments = parse_arguments()
     cases = [Case.read(text) for text in arguments.cases.split(",")]
     figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in arguments.figures.split(",")]
+    if arguments.rounds < 1:
+        raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
+    if not Path(arguments.json).absolute().parent.is_dir():
+        raise InputError(f"--json={arguments.json}: must be in a folder that exists")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch._inductor.config.force_disable_caches = True  # the time to compile is one of the figures
     best = measure_machine(device)

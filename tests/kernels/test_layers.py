@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
+from xcit.kernels import forced
 from xcit.kernels.covariance import is_cheaper
+from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
 from xcit.models.layer import XCiTLayer
 
@@ -225,3 +227,21 @@ def test_a_channel_of_zeros_has_no_direction() -> None:
     plain, fast = (outcome(kind, layer, x, forward) for kind in ("plain", "fast"))
     assert all(value.isfinite().all() for value in fast.values())
     assert difference(plain, fast)["output"] < 1e-5
+
+
+def test_plain_has_second_derivatives() -> None:
+    for make in LAYERS.values():
+        layer, x, forward = make()
+        with forced("plain"):
+            x.requires_grad_()
+            (gradient,) = torch.autograd.grad(forward(layer, x).square().sum(), x, create_graph=True)
+            gradient.norm().backward()
+        assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_checkpointing_computes_again_by_the_same_kernels() -> None:
+    layer, x, _ = xcit_layer()
+    with forced("plain"):
+        y = recomputed(layer, x.requires_grad_(), GRID)
+    y.sum().backward()
+    assert x.grad is not None

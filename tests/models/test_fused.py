@@ -86,6 +86,25 @@ def test_moved_copied_and_pickled_after_use() -> None:
         torch.testing.assert_close(fused.double()(images.double()).float(), 2 * expected, atol=1e-5, rtol=1e-4)
 
 
+def test_positions_kept_under_autocast_are_not_for_fp32() -> None:
+    model, images = tiny(), images_of(32, 32)
+    with torch.inference_mode():
+        fused = fuse_for_inference(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            fused(images)
+        torch.testing.assert_close(fused(images), model(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_exported_for_any_batch(fused: bool) -> None:
+    model = tiny()
+    given = fuse_for_inference(model) if fused else model
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(given, (torch.randn(4, 3, 32, 32),), dynamic_shapes=(batch,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images_of(32, 32)), model(images_of(32, 32)), atol=1e-5, rtol=1e-4)
+
+
 def test_weights_loaded_after_use() -> None:
     images = images_of(32, 32)
     fused, other = fuse_for_inference(tiny()), fuse_for_inference(tiny(layer_scale_init=0.5))

@@ -25,19 +25,24 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 @contextmanager
-def forced(kind: Kernels) -> Iterator[None]:
+def forced(wanted: Kernels) -> Iterator[None]:
     """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses.
 
     Second derivatives and forward-mode derivatives need "plain".
     """
     global _kind
-    if kind not in KINDS:
-        raise InputError(f"kernels={kind!r}: must be one of {', '.join(KINDS)}")
-    before, _kind = _kind, kind
+    if wanted not in KINDS:
+        raise InputError(f"kernels={wanted!r}: must be one of {', '.join(KINDS)}")
+    before, _kind = _kind, wanted
     try:
         yield
     finally:
         _kind = before
+
+
+def kind() -> Kernels:
+    """What is forced where this is called, or "auto"."""
+    return _kind
 
 
 def chosen(layer: nn.Module, x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
+from ..kernels.choice import Kernels, forced, kind
 
 
 def switch_on_checkpointing(model: nn.Module) -> None:
@@ -19,12 +20,18 @@ def switch_on_checkpointing(model: nn.Module) -> None:
 
 
 def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
-    """layer(*inputs), with the same random numbers the second time, and with BatchNorm's statistics counted once."""
+    """layer(*inputs), the second time with the same random numbers and kernels, and BatchNorm's statistics stay."""
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), statistics_stay(layer)
+        return nullcontext(), as_before(layer, kind())
 
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def as_before(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
+    with forced(kernels), statistics_stay(layer):
+        yield
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Class attention: the last layers, in which the class token gathers what the patches know (from CaiT)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attend_class, chosen
@@ -30,7 +29,8 @@ class ClassAttention(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         q, k, v = (self.split_heads(t) for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, 1, d)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, heads, 1, 1 + N)
+        attended = weights.to(v.dtype) @ v  # (B, heads, 1, d)
         return attended.transpose(1, 2).flatten(2)
 
     def fast(self, x: Tensor) -> Tensor:

@@ -180,9 +180,10 @@ class KeptPositions(nn.Module):
         self.kept: tuple[Any, Tensor] | None = None
 
     def forward(self, grid: Grid) -> Tensor:
-        if torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self.encoding(grid)
-        wanted, kept = (grid, edition_of(self)), self.kept
+        device = next(self.parameters(), torch.empty(0)).device.type
+        wanted, kept = (grid, torch.is_autocast_enabled(device), edition_of(self)), self.kept
         if kept is None or kept[0] != wanted:
             self.kept = kept = wanted, self.encoding(grid)
         return kept[1]
@@ -194,7 +195,10 @@ class KeptPositions(nn.Module):
 
 def edition_of(module: nn.Module) -> object:
     """Changes when a parameter is written to, by load_state_dict say."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in module.parameters())
+    return tuple(
+        (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
+        for parameter in module.parameters()
+    )
 
 
 def affine(bn: Any) -> tuple[Tensor, Tensor]:

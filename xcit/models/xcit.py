@@ -156,7 +156,7 @@ class XCiT(HubMixin):
         for block in self.blocks:
             x = self.run(block, x, grid)
         if self.pool == "class_attention":
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.cls_attn_blocks:
             x = self.run(block, x, class_only and block is self.cls_attn_blocks[-1])
         return self.norm(x)
