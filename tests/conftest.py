@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xcit.kernels import products
+
 ROOT = Path(__file__).parents[1]
 
 # A run of seconds: the smallest model, 16 × 16 pixels, four patches.
@@ -97,3 +99,11 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(params=["oneDNN", "torch"])
+def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways that a product can take on a CPU, whichever of them this one prefers."""
+    if request.param == "oneDNN" and not products.HAS_ONEDNN:
+        pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
+    monkeypatch.setattr(products, "ONEDNN", request.param == "oneDNN")

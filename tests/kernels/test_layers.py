@@ -70,6 +70,7 @@ def difference(one: dict, other: dict) -> dict[str, float]:
     }
 
 
+@pytest.mark.usefixtures("each_product_route")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 0.03)])
 @pytest.mark.parametrize("training", [True, False])

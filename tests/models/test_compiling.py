@@ -35,13 +35,8 @@ def test_a_compiled_model_learns_the_same_and_its_layers_are_compiled_once() -> 
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("onednn", [True, False])
-def test_a_folded_copy_is_compiled_where_there_is_something_to_gain(
-    onednn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if onednn and not products.ONEDNN:
-        pytest.skip("oneDNN is for x86 CPUs")
-    monkeypatch.setattr(products, "ONEDNN", onednn)
+@pytest.mark.usefixtures("each_product_route")
+def test_a_folded_copy_is_compiled_where_there_is_something_to_gain() -> None:
     torch._dynamo.reset()
     counters.clear()
     model, images = tiny(depth=3), torch.randn(2, 3, 32, 24)
@@ -50,7 +45,7 @@ def test_a_folded_copy_is_compiled_where_there_is_something_to_gain(
     with torch.no_grad():
         torch.testing.assert_close(fused(images), model(images), atol=1e-5, rtol=1e-4)
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == (0 if onednn else 1)
+    assert counters["stats"]["unique_graphs"] == (0 if products.ONEDNN else 1)
 
 
 def test_a_folded_copy_can_be_compiled_as_a_whole() -> None:

@@ -28,6 +28,7 @@ def both(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return expected, fuse_for_inference(model)(images)
 
 
+@pytest.mark.usefixtures("each_product_route")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", [{}, {"patch_size": 16}, {"num_classes": 0}, {"patch_embed": "linear"}])
 def test_its_outputs_are_the_models(shape: tuple[int, int], options: dict[str, Any]) -> None:
@@ -55,6 +56,7 @@ def test_tokens_and_maps_too() -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("each_product_route")
 def test_batch_after_batch_size_after_size_type_after_type() -> None:
     """What it keeps, weights laid out anew and positions, is that of the input at hand."""
     model = tiny()
@@ -70,6 +72,7 @@ def test_batch_after_batch_size_after_size_type_after_type() -> None:
                 torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.usefixtures("each_product_route")
 def test_moved_copied_and_pickled_after_use() -> None:
     model, images = tiny(), images_of(32, 32)
     fused = fuse_for_inference(model)
@@ -105,6 +108,7 @@ def test_exported_for_any_batch(fused: bool) -> None:
         torch.testing.assert_close(exported(images_of(32, 32)), model(images_of(32, 32)), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("each_product_route")
 def test_weights_loaded_after_use() -> None:
     images = images_of(32, 32)
     fused, other = fuse_for_inference(tiny()), fuse_for_inference(tiny(layer_scale_init=0.5))
