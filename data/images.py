@@ -11,19 +11,23 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .encoded import EncodedImage
 from .errors import BrokenImageError, DataError
 
-Transform: TypeAlias = Callable[[Image.Image], Tensor]
+Transform: TypeAlias = Callable[[Image.Image | EncodedImage], Tensor]
 
 
 class Images(Protocol):
-    """One split of a data set: `images[i]` is (RGB image, index of its class in `classes`)."""
+    """One split of a data set: `images[i]` is (image, index of its class in `classes`).
+
+    The image is an RGB one in memory, or one as it lies in a file: a transform decodes as much of it as it needs.
+    """
 
     classes: list[str]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int) -> tuple[Image.Image | EncodedImage, int]: ...
 
 
 class DataSource(Protocol):
@@ -44,14 +48,12 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
         path, label = self.samples[index]
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), label
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow may raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BrokenImageError(f"{path}: cannot be decoded ({reason})") from None
+            return EncodedImage(Path(path).read_bytes(), path), label
+        except OSError as error:
+            raise BrokenImageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class TransformedImages(Dataset):
@@ -71,10 +73,10 @@ class TransformedImages(Dataset):
         torch.manual_seed(seed)
         try:
             image, label = self.images[index]
+            return self.transform(image), label
         except DataError as error:
             # Returned, not raised: an exception that crosses from a worker arrives with a traceback for its message.
             return error
-        return self.transform(image), label
 
 
 def require_folder(path: Path, what: str) -> Path:

@@ -7,6 +7,7 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torchvision.transforms import Compose
 
+from .encoded import rgb
 from .errors import DataError
 from .images import Transform
 
@@ -58,7 +59,8 @@ def train_transform(
         re_mode="pixel",
         separate=True,
     )
-    return Compose([crop, grey_solarise_or_blur, colour, normalise] if three_augment else [crop, colour, normalise])
+    steps = [crop, grey_solarise_or_blur, colour, normalise] if three_augment else [crop, colour, normalise]
+    return Compose([rgb, *steps])
 
 
 def grey_solarise_or_blur(image: Image.Image) -> Image.Image:
@@ -81,7 +83,7 @@ def eval_transform(
     interpolation: str = "bicubic",
 ) -> Transform:
     """Resize the short side to image_size / crop_ratio, cut out the centre, normalise; the latter as for training."""
-    return create_transform(
+    transform = create_transform(
         image_size,
         interpolation=interpolation,
         mean=tuple(mean),
@@ -89,3 +91,4 @@ def eval_transform(
         crop_pct=crop_ratio,
         crop_mode="center",
     )
+    return Compose([rgb, transform])

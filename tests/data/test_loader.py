@@ -203,7 +203,7 @@ def test_evaluation_takes_the_last_part_batch_and_one_hot_targets() -> None:
 def test_the_evaluation_crop_is_the_centre(image_tree: Callable[..., Path]) -> None:
     """Full crop: the short side becomes the image size, and the middle of the long side is kept."""
     images = Folder(root=str(image_tree("mine", {"train/cat": 1}))).train()
-    picture, _ = images[0]
+    picture = images[0][0].rgb()
     assert picture.size == (24, 20)
     kept = eval_transform(20)(picture)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))

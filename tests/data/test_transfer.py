@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from data import CIFAR10, CIFAR100, DATASETS, Cars, DataError, DataSource, EvalLoader, Flowers, INat, eval_transform
+from data.encoded import rgb
 
 from .as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_flowers, write_inat
 
 
 def levels(images: Any) -> list[int]:
     """The grey level of each image, to the nearest ten, for JPEG is not exact."""
-    return [round(np.asarray(images[index][0]).mean() / 10) * 10 for index in range(len(images))]
+    return [round(np.asarray(rgb(images[index][0])).mean() / 10) * 10 for index in range(len(images))]
 
 
 def labels(images: Any) -> list[int]:
@@ -92,7 +93,7 @@ def test_validation_is_numbered_as_in_training(make: Callable[[str], DataSource]
 def test_workers_read_what_one_process_reads(make: Callable[[str], DataSource], name: str) -> None:
     """Items are RGB images, and the data set travels: to a worker by a fork, and pickled."""
     val = make(name).val()
-    assert all(val[index][0].mode == "RGB" for index in range(len(val)))
+    assert all(rgb(val[index][0]).mode == "RGB" for index in range(len(val)))
     assert levels(pickle.loads(pickle.dumps(val))) == levels(val)
     alone, helped = (
         list(EvalLoader(val, eval_transform(8), 4, workers=workers, device=torch.device("cpu"))) for workers in (0, 2)
@@ -215,7 +216,7 @@ def test_an_image_that_cannot_be_decoded_is_named(
     (tmp_path / broken).write_bytes(b"broken")
     val = source.val()
     with pytest.raises(DataError, match=f"{broken}: cannot be decoded") as caught:
-        val[0]
+        rgb(val[0][0])
     assert getattr(caught.value, "of_one_process", False)
 
 
