@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data import DATASETS, DataError, Digits, Folder, ImageNet
+from data import DATASETS, DataError, Digits, Folder, ImageNet, encoded
 
 Tree = Callable[..., Path]
 
@@ -36,7 +36,7 @@ def test_a_folder_with_train_and_val(image_tree: Tree) -> None:
     assert train.classes == val.classes == ["cat", "dog"]
     assert (len(train), len(val)) == (7, 2)
     assert [val[i][1] for i in range(2)] == [1, 1], "labels are numbered as in training"
-    assert val[0][0].mode == "RGB"
+    assert val[0][0].rgb().mode == "RGB"
 
 
 def test_an_undivided_folder_sets_a_share_of_each_class_aside(image_tree: Tree) -> None:
@@ -86,16 +86,34 @@ def test_an_image_that_cannot_be_decoded_is_named(image_tree: Tree, damage: byte
     path = root / "train" / "cat" / "000.jpg"
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
     with pytest.raises(DataError, match=f"{path}: cannot be decoded"):
-        Folder(root=str(root)).train()[0]
+        Folder(root=str(root)).train()[0][0].rgb()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
 def test_any_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.full((8, 8), 90, np.uint8))
+    image = Image.fromarray(np.full((8, 8), 90 * 257, np.uint16)) if mode == "I;16" else grey.convert(mode)
     (tmp_path / "train" / "cat").mkdir(parents=True)
-    suffix = "jpg" if mode == "CMYK" else "png"
-    Image.fromarray(np.full((8, 8), 90, np.uint8)).convert(mode).save(tmp_path / "train" / "cat" / f"a.{suffix}")
-    image, _ = Folder(root=str(tmp_path)).train()[0]
-    assert image.mode == "RGB"
+    image.save(tmp_path / "train" / "cat" / ("a.jpg" if mode == "CMYK" else "a.png"))
+    found = Folder(root=str(tmp_path)).train()[0][0].rgb()
+    assert found.mode == "RGB"
+    assert np.abs(np.asarray(found).astype(int) - 90).max() <= 2
+
+
+def test_an_image_is_upright_as_its_exif_has_it(tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.jpg", exif=exif)
+    assert Folder(root=str(tmp_path)).train()[0][0].rgb().size == (8, 12)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.png")
+    monkeypatch.setattr(encoded, "MAX_PIXELS", 95)
+    with pytest.raises(DataError, match=r"a\.png: cannot be decoded \(12 × 8 pixels are a decompression bomb\)"):
+        Folder(root=str(tmp_path)).train()[0][0].rgb()
 
 
 WNIDS = {1: "n02119789", 2: "n02100735", 3: "n02110185"}
