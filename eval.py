@@ -67,7 +67,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             tasks,
             lambda resolution: data.EvalLoader(
                 images,
-                data.eval_transform(resolution, config.crop_ratio, **settings.preprocessing),
+                data.EvalTransform(resolution, config.crop_ratio, **settings.preprocessing),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,

@@ -133,7 +133,7 @@ def train_batches(
     return data.TrainLoader(
         images,
         [
-            data.train_transform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
+            data.TrainTransform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
             for size in config.augment.image_sizes or [config.data.image_size]
         ],
         data.Mixing(len(images.classes), **config.augment.mixing),
@@ -141,7 +141,7 @@ def train_batches(
         epochs=config.train.epochs,
         workers=config.data.workers,
         device=device,
-        channels_last=config.train.channels_last,
+        max_broken=config.data.max_broken,
     )
 
 
@@ -151,7 +151,7 @@ def eval_batches(
     """This process's share of the validation images, at a resolution."""
     return data.EvalLoader(
         images,
-        data.eval_transform(resolution, config.crop_ratio, **settings.preprocessing),
+        data.EvalTransform(resolution, config.crop_ratio, **settings.preprocessing),
         config.train.batch_size(distributed.world_size()),
         workers=config.data.workers,
         device=device,

@@ -10,7 +10,7 @@ from .loader import Batch, EvalLoader, TrainLoader
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
 from .transfer import CIFAR10, CIFAR100, Cars, Flowers
-from .transforms import eval_transform, train_transform
+from .transforms import EvalTransform, TrainTransform
 
 # name → class; its keyword arguments are the options that conf/data/NAME.yaml may set.
 DATASETS: dict[str, type[DataSource]] = {
@@ -35,6 +35,7 @@ __all__ = [
     "Digits",
     "EvalBatches",
     "EvalLoader",
+    "EvalTransform",
     "Flowers",
     "Folder",
     "INat",
@@ -43,6 +44,5 @@ __all__ = [
     "Mixing",
     "TrainBatches",
     "TrainLoader",
-    "eval_transform",
-    "train_transform",
+    "TrainTransform",
 ]

@@ -9,3 +9,7 @@ class BrokenImageError(DataError):
     """An image that cannot be decoded. Of several processes only the one whose share it is in gets to know."""
 
     of_one_process = True
+
+
+class WorkerKilledError(RuntimeError):
+    """A process that decodes images is gone: the machine is at fault, by lack of memory say, not the data."""

@@ -1,9 +1,9 @@
 """What a data set is to the rest of the program: labelled images, by number."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,28 @@ from torch.utils.data import Dataset
 from .encoded import EncodedImage
 from .errors import BrokenImageError, DataError
 
-Transform: TypeAlias = Callable[[Image.Image | EncodedImage], Tensor]
+REPLACEMENTS = 10
+"""Tries to find another image for one that cannot be decoded."""
+
+
+class Transform(Protocol):
+    """From an image to the model's input: its pixels in a worker, the rest of it a batch at a time on the device."""
+
+    def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
+        """(H, W, 3), uint8."""
+
+    def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B, H, W, 3), uint8 → (B, 3, H, W), fp32, normalised. The seeds are the images' own."""
+
+
+class Sample(NamedTuple):
+    """What a worker makes of an item."""
+
+    pixels: Tensor
+    label: int
+    seed: int
+    broken: tuple[str, ...] = ()
+    """What is wrong with each image that could not be decoded, in whose place this one stands."""
 
 
 class Images(Protocol):
@@ -57,26 +78,38 @@ class ImageFiles:
 
 
 class TransformedImages(Dataset):
-    """Images as tensors, each transformed with randomness of its own.
+    """Images as pixels, each transformed with randomness of its own.
 
     Items are asked for by (index, seed). All that is random in a transform follows from the seed, not from the state
     of a worker, so an augmented image is the same in any process, in any number of them, and after a resume.
+
+    replace: an image that cannot be decoded is replaced by another, which follows from the seed, too.
     """
 
-    def __init__(self, images: Images, transform: Transform) -> None:
-        self.images, self.transform = images, transform
+    def __init__(self, images: Images, transform: Transform, *, replace: bool) -> None:
+        self.images, self.transform, self.replace = images, transform, replace
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+    def __getitem__(self, item: tuple[int, int]) -> Sample | DataError:
+        """Errors are returned: an exception that crosses from a worker arrives with a traceback for its message."""
         index, seed = item
+        broken: list[str] = []
+        while True:
+            try:
+                return self.sample(index, seed)._replace(broken=tuple(broken))
+            except BrokenImageError as error:
+                broken.append(str(error))
+                if not self.replace or len(broken) > REPLACEMENTS:
+                    return error
+                index = random.Random(f"{seed} {len(broken)}").randrange(len(self.images))
+            except DataError as error:
+                return error
+
+    def sample(self, index: int, seed: int) -> Sample:
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            image, label = self.images[index]
-            return self.transform(image), label
-        except DataError as error:
-            # Returned, not raised: an exception that crosses from a worker arrives with a traceback for its message.
-            return error
+        torch.default_generator.manual_seed(seed)  # of the CPU: torch.manual_seed takes 0.2 ms for all devices
+        image, label = self.images[index]
+        return Sample(self.transform(image), label, seed)
 
 
 def require_folder(path: Path, what: str) -> Path:

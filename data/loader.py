@@ -1,5 +1,6 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -8,17 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from .errors import DataError
-from .images import Images, Transform, TransformedImages
+from .errors import BrokenImageError, DataError, WorkerKilledError
+from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
+
+logger = logging.getLogger("data")
 
 
 class Batch(NamedTuple):
     """Images on the device, and what they show."""
 
     images: Tensor
-    """(B, 3, H, W), fp32, normalised by the model's mean and deviation."""
+    """(B, 3, H, W), fp32, normalised by the model's mean and deviation; its channels lie last in memory."""
     targets: Tensor
     """(B, K), fp32: the probability of each class; smoothed and mixed in training, one-hot in evaluation."""
     labels: Tensor
@@ -42,9 +45,12 @@ class TrainLoader:
         epochs: int,
         workers: int,
         device: torch.device,
-        channels_last: bool = False,
+        max_broken: float = 0.0,
     ) -> None:
-        """epochs: of the whole run.
+        """
+        Args:
+            epochs: of the whole run.
+            max_broken: how large a share of the images may be broken; each is replaced by another.
 
         Raises:
             DataError: there are no images, more transforms than epochs, or odd batches to mix.
@@ -61,7 +67,7 @@ class TrainLoader:
             )
         self.images, self.transforms, self.epochs = images, transforms, epochs
         self.mixing, self.batches, self.workers, self.device = mixing, batches, workers, device
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.broken = BrokenImages(max_broken * len(images) / batches.world_size)
         self.part: int | None = None  # which transform the loader below has
         self.loader: DataLoader | None = None
 
@@ -72,20 +78,20 @@ class TrainLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from 0; one after the last has the last one's transform."""
         self.batches.epoch = epoch
-        for number, collated in enumerate(self.loader_for(epoch)):
-            images, labels = to_device(collated, self.device)
+        for number, collated in enumerate(batches_of(self.loader_for(epoch))):
+            self.broken.add(collated.broken)
+            images, labels = to_device(collated, self.transform, self.device)
             images, targets = self.mixing(images, labels, seed=[self.batches.seed, epoch, number])
-            yield Batch(images.contiguous(memory_format=self.memory_format), targets, labels)
+            yield Batch(images, targets, labels)
 
     def loader_for(self, epoch: int) -> DataLoader:
         """The loader of the epoch before, with its workers, or a new one where another transform's part begins."""
         part = min(epoch, self.epochs - 1) * len(self.transforms) // self.epochs
         if self.loader is None or part != self.part:
             self.loader = None  # its last reference: its workers end before others start
-            self.part, transform = part, self.transforms[part]
-            self.loader = make_loader(
-                self.images, transform, self.batches, self.workers, self.device, keep_workers=True
-            )
+            self.part, self.transform = part, self.transforms[part]
+            samples = TransformedImages(self.images, self.transform, replace=True)
+            self.loader = make_loader(samples, self.batches, self.workers, self.device, keep_workers=True)
         return self.loader
 
 
@@ -105,17 +111,46 @@ class EvalLoader:
     ) -> None:
         batches = EvalBatches(len(images), batch_size, rank=rank, world_size=world_size)
         self.num_classes, self.device = len(images.classes), device
-        self.loader = make_loader(images, transform, batches, workers, device, keep_workers=False)
+        self.transform = transform
+        samples = TransformedImages(images, transform, replace=False)
+        self.loader = make_loader(samples, batches, workers, device, keep_workers=False)
 
     def __iter__(self) -> Iterator[Batch]:
-        for collated in self.loader:
-            images, labels = to_device(collated, self.device)
+        for collated in batches_of(self.loader):
+            images, labels = to_device(collated, self.transform, self.device)
             yield Batch(images, F.one_hot(labels, self.num_classes).float(), labels)
 
 
+class BrokenImages:
+    """The images of this process that cannot be decoded: each is told of once, and too many end the run."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.known: set[str] = set()
+
+    def add(self, found: Sequence[str]) -> None:
+        for description in found:
+            if description not in self.known:
+                self.known.add(description)
+                logger.warning("%s; replaced by another image (%d so far)", description, len(self.known))
+                if len(self.known) > self.limit:
+                    raise BrokenImageError(
+                        f"{description}; {len(self.known)} images are broken, "
+                        f"data.max_broken allows {int(self.limit)} of this process's share"
+                    )
+
+
+class Collated(NamedTuple):
+    """A batch as it comes from a worker."""
+
+    pixels: Tensor
+    labels: Tensor
+    seeds: list[int]
+    broken: list[str]
+
+
 def make_loader(
-    images: Images,
-    transform: Transform,
+    samples: TransformedImages,
     batches: TrainBatches | EvalBatches,
     workers: int,
     device: torch.device,
@@ -123,7 +158,7 @@ def make_loader(
     keep_workers: bool,
 ) -> DataLoader:
     return DataLoader(
-        TransformedImages(images, transform),
+        samples,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
@@ -132,12 +167,35 @@ def make_loader(
     )
 
 
-def collate(samples: list) -> list[Tensor] | DataError:
-    return next((sample for sample in samples if isinstance(sample, DataError)), None) or default_collate(samples)
+def collate(samples: list[Sample | DataError]) -> Collated | DataError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        good.append(sample)
+    return Collated(
+        default_collate([sample.pixels for sample in good]),  # in a worker straight into shared memory
+        torch.tensor([sample.label for sample in good]),
+        [sample.seed for sample in good],
+        [description for sample in good for description in sample.broken],
+    )
 
 
-def to_device(collated: list[Tensor] | DataError, device: torch.device) -> tuple[Tensor, Tensor]:
-    if isinstance(collated, DataError):
-        raise collated
-    images, labels = collated
-    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+def batches_of(loader: DataLoader) -> Iterator[Collated]:
+    """Those of an epoch, or what went wrong in a worker."""
+    try:
+        for collated in loader:
+            if isinstance(collated, DataError):
+                raise collated
+            yield collated
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerKilledError(
+            f"a data worker was killed ({' '.join(str(error).split())}); where memory is short, lower data.workers"
+        ) from None
+
+
+def to_device(collated: Collated, transform: Transform, device: torch.device) -> tuple[Tensor, Tensor]:
+    pixels = collated.pixels.to(device, non_blocking=True)
+    return transform.on_device(pixels, collated.seeds), collated.labels.to(device, non_blocking=True)

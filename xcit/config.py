@@ -64,13 +64,15 @@ class DataConfig(OpenSection):
 
     image_size: Positive = 224
     workers: Annotated[int, Field(ge=0)] = 8
+    max_broken: Share = 0.001
+    """Of the training images: so many may be broken, and are replaced by others, before the run stops."""
 
 
 OPEN_SECTIONS: dict[str, type[OpenSection]] = {"model": ModelConfig, "task": TaskConfig, "data": DataConfig}
 
 
 class AugmentConfig(Section):
-    """conf/augment; see `train_transform` and `Mixing` in data/."""
+    """conf/augment; see `TrainTransform` and `Mixing` in data/."""
 
     scale: Range
     ratio: Range
@@ -98,7 +100,7 @@ class AugmentConfig(Section):
 
     @property
     def transform(self) -> dict[str, Any]:
-        """The arguments of `train_transform`."""
+        """The arguments of `TrainTransform`."""
         of_mixing = {"mixup", "cutmix", "switch_prob", "label_smoothing"}
         return self.model_dump(exclude={*of_mixing, "repeats", "image_sizes"})
 

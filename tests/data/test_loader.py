@@ -14,14 +14,16 @@ from data import (
     DataError,
     Digits,
     EvalLoader,
+    EvalTransform,
     Folder,
     Images,
     Mixing,
     TrainBatches,
     TrainLoader,
-    eval_transform,
-    train_transform,
+    TrainTransform,
 )
+
+from .test_transforms import whole
 
 CPU = torch.device("cpu")
 DEIT = {
@@ -48,7 +50,7 @@ def loader(
 ) -> TrainLoader:
     return TrainLoader(
         images,
-        [train_transform(size, **DEIT) for size in sizes],
+        [TrainTransform(size, **DEIT) for size in sizes],
         Mixing(len(images.classes), **(mixing or BOTH)),
         TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),
         epochs=epochs,
@@ -85,10 +87,10 @@ def test_augmentation_does_not_depend_on_workers_or_on_what_was_loaded_before() 
 def test_two_processes_see_what_one_sees_mixed_the_same() -> None:
     images = Digits().train()
     shares = [first(loader(images, batch_size=8, rank=rank, world_size=2), epoch=2) for rank in range(2)]
-    for number, whole in enumerate(first(loader(images), epoch=2)):
+    for number, undivided in enumerate(first(loader(images), epoch=2)):
         together = [torch.cat(parts) for parts in zip(*(share[number] for share in shares), strict=True)]
-        order, own_order = together[0].flatten(1).sum(1).argsort(), whole.images.flatten(1).sum(1).argsort()
-        for mine, theirs in zip(whole, together, strict=True):
+        order, own_order = together[0].flatten(1).sum(1).argsort(), undivided.images.flatten(1).sum(1).argsort()
+        for mine, theirs in zip(undivided, together, strict=True):
             torch.testing.assert_close(mine[own_order], theirs[order])
 
 
@@ -194,7 +196,7 @@ def test_a_broken_image_is_named_in_one_line_from_any_process(image_tree: Callab
 
 
 def test_evaluation_takes_the_last_part_batch_and_one_hot_targets() -> None:
-    batches = list(EvalLoader(Digits().val(), eval_transform(20), 128, workers=0, device=CPU))
+    batches = list(EvalLoader(Digits().val(), EvalTransform(20), 128, workers=0, device=CPU))
     assert [len(batch.images) for batch in batches] == [128, 128, 104]
     assert torch.equal(batches[0].targets.argmax(1), batches[0].labels)
     assert torch.equal(batches[0].targets.sum(1), torch.ones(128))
@@ -205,10 +207,10 @@ def test_the_evaluation_crop_is_the_centre(image_tree: Callable[..., Path]) -> N
     images = Folder(root=str(image_tree("mine", {"train/cat": 1}))).train()
     picture = images[0][0].rgb()
     assert picture.size == (24, 20)
-    kept = eval_transform(20)(picture)
+    kept = whole(EvalTransform(20), picture)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     pixels = pil_to_tensor(picture.crop((2, 0, 22, 20)))
     torch.testing.assert_close(kept * std + mean, pixels / 255, atol=1e-5, rtol=0)
-    wider = eval_transform(20, crop_ratio=0.5)(picture)
+    wider = whole(EvalTransform(20, crop_ratio=0.5), picture)
     assert wider.shape == (3, 20, 20)
     assert not torch.allclose(wider, kept)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import CIFAR10, CIFAR100, DATASETS, Cars, DataError, DataSource, EvalLoader, Flowers, INat, eval_transform
+from data import CIFAR10, CIFAR100, DATASETS, Cars, DataError, DataSource, EvalLoader, EvalTransform, Flowers, INat
 from data.encoded import rgb
 
 from .as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_flowers, write_inat
@@ -96,7 +96,7 @@ def test_workers_read_what_one_process_reads(make: Callable[[str], DataSource], 
     assert all(rgb(val[index][0]).mode == "RGB" for index in range(len(val)))
     assert levels(pickle.loads(pickle.dumps(val))) == levels(val)
     alone, helped = (
-        list(EvalLoader(val, eval_transform(8), 4, workers=workers, device=torch.device("cpu"))) for workers in (0, 2)
+        list(EvalLoader(val, EvalTransform(8), 4, workers=workers, device=torch.device("cpu"))) for workers in (0, 2)
     )
     assert torch.equal(alone[0].images, helped[0].images)
     assert torch.equal(alone[0].labels, helped[0].labels)

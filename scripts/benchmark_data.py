@@ -1,0 +1,317 @@
+"""How fast images come: by stage, beside timm's loader, and beside the model that they are for.
+
+    python scripts/benchmark_data.py                                       # the stages, on JPEGs of its own
+    python scripts/benchmark_data.py --root /data/imagenet/train --model xcit_s12 --patch-size 16
+    python scripts/benchmark_data.py --against-timm --json data_bench.json # a quarter of an hour on two cores
+
+Without --root it makes JPEGs of ImageNet's usual size: noise with a photograph's spectrum, 500 × 375, quality 95.
+Against timm both sides have the same files, policy, batch size, workers and cores, and take turns in one process;
+decode_only is what the same workers reach that decode whole images (simplejpeg) and do nothing else. The file that
+--json names holds
+{"plain": {"ours", "timm", "ratio", "lowest", "highest"}, "randaugment": {…}, "large": {…}, "decode_only": images/s}.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from timm.data import ImageDataset, create_loader
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # data/ is no installed package
+
+import data
+import xcit
+from data.crops import random_resized_crop
+from data.encoded import EncodedImage
+from data.folder import list_classes
+from data.images import ImageFiles, TransformedImages
+from data.jpeg import read_jpeg
+from data.loader import make_loader
+from xcit.command import guarded
+from xcit.errors import InputError
+from xcit.storage import write_text
+
+SIZE = 224
+CROP: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
+PLAIN: dict[str, Any] = CROP | {"hflip": 0.5, "color_jitter": 0.0, "rand_augment": None, "erase_prob": 0.25}
+RAND_AUGMENT = PLAIN | {"rand_augment": "rand-m9-mstd0.5-inc1"}
+USUAL, LARGE = (500, 375), (4000, 3000)
+DISTINCT = 64
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(arguments.root) if arguments.root else make_jpegs(Path(folder) / "usual", USUAL, DISTINCT)
+        images = list_classes(root)
+        if arguments.against_timm:
+            found = against_timm(images, Path(folder), arguments, device)
+            print_comparison(found)
+            if arguments.json:
+                write_text(Path(arguments.json), json.dumps(found, indent=1) + "\n")
+        else:
+            stages(images, arguments, device)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="a folder with a folder of images for each class; by default it makes JPEGs")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
+    parser.add_argument("--batches", type=int, default=12, help="of a turn")
+    parser.add_argument("--against-timm", action="store_true")
+    parser.add_argument("--json", help="where to write the comparison")
+    parser.add_argument("--model", default="xcit_s12", help="whose training step is compared with the data's speed")
+    parser.add_argument("--patch-size", type=int, default=16)
+    arguments = parser.parse_args()
+    for name in ("batch_size", "rounds", "batches"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
+    if arguments.workers < 0:
+        raise InputError(f"--workers={arguments.workers}: must be 0 or more")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise InputError(f"--json={arguments.json}: must be in a folder that exists")
+    return arguments
+
+
+def make_jpegs(root: Path, size: tuple[int, int], count: int) -> Path:
+    """JPEGs of quality 95 in one class folder; a photograph of 500 × 375 has 95 kB, as these have."""
+    (root / "noise").mkdir(parents=True)
+    width, height = size
+    for number in range(count):
+        random = np.random.default_rng(number)
+        pixels = random.normal(scale=5, size=(height, width, 3))
+        for grain in (2, 4, 8, 16, 32, 64, 128):  # the coarser, the stronger: a spectrum of 1 / f
+            shape = (3, height // grain + 2, width // grain + 2)
+            for channel, values in enumerate(random.normal(scale=4 * grain**0.5, size=shape)):
+                coarse = Image.fromarray(values.astype(np.float32))
+                pixels[..., channel] += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+        image = Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8))
+        image.save(root / "noise" / f"{number:04}.jpg", quality=95)
+    return root
+
+
+# Beside timm
+
+
+def against_timm(
+    usual: ImageFiles, folder: Path, arguments: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    large = list_classes(make_jpegs(folder / "large", LARGE, 4))
+    images = arguments.batches * arguments.batch_size
+    few = max(1, arguments.batches // 12)
+    found: dict[str, Any] = {
+        "plain": compare(repeated(usual, images), PLAIN, arguments, device),
+        "randaugment": compare(repeated(usual, images), RAND_AUGMENT, arguments, device),
+        "large": compare(repeated(large, few * arguments.batch_size), PLAIN, arguments, device),
+    }
+    samples = TransformedImages(repeated(usual, images), DecodeOnly(), replace=False)
+    order = data.EvalBatches(images, arguments.batch_size)
+    loader = make_loader(samples, order, arguments.workers, CPU, keep_workers=True)
+    found["decode_only"] = statistics.median(in_turns({"decode": lambda: loader}, images, arguments.rounds)["decode"])
+    found["workers"], found["batch_size"], found["cores"] = arguments.workers, arguments.batch_size, cores()
+    return found
+
+
+def compare(
+    images: ImageFiles, policy: dict[str, Any], arguments: argparse.Namespace, device: torch.device
+) -> dict[str, float]:
+    """Images/s of both, and the ratio of every turn of ours to timm's beside it."""
+    ours = data.TrainLoader(
+        images,
+        [data.TrainTransform(SIZE, **policy)],
+        data.Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1),
+        data.TrainBatches(len(images), arguments.batch_size, seed=0),
+        epochs=1,
+        workers=arguments.workers,
+        device=device,
+    )
+    theirs = timms(images, policy, arguments, device)
+    epochs = iter(range(10**6))
+    found = in_turns({"ours": lambda: ours.epoch(next(epochs)), "timm": lambda: theirs}, len(images), arguments.rounds)
+    ratios = [a / b for a, b in zip(found["ours"], found["timm"], strict=True)]
+    return {name: statistics.median(speeds) for name, speeds in found.items()} | {
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+def timms(
+    images: ImageFiles, policy: dict[str, Any], arguments: argparse.Namespace, device: torch.device
+) -> Iterable[Any]:
+    """timm's loader with the same policy, as its training script makes it."""
+    dataset = ImageDataset(str(Path(images.samples[0][0]).parents[1]))
+    dataset.reader.samples = images.samples
+    return create_loader(
+        dataset,
+        input_size=(3, SIZE, SIZE),
+        batch_size=arguments.batch_size,
+        is_training=True,
+        scale=policy["scale"],
+        ratio=policy["ratio"],
+        hflip=policy["hflip"],
+        color_jitter=policy["color_jitter"] or None,
+        auto_augment=policy["rand_augment"],
+        re_prob=policy["erase_prob"],
+        re_mode="pixel",
+        interpolation="bicubic",
+        num_workers=arguments.workers,
+        device=device,
+        persistent_workers=arguments.workers > 0,
+    )
+
+
+class DecodeOnly:
+    """A transform that decodes the whole image and hands on nothing of it."""
+
+    def __call__(self, image: Any) -> Tensor:
+        simplejpeg.decode_jpeg(image.data)
+        return torch.zeros(1, 1, 3, dtype=torch.uint8)
+
+    def on_device(self, images: Tensor, seeds: Any) -> Tensor:
+        return images
+
+
+def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Images/s of each side in each round, after one that does not count, in which workers start."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, batches in sides.items():
+            started = time.perf_counter()
+            for _ in batches():
+                pass
+            if number:
+                found[name].append(images / (time.perf_counter() - started))
+        print(f"round {number} of {rounds}", end="\r", file=sys.stderr, flush=True)
+    return found
+
+
+def repeated(images: ImageFiles, count: int) -> ImageFiles:
+    """So many samples, of the same files again and again."""
+    times = -(-count // len(images))
+    return ImageFiles((images.samples * times)[:count], images.classes)
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    table = Table(title=f"images/s, {found['workers']} workers on {found['cores']} cores, batch {found['batch_size']}")
+    for column in ("", "ours", "timm", "ratio", "range", "share of decode only"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in ("plain", "randaugment", "large"):
+        row = found[name]
+        share = "" if name == "large" else f"{100 * row['ours'] / found['decode_only']:.0f} %"
+        numbers = (f"{row['ours']:,.0f}", f"{row['timm']:,.0f}", f"{row['ratio']:.2f}")
+        table.add_row(name, *numbers, f"{row['lowest']:.2f}–{row['highest']:.2f}", share)
+    table.add_row("decode only", f"{found['decode_only']:,.0f}")
+    Console(width=100).print(table)
+
+
+# By stage
+
+
+def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Images/s of each stage by itself on one core, of the loader, and of the model's training step."""
+    torch.set_num_threads(1)
+    transform = data.TrainTransform(SIZE, **RAND_AUGMENT)
+    without_colour = data.TrainTransform(SIZE, **PLAIN)
+    paths = [path for path, _ in images.samples[:DISTINCT]]
+    encoded = [EncodedImage(Path(path).read_bytes(), path) for path in paths]
+    pixels = torch.stack([without_colour(image) for image in encoded])
+    jpegs = [jpeg for jpeg in map(read_jpeg, encoded) if jpeg is not None]
+    table = Table(title="images/s")
+    table.add_column("stage")
+    table.add_column("one core", justify="right")
+    rows: dict[str, float] = {"read": rate(lambda: [Path(path).read_bytes() for path in paths], len(paths))}
+    if jpegs:
+        rows["decode, whole"] = rate(lambda: [jpeg.rows(jpeg.height, 1) for jpeg in jpegs], len(jpegs))
+    rows["decode, crop and resize"] = rate(
+        lambda: [random_resized_crop(image, SIZE, interpolation="bicubic", **CROP) for image in encoded], len(encoded)
+    )
+    rows["the same with RandAugment"] = rate(lambda: [transform(image) for image in encoded], len(encoded))
+    rows["on the device: normalise, erase"] = rate(
+        lambda: transform.on_device(pixels.to(device), range(len(pixels))), len(pixels)
+    )
+    for name, speed in rows.items():
+        table.add_row(name, f"{speed:,.0f}")
+    torch.set_num_threads(cores())
+    loader = whole_loader(images, transform, arguments, device)
+    data_speed = statistics.median(in_turns({"ours": loader}, arguments.batches * arguments.batch_size, 3)["ours"])
+    model_speed = training_speed(arguments.model, arguments.patch_size, arguments.batch_size, device)
+    table.add_section()
+    table.add_row(f"the loader, {arguments.workers} workers", f"{data_speed:,.0f}")
+    table.add_row(f"a training step of {arguments.model}/{arguments.patch_size}", f"{model_speed:,.0f}")
+    Console(width=100).print(table)
+    slower, faster = ("data", "model") if data_speed < model_speed else ("model", "data")
+    print(f"the {slower} will bound the run: {faster} alone would be {ratio(data_speed, model_speed):.1f} × as fast")
+
+
+def ratio(a: float, b: float) -> float:
+    return max(a, b) / min(a, b)
+
+
+def whole_loader(
+    images: ImageFiles, transform: data.TrainTransform, arguments: argparse.Namespace, device: torch.device
+) -> Callable[[], Iterable[Any]]:
+    images = repeated(images, arguments.batches * arguments.batch_size)
+    loader = data.TrainLoader(
+        images,
+        [transform],
+        data.Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1),
+        data.TrainBatches(len(images), arguments.batch_size, seed=0),
+        epochs=1,
+        workers=arguments.workers,
+        device=device,
+    )
+    return lambda: loader.epoch(0)
+
+
+def training_speed(name: str, patch_size: int, batch_size: int, device: torch.device) -> float:
+    model = xcit.create_model(name, patch_size=patch_size).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images = torch.randn(min(batch_size, 8) if device.type == "cpu" else batch_size, 3, SIZE, SIZE, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            model(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return rate(step, len(images))
+
+
+def rate(step: Callable[[], object], images: int) -> float:
+    """Images/s: the best of three turns, as other processes only slow one down."""
+    step()
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        step()
+        best = max(best, images / (time.perf_counter() - started))
+    return best
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    guarded(data.DataError)(main)()
