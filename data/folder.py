@@ -1,13 +1,14 @@
 """One's own images: a folder for each class."""
 
 import random
-from itertools import groupby
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .errors import DataError
 from .images import ImageFiles, numbers_in, require_folder
+from .listing import list_images
 
 
 class Folder:
@@ -35,9 +36,9 @@ class Folder:
 
     def split(self, part: int) -> ImageFiles:
         whole = list_classes(self.root)
-        parts: tuple[list, list] = ([], [])
-        for label, group in groupby(whole.samples, key=lambda sample: sample[1]):
-            members = list(group)
+        parts: tuple[list[int], list[int]] = ([], [])
+        for label in range(len(whole.classes)):
+            members = np.flatnonzero(whole.labels == label).tolist()
             random.Random(label).shuffle(members)
             held_out = round(len(members) * self.val_fraction)
             parts[0].extend(members[held_out:])
@@ -46,27 +47,25 @@ class Folder:
             raise DataError(
                 f"{self.root}: {len(whole)} images are too few to set aside {self.val_fraction} of each class"
             )
-        return ImageFiles(parts[part], whole.classes)
+        return whole.take(np.array(parts[part]))
 
 
 def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
     """The images below folder/CLASS/, sorted; labels number `classes`, by default the sorted names of the folders."""
     require_folder(folder, "expected a folder per class in it")
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not found:
+    found = list_images(folder)
+    if not found.classes:
         raise DataError(f"{folder}: holds no class folders")
-    numbers = {name: number for number, name in enumerate(found)}
-    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    if not samples:
+    if not len(found.labels):
         raise DataError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
-    present = {label for _, label in samples}
-    empty = [name for name, number in numbers.items() if number not in present]
-    if empty:
-        raise DataError(f"{folder / empty[0]}: holds no images ({', '.join(IMG_EXTENSIONS)})")
-    return relabel(ImageFiles(samples, found), classes, folder)
+    counts = np.bincount(found.labels, minlength=len(found.classes))
+    if not counts.all():
+        empty = found.classes[int(np.flatnonzero(counts == 0)[0])]
+        raise DataError(f"{folder / empty}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+    return relabel(ImageFiles(found.paths, found.labels, found.classes), classes, folder)
 
 
 def relabel(images: ImageFiles, classes: list[str] | None, folder: Path) -> ImageFiles:
     """The same images, numbered as in `classes`."""
-    numbers = numbers_in(classes, images.classes, folder)
-    return ImageFiles([(path, numbers[label]) for path, label in images.samples], classes or images.classes)
+    numbers = np.array(numbers_in(classes, images.classes, folder), dtype=np.int32)
+    return ImageFiles(images.paths, numbers[images.labels], classes or images.classes)

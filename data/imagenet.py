@@ -47,7 +47,7 @@ class ImageNet:
             if wnid not in numbers:
                 raise DataError(f"{path}: its class {wnid} is one that training lacks")
             samples.append((str(path), numbers[wnid]))
-        return ImageFiles(samples, classes)
+        return ImageFiles.of(samples, classes)
 
 
 def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .encoded import EncodedImage
 from .errors import BrokenImageError, DataError
+from .packed import PackedTexts
 
 REPLACEMENTS = 10
 """Tries to find another image for one that cannot be decoded."""
@@ -61,20 +62,36 @@ class DataSource(Protocol):
 
 
 class ImageFiles:
-    """Images in files: `samples` are (path, label)."""
+    """Images in files, held so that workers share them: their paths, and their labels in an array."""
 
-    def __init__(self, samples: list[tuple[str, int]], classes: list[str]) -> None:
-        self.samples, self.classes = samples, classes
+    def __init__(self, paths: PackedTexts, labels: np.ndarray, classes: list[str]) -> None:
+        """labels: (images,), the number of each image's class."""
+        self.paths, self.labels, self.classes = paths, labels, classes
+
+    @classmethod
+    def of(cls, samples: Sequence[tuple[str, int]], classes: list[str]) -> "ImageFiles":
+        """samples: (path, label) of each."""
+        labels = np.array([label for _, label in samples], dtype=np.int32)
+        return cls(PackedTexts.of(path for path, _ in samples), labels, classes)
+
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        """(path, label) of each."""
+        return list(zip(self.paths, self.labels.tolist(), strict=True))
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
-        path, label = self.samples[index]
+        path = self.paths[index]
         try:
-            return EncodedImage(Path(path).read_bytes(), path), label
+            return EncodedImage(Path(path).read_bytes(), path), int(self.labels[index])
         except OSError as error:
             raise BrokenImageError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def take(self, indices: np.ndarray) -> "ImageFiles":
+        """Those at the indices."""
+        return ImageFiles(self.paths.take(indices), self.labels[indices], self.classes)
 
 
 class TransformedImages(Dataset):

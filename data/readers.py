@@ -42,7 +42,7 @@ def list_samples(reader: Dataset) -> list[tuple[str, int]]:
 
 
 def require_files(images: ImageFiles, source: str) -> ImageFiles:
-    refuse_missing([path for path, _ in images.samples if not Path(path).is_file()], len(images), source)
+    refuse_missing([path for path in images.paths if not Path(path).is_file()], len(images), source)
     return images
 
 

@@ -207,7 +207,7 @@ def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds:
 def repeated(images: ImageFiles, count: int) -> ImageFiles:
     """So many samples, of the same files again and again."""
     times = -(-count // len(images))
-    return ImageFiles((images.samples * times)[:count], images.classes)
+    return ImageFiles.of((images.samples * times)[:count], images.classes)
 
 
 def print_comparison(found: dict[str, Any]) -> None:

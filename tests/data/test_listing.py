@@ -1,0 +1,126 @@
+"""The list of a folder's images: kept, and never out of date; and what it takes of a worker's memory."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import DataError, Folder, listing
+from data.listing import list_images
+from data.packed import PackedTexts
+
+Tree = Callable[..., Path]
+LONG_AGO = 1_000_000_000
+
+
+@pytest.fixture
+def root(image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree that was last changed long ago, as most are, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return settled(image_tree("mine", {"cat": 3, "dog": 2, "dog/old": 1}))
+
+
+def settled(root: Path) -> Path:
+    for number, folder in enumerate(sorted([root, *(path for path in root.rglob("*") if path.is_dir())])):
+        os.utime(folder, (LONG_AGO + number, LONG_AGO + number))
+    return root
+
+
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows with every folder that is looked through."""
+    seen: list[str] = []
+    scan = listing.scan
+    monkeypatch.setattr(
+        listing, "scan", lambda root, folder, folders: seen.append(folder) or scan(root, folder, folders)
+    )
+    return seen
+
+
+def test_it_is_sorted_and_each_folder_is_looked_through_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = scans(monkeypatch)
+    found = list_images(root)
+    assert found.classes == ["cat", "dog"]
+    names = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png", "dog/old/000.png"]
+    assert list(found.paths) == [f"{root}/{name}" for name in names]
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert sorted(seen) == ["", "cat", "dog", "dog/old"]
+
+
+def test_it_is_kept_while_no_folder_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = list_images(root)
+    seen = scans(monkeypatch)
+    again = list_images(root)
+    assert not seen
+    assert (again.classes, list(again.paths)) == (first.classes, list(first.paths))
+    assert np.array_equal(again.labels, first.labels)
+
+
+@pytest.mark.parametrize("change", ["dog/old/new.png", "new/a.png", "cat/deeper/a.png"])
+def test_what_is_added_anywhere_is_found(root: Path, change: str) -> None:
+    list_images(root)
+    (root / change).parent.mkdir(exist_ok=True)
+    (root / change).write_bytes(b"")
+    assert f"{root}/{change}" in list(list_images(root).paths)
+
+
+def test_what_is_gone_is_gone(root: Path) -> None:
+    list_images(root)
+    (root / "dog" / "old" / "000.png").unlink()
+    assert f"{root}/dog/old/000.png" not in list(list_images(root).paths)
+
+
+def test_a_folder_that_has_just_changed_is_not_relied_upon(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(root / "cat")
+    list_images(root)
+    seen = scans(monkeypatch)
+    list_images(root)
+    assert seen
+
+
+@pytest.mark.parametrize("content", [b"", b"PK broken", b"\x93NUMPY"])
+def test_a_broken_cache_is_as_good_as_none(root: Path, content: bytes) -> None:
+    expected = list(list_images(root).paths)
+    (cache,) = listing.cache_folder().iterdir()
+    cache.write_bytes(content)
+    assert list(list_images(root).paths) == expected
+    assert cache.stat().st_size > len(content)
+
+
+def test_a_cache_that_cannot_be_written_is_told_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "file").write_bytes(b"")
+    settled(root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))
+    assert len(list_images(root).labels) == 6
+    assert "the list of images cannot be kept" in caplog.text
+
+
+def test_texts_are_what_they_were_in_three_arrays() -> None:
+    texts = ["a", "", "grün/ß.jpg", "odd\udcff.png"]
+    packed = PackedTexts.of(texts, "root/")
+    assert list(packed) == [f"root/{text}" for text in texts]
+    assert packed[-1] == f"root/{texts[-1]}"
+    assert list(packed.take(np.array([2, 0]))) == ["root/grün/ß.jpg", "root/a"]
+    with pytest.raises(IndexError):
+        packed[4]
+
+
+def test_a_data_set_holds_no_object_for_each_image(root: Path) -> None:
+    """Pickled with its buffers apart, a million images take as little as these."""
+    images = Folder(root=str(root)).train()
+    buffers: list[pickle.PickleBuffer] = []
+    few = len(pickle.dumps(images, protocol=5, buffer_callback=buffers.append))
+    many = images.take(np.zeros(100_000, dtype=np.int64))
+    assert len(pickle.dumps(many, protocol=5, buffer_callback=buffers.append)) < few + 100
+
+
+def test_an_image_that_is_gone_is_named(root: Path) -> None:
+    images = Folder(root=str(root)).train()
+    for path, _ in images.samples:
+        Path(path).unlink()
+    with pytest.raises(DataError, match=r"\.png: cannot be read \(No such file"):
+        images[0]
