@@ -1,7 +1,7 @@
 """The input pipeline: from files to batches on the device. A new data set is a file in this room and a line here."""
 
 from .digits import Digits
-from .errors import DataError
+from .errors import BrokenImageError, DataError
 from .folder import Folder
 from .imagenet import ImageNet
 from .images import DataSource, Images
@@ -29,6 +29,7 @@ __all__ = [
     "CIFAR100",
     "DATASETS",
     "Batch",
+    "BrokenImageError",
     "Cars",
     "DataError",
     "DataSource",
