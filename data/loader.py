@@ -1,5 +1,6 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -69,10 +70,13 @@ class TrainLoader:
         """Batches in an epoch."""
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, from 0; one after the last has the last one's transform."""
-        self.batches.epoch = epoch
-        for number, collated in enumerate(self.loader_for(epoch)):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from 0; one after the last has the last one's transform.
+
+        start: how many of them were learnt from before. They are not loaded, and the others are as with them.
+        """
+        self.batches.epoch, self.batches.start = epoch, start
+        for number, collated in enumerate(self.loader_for(epoch), start):
             images, labels = to_device(collated, self.device)
             images, targets = self.mixing(images, labels, seed=[self.batches.seed, epoch, number])
             yield Batch(images.contiguous(memory_format=self.memory_format), targets, labels)
@@ -127,9 +131,16 @@ def make_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """Leave it to the training process when to stop: what ends a job is often sent to its workers as well."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(samples: list) -> list[Tensor] | DataError:
