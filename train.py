@@ -25,6 +25,7 @@ from xcit.engine.recorder import NullRecorder, Recorder
 from xcit.engine.run_folder import RunFolder, resolve
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState, read_state
+from xcit.engine.stopping import StopSignals
 from xcit.engine.trackers import make_tracker, new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import write_report
@@ -50,11 +51,11 @@ def train(config: TrainConfig) -> float:
         source = data.DATASETS[config.data.name](**config.data.options)
         images = source.train()
         held_out = source.val(images.classes)
-        state = new_state(config, images.classes, device, pretrained=None if checkpoint else config.pretrained)
+        state = new_state(config, images, device, pretrained=None if checkpoint else config.pretrained)
         if checkpoint:
             saved = read_state(checkpoint)
             state.load_state_dict(saved, str(checkpoint))
-            announce_resume(checkpoint, state.epoch, saved["identity"]["config"], config.model_dump())
+            announce_resume(checkpoint, state.epoch, state.seen, saved["identity"]["config"], config.model_dump())
 
         # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
         settings = data_settings(state.task.model)
@@ -67,7 +68,7 @@ def train(config: TrainConfig) -> float:
         validation = plain_batches(config.data.image_size)
 
         # From here on there is something to keep.
-        with open_run(config, folder, state) as recorder:
+        with StopSignals() as signals, open_run(config, folder, state) as recorder:
             fit(
                 trainer,
                 batches,
@@ -75,6 +76,8 @@ def train(config: TrainConfig) -> float:
                 epochs=config.train.epochs,
                 folder=folder,
                 recorder=recorder,
+                save_every=config.train.save_every,
+                asked_to_stop=signals.agreed,
             )
 
         rows = sweep(
@@ -161,9 +164,10 @@ def eval_batches(
 
 
 def new_state(
-    config: TrainConfig, classes: list[str], device: torch.device, pretrained: str | bool | None
+    config: TrainConfig, images: data.Images, device: torch.device, pretrained: str | bool | None
 ) -> TrainingState:
     """The state before the first update."""
+    classes = images.classes
     torch.manual_seed(config.seed)
     with given_as("pretrained"), distributed.main_first():
         model = create_model(
@@ -181,7 +185,18 @@ def new_state(
         new_optimizer(config, task),
         scaler=grad_scaler(device, config.train.precision),
         ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
-        identity={"config": config.model_dump(), "classes": classes, "tracker": new_run_id()},
+        identity={
+            "config": config.model_dump(),
+            "classes": classes,
+            "tracker": new_run_id(),
+            "order": {
+                "data": config.data.name,
+                "the number of images": len(images),
+                "augment.repeats": config.augment.repeats,
+                "train.global_batch_size": config.train.global_batch_size,
+                "seed": config.seed,
+            },
+        },
     )
 
 
@@ -227,7 +242,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
     """Make the run's folder, or go on in it, and open what is recorded there."""
     if not distributed.is_main():
         return NullRecorder()
-    if state.epoch == 0:
+    if state.step == 0:
         folder.create()
     folder.describe(to_yaml(config), state.identity["classes"])
     tracker = make_tracker(
@@ -238,7 +253,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
         config=config.model_dump(),
         **config.logger.model_dump(exclude={"name"}),
     )
-    return Recorder(folder.metrics, tracker, after_step=state.step)
+    return Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -1,6 +1,7 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -75,10 +76,13 @@ class TrainLoader:
         """Batches in an epoch."""
         return len(self.batches)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, from 0; one after the last has the last one's transform."""
-        self.batches.epoch = epoch
-        for number, collated in enumerate(batches_of(self.loader_for(epoch))):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from 0; one after the last has the last one's transform.
+
+        start: how many of them were learnt from before. They are not loaded, and the others are as with them.
+        """
+        self.batches.epoch, self.batches.start = epoch, start
+        for number, collated in enumerate(batches_of(self.loader_for(epoch)), start):
             self.broken.add(collated.broken)
             images, labels = to_device(collated, self.transform, self.device)
             images, targets = self.mixing(images, labels, seed=[self.batches.seed, epoch, number])
@@ -162,9 +166,16 @@ def make_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """Leave it to the training process when to stop: what ends a job is often sent to its workers as well."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(samples: list[Sample | DataError]) -> Collated | DataError:

@@ -32,7 +32,7 @@ class TrainBatches:
         """batch_size: of this process, for one forward pass; images: how many the data set has."""
         self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
-        self.epoch = 0  # set by the loader before each epoch
+        self.epoch, self.start = 0, 0  # set by the loader before each epoch; start: batches that are left out
 
     def __len__(self) -> int:
         return max(1, self.images // (self.batch_size * self.world_size * self.accumulate)) * self.accumulate
@@ -46,7 +46,7 @@ class TrainBatches:
         own = list(
             zip(order[self.rank :: self.world_size].tolist(), seeds[self.rank :: self.world_size].tolist(), strict=True)
         )
-        for start in range(0, len(own), self.batch_size):
+        for start in range(self.start * self.batch_size, len(own), self.batch_size):
             middle, end = start + self.batch_size // 2, start + self.batch_size
             yield own[start:middle] + own[middle:end][::-1]
 

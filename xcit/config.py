@@ -143,6 +143,7 @@ class LoopConfig(Section):
     freeze: list[str] = []
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     log_every: Positive
+    save_every: Positive | None = None
 
     def batch_size(self, world_size: int) -> int:
         """Images of one forward pass in one process."""

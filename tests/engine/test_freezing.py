@@ -35,9 +35,9 @@ class Images:
     def __len__(self) -> int:
         return 2
 
-    def epoch(self, epoch: int) -> Iterator[SimpleNamespace]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[SimpleNamespace]:
         generator = torch.Generator().manual_seed(epoch)
-        for _ in range(2):
+        for _ in range(start, 2):
             targets = torch.eye(3)[torch.randint(3, (4,), generator=generator)]
             yield SimpleNamespace(images=torch.randn(4, 3, 16, 16, generator=generator), targets=targets)
 
@@ -64,7 +64,7 @@ def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkp
         judged.train()
         return {"top1": 0.0}
 
-    with Recorder(run_folder.metrics, NullTracker(), after_step=0) as recorder:
+    with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
         fit(trainer, Images(), validate, epochs=2, folder=run_folder, recorder=recorder)
     return model
 

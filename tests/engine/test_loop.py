@@ -55,7 +55,7 @@ def run(
     run_folder = RunFolder(folder / "run")
     run_folder.create()
     left = iter(scores or [0.0] * 2 * epochs)
-    with Recorder(run_folder.metrics, NullTracker(), after_step=0) as recorder:
+    with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
         fit(
             trainer,
             loader,

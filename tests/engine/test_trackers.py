@@ -28,7 +28,7 @@ def tracker(name: str, folder: Path, after_step: int = 0):
 
 
 def test_rows_are_json_lines_at_full_precision_with_null_for_nan(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "metrics.jsonl", NullTracker(), after_step=0) as recorder:
+    with Recorder(tmp_path / "metrics.jsonl", NullTracker(), after_step=0, epochs_done=0) as recorder:
         recorder.log(VAL)
         recorder.log(TRAIN | {"loss": float("nan")})
         assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2, "written as it comes"
@@ -41,14 +41,25 @@ def test_a_resume_drops_what_came_after_the_checkpoint_and_the_torn_line(tmp_pat
     path = tmp_path / "metrics.jsonl"
     rows = [TRAIN | {"step": step} for step in range(1, 6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ep')
-    with Recorder(path, NullTracker(), after_step=3) as recorder:
+    with Recorder(path, NullTracker(), after_step=3, epochs_done=0) as recorder:
         recorder.log(TRAIN | {"step": 4, "loss": 9.0})
     steps = [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
     assert steps == [(1, 2.0), (2, 2.0), (3, 2.0), (4, 9.0)]
 
 
+@pytest.mark.parametrize(("epochs_done", "kept"), [(0, ["train"]), (1, ["train", "val"])])
+def test_a_resume_before_a_validation_drops_its_rows_though_no_update_lies_between(
+    epochs_done: int, kept: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (TRAIN, VAL)))
+    with Recorder(path, NullTracker(), after_step=1, epochs_done=epochs_done):
+        pass
+    assert [json.loads(line)["split"] for line in path.read_text().splitlines()] == kept
+
+
 def test_csv_is_the_same_as_a_table(tmp_path: Path) -> None:
-    with Recorder(tmp_path / "metrics.jsonl", tracker("csv", tmp_path), after_step=0) as recorder:
+    with Recorder(tmp_path / "metrics.jsonl", tracker("csv", tmp_path), after_step=0, epochs_done=0) as recorder:
         recorder.log(TRAIN)
         recorder.log(VAL)
     with (tmp_path / "metrics.csv").open() as file:
@@ -85,7 +96,9 @@ def test_a_tracker_that_fails_is_warned_about_once_and_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
-    with Recorder(tmp_path / "metrics.jsonl", tracker("tensorboard", tmp_path), after_step=0) as recorder:
+    with Recorder(
+        tmp_path / "metrics.jsonl", tracker("tensorboard", tmp_path), after_step=0, epochs_done=0
+    ) as recorder:
         recorder.log(TRAIN)
         recorder.log(VAL)
     assert capsys.readouterr().err.count("warning: logger=tensorboard failed and is off from here on") == 1

@@ -21,11 +21,11 @@ from .task import Task
 
 
 class EpochLoader(Protocol):
-    """Batches of one process; each epoch's follow from its number alone."""
+    """Batches of one process; each epoch's follow from its number alone. `start` of them are left out."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int) -> Iterator[Any]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class Trainer:
     seed: int
     frozen: Sequence[nn.Module] = ()
 
-    def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> None:
-        """Every update of one epoch. Nothing waits for the device but the logging (and fp16's scaler).
+    def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> Iterator[None]:
+        """The updates that are left of an epoch, yielding after each.
+
+        Nothing waits for the device but the logging (and fp16's scaler).
 
         Raises:
             TrainingError: the loss is not finite.
@@ -61,26 +63,29 @@ class Trainer:
         state.task.train()
         for part in self.frozen:
             part.eval()
-        batches = loader.epoch(state.epoch)
-        updates = len(loader) // self.accumulate
-        loss_sum, logged_at, since = torch.zeros((), device=self.device), time.perf_counter(), 0
-        for update in range(1, updates + 1):
+        state.loss_sum = state.loss_sum.to(self.device)
+        done, updates = state.seen // self.global_batch_size, len(loader) // self.accumulate
+        batches = loader.epoch(state.epoch, start=done * self.accumulate)
+        timed_step, timed_at = state.step, time.perf_counter()
+        for update in range(done + 1, updates + 1):
             lr = self.schedule_lr()
-            loss_sum += self.update(batches)
-            since += 1
+            state.loss_sum += self.update(batches)
             progress.advance()
             if update % self.log_every == 0 or update == updates:
-                loss = distributed.mean(loss_sum / since)
+                loss = distributed.mean(state.loss_sum / (state.step - state.logged))
                 if not math.isfinite(loss):
                     raise not_finite(
                         f"the loss is {loss} by step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g})"
                     )
-                speed = since * self.global_batch_size / (time.perf_counter() - logged_at)
+                speed = (state.step - timed_step) * self.global_batch_size / (time.perf_counter() - timed_at)
                 measured = {"loss": loss, "lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
                 progress.show(loss, lr, speed)
-                loss_sum, logged_at, since = torch.zeros((), device=self.device), time.perf_counter(), 0
-        state.epoch += 1
+                state.loss_sum.zero_()
+                state.logged = timed_step = state.step
+                timed_at = time.perf_counter()
+            yield
+        state.epoch, state.seen = state.epoch + 1, 0
 
     def schedule_lr(self) -> float:
         """Set the rate for the next update and return it."""
@@ -107,6 +112,7 @@ class Trainer:
         state.scaler.update()
         state.optimizer.zero_grad()
         state.step += 1
+        state.seen += self.global_batch_size
         if state.ema:
             state.ema.update(state.task)
         return total
@@ -120,12 +126,28 @@ def fit(
     epochs: int,
     folder: RunFolder,
     recorder: Recorder,
+    save_every: int | None = None,
+    asked_to_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Train from where the state stands to the end, validating both sets of weights after each epoch."""
-    state = trainer.state
-    with Progress(epochs, len(loader) // trainer.accumulate, state.epoch, shown=distributed.is_main()) as progress:
+    """Train from where the state stands to the end, validating both sets of weights after each epoch.
+
+    save_every: updates after which a checkpoint is written within an epoch, too, or None.
+    asked_to_stop: tells all processes alike, after each update and each validation, who asks if someone does.
+
+    Raises:
+        TrainingError: a loss is not finite, or someone asked to stop, and the checkpoint for going on is written.
+    """
+    state, updates = trainer.state, len(loader) // trainer.accumulate
+    done = state.seen // trainer.global_batch_size
+    with Progress(epochs, updates, state.epoch, done, shown=distributed.is_main()) as progress:
         while state.epoch < epochs:
-            trainer.train_epoch(loader, recorder, progress)
+            for _ in trainer.train_epoch(loader, recorder, progress):
+                asking = asked_to_stop()
+                if asking or (save_every and state.step % save_every == 0):
+                    require_finite(state)
+                    folder.save(state, is_best=False)
+                if asking:
+                    raise stopped(asking, state, folder)
             results = {weights: validate(task) for weights, task in state.weights().items()}
             for weights, measured in results.items():
                 row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
@@ -135,9 +157,27 @@ def fit(
             score = results["ema" if state.ema else "raw"][state.headline]
             is_best = state.best is None or score > state.best
             state.best = score if is_best else state.best
-            if distributed.is_main():
-                folder.save(state, is_best=is_best)
+            folder.save(state, is_best=is_best)
             progress.epoch_done(state.epoch, results, state.headline)
+            asking = asked_to_stop()
+            if asking:
+                raise stopped(asking, state, folder)
+
+
+def stopped(asking: str, state: TrainingState, folder: RunFolder) -> TrainingError:
+    return TrainingError(
+        f"stopped by {asking} after update {state.step}, which is in {folder.last}; "
+        f"the same command with resume={folder.path} goes on from there"
+    )
+
+
+def require_finite(state: TrainingState) -> None:
+    """Keep what has gone astray since the last row out of the checkpoint within an epoch."""
+    loss = distributed.mean(state.loss_sum)
+    weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.task.parameters()])
+    if not math.isfinite(loss) or not weights.all():
+        what = "the loss is" if not math.isfinite(loss) else "weights are"
+        raise not_finite(f"{what} not finite by step {state.step} of epoch {state.epoch + 1}")
 
 
 def not_finite(what: str) -> TrainingError:

@@ -17,7 +17,10 @@ from . import distributed
 class Progress:
     """A bar over the updates of the whole run, with images/s, loss, learning rate and the time that is left."""
 
-    def __init__(self, epochs: int, updates_per_epoch: int, epochs_done: int, *, shown: bool) -> None:
+    def __init__(
+        self, epochs: int, updates_per_epoch: int, epochs_done: int, updates_done: int, *, shown: bool
+    ) -> None:
+        """updates_done: of the epoch after those that are done."""
         self.epochs, self.shown, self.started = epochs, shown, time.perf_counter()
         self.console = Console(stderr=True)
         self.bar = Bar(
@@ -32,7 +35,7 @@ class Progress:
         self.updates = self.bar.add_task(
             "",
             total=epochs * updates_per_epoch,
-            completed=epochs_done * updates_per_epoch,
+            completed=epochs_done * updates_per_epoch + updates_done,
             epoch=f"{epochs_done + 1}/{epochs}",
             status="",
         )
@@ -63,14 +66,17 @@ class Progress:
         self.bar.stop()
 
 
-def announce_resume(checkpoint: Path, epochs: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def announce_resume(
+    checkpoint: Path, epochs: int, seen: int, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
     """Say where the run goes on, and what of its configuration is no longer as it was."""
     if distributed.is_main():
         changed = [
             f"{key} {old} → {new}" for key, old, new in differences(before, now) if key not in ("resume", "run_dir")
         ]
         notice = f"; changed since: {', '.join(changed)}" if changed else ""
-        print(f"resuming {checkpoint} after epoch {epochs}{notice}", file=sys.stderr)
+        within = f" and {seen:,} images of the next" if seen else ""
+        print(f"resuming {checkpoint} after epoch {epochs}{within}{notice}", file=sys.stderr)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -12,14 +12,14 @@ from .trackers import Tracker
 class Recorder:
     """Rows of metrics: {"step", "epoch", "split": "train" or "val", …}, floats at full precision, not-a-number as null.
 
-    On a resume, rows later than the checkpoint's step are dropped, so that the file is what an uninterrupted run would
-    have written.
+    On a resume, rows later than the checkpoint's step are dropped, and those of validations after epochs that it has
+    not done, so that the file is what an uninterrupted run would have written.
     """
 
-    def __init__(self, path: Path, tracker: Tracker, *, after_step: int) -> None:
+    def __init__(self, path: Path, tracker: Tracker, *, after_step: int, epochs_done: int) -> None:
         self.tracker = tracker
         if path.exists():
-            write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step)))
+            write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step, epochs_done)))
         self.file = path.open("a", buffering=1)  # a line at a time
 
     def log(self, row: dict[str, Any]) -> None:
@@ -48,13 +48,13 @@ class NullRecorder(Recorder):
         pass
 
 
-def kept_lines(path: Path, after_step: int) -> list[str]:
+def kept_lines(path: Path, after_step: int, epochs_done: int) -> list[str]:
     kept = []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:  # the line that a crash cut off
             break
-        if row["step"] <= after_step:
+        if row["step"] <= after_step and (row["split"] == "train" or row["epoch"] <= epochs_done):
             kept.append(line)
     return kept

@@ -66,12 +66,14 @@ class RunFolder:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
     def save(self, state: TrainingState, *, is_best: bool) -> None:
-        """Write last.pt, and best.pt before it where this epoch is the best so far.
+        """Write last.pt, and best.pt before it where this epoch is the best so far; all processes call it.
 
-        A run killed between the two repeats the epoch, and finds the same.
+        A run killed between the two repeats what it did since last.pt, and finds the same.
         """
-        self.last.parent.mkdir(exist_ok=True)
         content = state.state_dict()
+        if not distributed.is_main():
+            return
+        self.last.parent.mkdir(exist_ok=True)
         if is_best:
             write_tensors(self.best, content)
         write_tensors(self.last, content)

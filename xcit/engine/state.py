@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checkpoint import FORMAT
 from ..errors import InputError
 from ..storage import load_exactly, read_tensors
+from . import distributed
 from .task import Task
 
 # What a parameter group holds by configuration, besides the optimiser's own arguments.
@@ -25,7 +27,8 @@ class TrainingState:
     """What a run has learnt and where it stands.
 
     There is no generator state and no schedule in it: order, augmentation, mixing and drop path follow from
-    (seed, epoch, step), and the learning rate from the step.
+    (seed, epoch, step), and the learning rate from the step. Where the epoch under way stands is one number, `seen`,
+    whatever the number of processes and of their workers.
     """
 
     task: Task
@@ -33,11 +36,18 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
     identity: dict[str, Any] = field(default_factory=dict)
-    """Plain data that say which run this is: its configuration, class names, tracker's id."""
+    """Plain data that say which run this is: its configuration, class names, tracker's id, and what the order of an
+    epoch follows from."""
     step: int = 0
     """Updates done."""
     epoch: int = 0
     """Epochs done."""
+    seen: int = 0
+    """Images of the next epoch that are learnt from already, over all processes."""
+    logged: int = 0
+    """The update that the last row of training metrics was written after."""
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """The losses of the updates since then, of this process, where they were computed."""
     best: float | None = None
     """The best value of the task's headline metric so far, of the EMA weights where there are any."""
 
@@ -51,6 +61,7 @@ class TrainingState:
         return {"raw": self.task} | ({"ema": self.ema.module} if self.ema else {})
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes; all processes make it together, and any one may save it."""
         return {
             "format": FORMAT,
             "task": self.task.state_dict(),
@@ -59,6 +70,9 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
+            "seen": self.seen,
+            "logged": self.logged,
+            "loss_sums": distributed.from_all(self.loss_sum.item()),
             "best": self.best,
             "identity": self.identity,
         }
@@ -71,6 +85,9 @@ class TrainingState:
         for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=False):
             if now != before:
                 raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
+        seen = content.get("seen", 0)  # older checkpoints are of the end of an epoch
+        if seen:
+            self.require_same_order(content, origin)
         load_exactly(self.task, content["task"], origin)
         if (self.ema is None) != (content["ema"] is None):
             has, wants = ("no", "one") if self.ema else ("an", "none")
@@ -81,7 +98,21 @@ class TrainingState:
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]
+        self.seen, self.logged = seen, content.get("logged", self.step)
+        sums = content.get("loss_sums", [0.0])
+        same_processes = len(sums) == distributed.world_size()
+        self.loss_sum = torch.tensor(sums[distributed.rank()] if same_processes else sum(sums) / len(sums))
         self.identity["tracker"] = content["identity"].get("tracker")
+
+    def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
+        """Refuse to go on within an epoch that is not the one it was: what is left of it could not be told."""
+        for key, before in content["identity"]["order"].items():
+            now = self.identity["order"].get(key)
+            if now != before:
+                raise InputError(
+                    f"{origin}: stands within epoch {content['epoch'] + 1}, which must be finished as it was begun: "
+                    f"{key} was {before} and is {now} now"
+                )
 
     def gathered(self) -> dict[str, Any]:
         """What the optimiser has gathered: by the names of parameters, and what LAMB and others count for all."""

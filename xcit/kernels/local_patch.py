@@ -99,7 +99,7 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
         of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
         of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
-            as_map(of_normed, ctx.grid),
+            as_map(of_normed.contiguous(), ctx.grid),  # of another layout torch 2.14 takes it for what it is not
             as_map(activated, ctx.grid),
             scale,
             None,

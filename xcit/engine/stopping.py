@@ -1,0 +1,43 @@
+"""A run that is told to end does so after the update or the validation that it is in, at a checkpoint."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+from . import distributed
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals:
+    """Within the context, a signal that asks this process to end is only noted; SIGQUIT (Ctrl-\\) and SIGKILL end it.
+
+    Under torchrun one Ctrl-C arrives twice, so a second signal says no more than the first.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.stopping = False
+
+    def agreed(self) -> str | None:
+        """The name of a signal that any of the processes has received; all ask together and get one answer."""
+        number = distributed.greatest(self.received)
+        self.stopping = number > 0
+        return signal.Signals(number).name if number else None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received and distributed.is_main():
+            # Not print(): it may be that very function which the signal interrupts.
+            os.write(2, f"{signal.Signals(number).name}: stopping after this update or validation\n".encode())
+        self.received = number
+
+    def __enter__(self) -> Self:
+        self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.stopping:
+            distributed.wait_for_all()  # torchrun ends the others as soon as one has ended
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
