@@ -57,7 +57,7 @@ def fetch(url: str, target: Path, patience: Patience, fault: Callable[[Path], st
         except (FileNotFoundError, DataError):
             raise
         except Exception as error:  # every file system of fsspec's has exceptions of its own
-            reason = in_a_line(error)
+            reason = f"no byte for {patience.timeout:g} s" if isinstance(error, TimeoutError) else in_a_line(error)
             if is_final(error):
                 break
     raise ShardError(f"{url}: cannot be fetched ({reason}; tried {tried} {'time' if tried == 1 else 'times'})")

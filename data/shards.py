@@ -110,7 +110,7 @@ class ImageNetShards:
         """Where shards of these sizes (bytes), the remote ones, are kept: as many as are in use at a time must fit."""
         if not sizes:
             return None
-        limit = int(self.cache_gb * GB)
+        limit = round(self.cache_gb * GB)
         needed = sum(sorted(sizes)[-2 * self.shuffle_shards :])
         if limit < needed:
             raise DataError(
