@@ -10,8 +10,9 @@ import torch
 
 from .encoded import EncodedImage
 from .errors import DataError
-from .fetching import Ahead, Cache, Patience, read_remote
+from .fetching import Patience, read_remote
 from .images import numbers_in
+from .shard_cache import Ahead, Cache
 from .shard_index import (
     HEADER,
     INDEX,
@@ -183,6 +184,7 @@ class Reader:
         self.files: Recent[IO[bytes]] = Recent(max(OPEN_SHARDS, 2 * shuffle_shards))
         self.positions: Recent[Positions] = Recent(KNOWN_SAMPLES)
         self.ahead = Ahead(cache) if cache else None
+        self.failure: ShardError | None = None
 
     def read(self, number: int, sample: int) -> tuple[EncodedImage, int]:
         """(image, number of its class in the index) of a shard's sample.
@@ -207,8 +209,14 @@ class Reader:
         located = self.shards[number]
         address, shard = located
         if self.cache and self.ahead and located.is_remote:
+            if self.failure:  # a worker is asked for the rest of its batches, too: it is not to wait for each in vain
+                raise self.failure
             self.ahead.fetch(self.coming(number))
-            file = self.cache.open(located)
+            try:
+                file = self.cache.open(located)
+            except ShardError as error:
+                self.failure = error
+                raise
         else:
             try:
                 file = Path(address).open("rb", buffering=0)  # noqa: SIM115  (it is kept open)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data import DataError
-from data.fetching import Ahead, Cache, Patience, fetch
+from data.fetching import Patience, fetch
+from data.shard_cache import Ahead, Cache
 from data.shard_index import Located, Shard, ShardError
 
 from .servers import Faults, serving
@@ -207,6 +208,32 @@ def test_several_processes_share_what_one_of_them_fetches(
     if room == 6:
         assert set(faults.requests.values()) == {1}
     assert len(kept(tmp_path)) <= room
+
+
+def fail_to_open(cache: Cache, base: str, lines: "multiprocessing.SimpleQueue[str]") -> None:
+    try:
+        cache.open(located(base, 1))
+    except ShardError as error:
+        lines.put(str(error))
+
+
+def test_who_waited_for_a_process_that_failed_does_not_try_all_over_again(
+    folder: Path, cache_of: Callable[..., Cache]
+) -> None:
+    faults = Faults("503", times=99)
+    with serving(folder, faults) as base:
+        cache = cache_of(patience=Patience(retries=2, timeout=20, backoff=0.3))
+        context = multiprocessing.get_context("fork")
+        lines = context.SimpleQueue()
+        processes = [context.Process(target=fail_to_open, args=(cache, base, lines)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(30)
+        assert len({lines.get() for _ in processes}) == 1
+        assert faults.requests["/1.tar"] == 3
+        faults.times = 0
+        cache.open(located(base, 1)).close()
 
 
 def test_a_thread_fetches_ahead_and_leaves_failures_to_the_reader(

@@ -154,7 +154,6 @@ def test_three_processes_with_two_workers_each_see_each_image_once(shards: Path,
     assert set(found.values()) == {1}
     assert found.keys() <= unpadded(contents(theirs.train())).keys()
     assert evaluated == unpadded(contents(theirs.val()))
-    assert set(Counter(faults.requests).values()) <= {1, 2}, "each shard is fetched by one process"
 
 
 def test_the_order_is_a_permutation_in_windows_of_shards(shards: Path) -> None:
@@ -434,3 +433,4 @@ def test_a_run_whose_server_fails_for_good_ends_in_one_clear_line(
     assert last.startswith(f"error: {base}/train/0000")
     assert last.endswith(".tar: cannot be fetched (HTTP 503 Service Unavailable; tried 2 times)")
     assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) < 8, "nothing is tried again once it is hopeless"
