@@ -132,6 +132,7 @@ def train_batches(
         repeats=config.augment.repeats,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        shuffled=getattr(images, "shuffled", None),  # shards are best gone through one after the other
     )
     return data.TrainLoader(
         images,

@@ -9,6 +9,7 @@ from .inaturalist import INat
 from .loader import Batch, EvalLoader, TrainLoader
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
+from .shards import ImageNetShards
 from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 from .transforms import EvalTransform, TrainTransform
 
@@ -16,6 +17,7 @@ from .transforms import EvalTransform, TrainTransform
 DATASETS: dict[str, type[DataSource]] = {
     "digits": Digits,
     "imagenet": ImageNet,
+    "imagenet_shards": ImageNetShards,
     "folder": Folder,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
@@ -41,6 +43,7 @@ __all__ = [
     "Folder",
     "INat",
     "ImageNet",
+    "ImageNetShards",
     "Images",
     "Mixing",
     "TrainBatches",

@@ -1,6 +1,6 @@
 """Which images make up which batch: a function of (seed, epoch), shared out over the processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,10 +28,15 @@ class TrainBatches:
         repeats: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        shuffled: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
-        """batch_size: of this process, for one forward pass; images: how many the data set has."""
+        """batch_size: of this process, for one forward pass; images: how many the data set has.
+
+        shuffled: draws a permutation of the images that suits how they lie; by default any is as likely as another.
+        """
         self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
+        self.shuffled = shuffled or (lambda random: random.permutation(images))
         self.epoch, self.start = 0, 0  # set by the loader before each epoch; start: batches that are left out
 
     def __len__(self) -> int:
@@ -41,7 +46,7 @@ class TrainBatches:
         random = np.random.default_rng([self.seed, self.epoch])
         entries = len(self) * self.batch_size * self.world_size
         rounds = -(-entries // (self.images * self.repeats))
-        order = np.concatenate([random.permutation(self.images) for _ in range(rounds)]).repeat(self.repeats)[:entries]
+        order = np.concatenate([self.shuffled(random) for _ in range(rounds)]).repeat(self.repeats)[:entries]
         seeds = random.integers(2**32, size=entries)
         own = list(
             zip(order[self.rank :: self.world_size].tolist(), seeds[self.rank :: self.world_size].tolist(), strict=True)

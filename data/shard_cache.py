@@ -1,0 +1,208 @@
+"""Remote shards on this disk: a store that several processes share, and that stays within bounds."""
+
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from .errors import DataError
+from .fetching import Patience, fetch, tell
+from .shard_index import Located, Shard, ShardError, is_remote
+
+
+def fault_of(path: Path, shard: Shard) -> str | None:
+    """How a file differs from the shard that it should be."""
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"{size:,} bytes where the index has {shard.bytes:,}"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == shard.sha256 else f"its SHA-256 is {found[:12]}…, in the index {shard.sha256[:12]}…"
+
+
+class Cache:
+    """Remote shards on this disk, for all processes that name the same folder: the least recently used make room.
+
+    A file is named by the SHA-256 of what it holds. Its time of access is when it was last opened; its time of
+    modification is when it was last found to be whole, which is checked once in a run. What is being fetched lies in
+    SHA256.BYTES.part, and its bytes count as taken. A process holds the lock of the shard that it fetches or checks,
+    and for moments the lock of the folder, to make room.
+    """
+
+    def __init__(self, folder: Path, limit: int, patience: Patience) -> None:
+        """limit: bytes.
+
+        Raises:
+            DataError: the folder cannot be made or written.
+        """
+        self.folder, self.limit, self.patience = folder, limit, patience
+        self.opened = time.time_ns()
+        try:
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
+            with self.lock("folder"):
+                pass
+        except OSError as error:
+            raise DataError(f"data.cache_dir={folder}: cannot be written ({error.strerror or error})") from None
+
+    def open(self, located: Located) -> IO[bytes]:
+        """The shard, fetched if it is not here.
+
+        Raises:
+            DataError: it cannot be fetched.
+        """
+        while True:
+            self.require(located)
+            try:
+                file = self.path(located.shard).open("rb", buffering=0)
+            except FileNotFoundError:  # another process has just made room
+                continue
+            touch(self.path(located.shard))
+            return file
+
+    def require(self, located: Located, *, wait: bool = True) -> None:
+        """See to it that the shard is here and whole; without `wait`, leave it if others are at it or room is short."""
+        address, shard = located
+        if self.is_checked(shard):
+            return
+        patience = self.patience if wait else replace(self.patience, retries=0)
+        asked = time.time_ns()
+        try:
+            with self.lock(shard.sha256).acquire(timeout=-1 if wait else 0):
+                if self.is_checked(shard) or self.is_whole(shard):
+                    return
+                self.require_no_failure(shard, asked)
+                part = self.path(shard, f".{shard.bytes}.part")
+                while not self.make_room(shard, part):
+                    if not wait:
+                        return
+                    time.sleep(0.05)
+                try:
+                    fetch(address, part, patience, lambda path: fault_of(path, shard))
+                    touch(part, checked=True)
+                    part.replace(self.path(shard))
+                except FileNotFoundError:
+                    raise ShardError(f"{address}: no such file, though the index beside it has it") from None
+                except ShardError as error:
+                    if wait:
+                        self.failure(shard).write_text(str(error))
+                    raise
+                finally:
+                    part.unlink(missing_ok=True)
+        except Timeout:
+            return
+
+    def path(self, shard: Shard, suffix: str = ".tar") -> Path:
+        return self.folder / f"{shard.sha256}{suffix}"
+
+    def failure(self, shard: Shard) -> Path:
+        """The file that tells those who wait for the same shard how the last process failed."""
+        return self.folder / "locks" / f"{shard.sha256}.failed"
+
+    def require_no_failure(self, shard: Shard, asked: int) -> None:
+        """Give up if another process failed while this one waited for it: else all would, one after the other."""
+        path = self.failure(shard)
+        if path.exists() and path.stat().st_mtime_ns >= asked:
+            raise ShardError(path.read_text())
+
+    def lock(self, name: str) -> FileLock:
+        return FileLock(self.folder / "locks" / f"{name}.lock")
+
+    def is_checked(self, shard: Shard) -> bool:
+        """Whether the file is here, and was found whole since this cache was opened."""
+        try:
+            status = self.path(shard).stat()
+        except FileNotFoundError:
+            return False
+        return status.st_size == shard.bytes and status.st_mtime_ns >= self.opened
+
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether the file is here and whole; one that is not goes."""
+        path = self.path(shard)
+        try:
+            fault = fault_of(path, shard)
+            if not fault:
+                touch(path, checked=True)
+                return True
+        except FileNotFoundError:
+            return False
+        tell(f"{path}: damaged ({fault}); fetching {shard.name} anew")
+        path.unlink(missing_ok=True)
+        return False
+
+    def make_room(self, shard: Shard, part: Path) -> bool:
+        """Remove what was not used for longest until the shard fits, and take its place; False if it does not fit."""
+        with self.lock("folder"):
+            files = []
+            taken = shard.bytes
+            for path in self.folder.iterdir():
+                if path.suffix == ".part" and not self.is_orphan(path, part):
+                    taken += int(path.suffixes[0][1:])
+                elif path.suffix == ".tar":
+                    try:
+                        status = path.stat()
+                    except FileNotFoundError:  # another process has just found it damaged
+                        continue
+                    files.append((status.st_atime_ns, status.st_size, path))
+                    taken += status.st_size
+            for _, size, path in sorted(files):
+                if taken <= self.limit:
+                    break
+                path.unlink(missing_ok=True)
+                taken -= size
+            if taken > self.limit:
+                return False
+            part.touch()
+            return True
+
+    def is_orphan(self, path: Path, own: Path) -> bool:
+        """Whether a part is of a process that was killed (or of this shard itself): then it goes."""
+        if path == own:
+            return True
+        try:
+            with self.lock(path.name.split(".")[0]).acquire(timeout=0):
+                path.unlink(missing_ok=True)
+                return True
+        except Timeout:
+            return False
+
+
+def touch(path: Path, *, checked: bool = False) -> None:
+    """Mark a file as used now, and as found whole now."""
+    now = time.time_ns()
+    try:
+        os.utime(path, ns=(now, now if checked else path.stat().st_mtime_ns))
+    except FileNotFoundError:  # another process has just made room
+        return
+
+
+class Ahead:
+    """A thread that fetches what will be asked for next. It begins when first asked, in the process that asks."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.wanted: queue.SimpleQueue[list[Located]] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+
+    def fetch(self, shards: Iterable[Located]) -> None:
+        """Fetch these next, in place of what was asked for before. Returns at once; failures are left to the reader."""
+        self.wanted.put([located for located in shards if is_remote(located.address)])
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.run, name="shards ahead", daemon=True)  # so it holds up no exit
+            self.thread.start()
+
+    def run(self) -> None:
+        while True:
+            for located in self.wanted.get():
+                if not self.wanted.empty():
+                    break
+                try:
+                    self.cache.require(located, wait=False)
+                except DataError:
+                    continue

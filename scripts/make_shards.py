@@ -1,0 +1,260 @@
+"""Write a tree of images as webdataset's shards for data=imagenet_shards, with an index.json beside them.
+
+    python scripts/make_shards.py IMAGENET SHARDS                       # 1,000 images a shard
+    python scripts/make_shards.py TREE SHARDS --bytes 500MB --short-side 256
+    python scripts/make_shards.py --index-only SHARDS                   # for shards that others made
+
+TREE is root/train/CLASS/ and root/val/CLASS/ (or val/ flat with ImageNet's devkit), which become SHARDS/train/ and
+SHARDS/val/; or root/CLASS/ alone, which becomes SHARDS/. The images are put in an order that follows from --seed, so
+the bytes of the shards depend on the images and the options alone. A shard is written aside, read back and checked,
+and renamed; stopped and called again, the script keeps those that are finished.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where data/ is: unlike xcit/, it is not installed
+
+from data import DataError, ImageNet
+from data.folder import list_classes
+from data.images import ImageFiles
+from data.shard_index import INDEX, Index, Shard, parse_index, scan
+from data.shard_writing import ShardJob, make_shard
+from xcit import InputError
+from xcit.command import guarded
+from xcit.errors import TrainingError
+from xcit.storage import write_text
+
+UNFINISHED = ".unfinished"
+"""The folder, in that of the shards, for what is written aside, with a record of each finished shard."""
+
+
+@guarded(DataError)
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.index_only:
+        index_existing(Path(arguments.index_only), arguments.classes)
+        return
+    if not arguments.source or not arguments.target:
+        raise InputError("SOURCE and TARGET: must be given (or --index-only FOLDER)")
+    if arguments.workers < 1:
+        raise InputError(f"--workers={arguments.workers}: must be at least 1")
+    splits = dict(
+        find_splits(Path(arguments.source), Path(arguments.target))
+    )  # all are looked at before one is written
+    for folder, images in splits.items():
+        make_split(folder, images, arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", help="a tree of images")
+    parser.add_argument("target", nargs="?", help="a folder for the shards")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--samples", type=amount, default=1000, help="images in a shard (default: 1000)")
+    size.add_argument("--bytes", type=amount, help="instead: of a shard's images, as they lie in SOURCE; 500MB, say")
+    parser.add_argument(
+        "--short-side", type=amount, metavar="N", help="shrink larger images to this, to JPEG of quality 95"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--no-decode-check", action="store_true", help="do not decode each image when it is read back")
+    parser.add_argument("--index-only", metavar="FOLDER", help="write the index of the shards in a folder, and no more")
+    parser.add_argument("--classes", metavar="FILE", help="of --index-only: names, one a line; default: the numbers")
+    return parser.parse_args()
+
+
+def amount(text: str) -> int:
+    """5000, 500MB, 2GB: a whole number of at least 1."""
+    parts = re.fullmatch(r"(\d+)(|kB|MB|GB)", text)
+    if not parts or not int(parts[1]):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1; kB, MB or GB may follow")
+    return int(parts[1]) * {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}[parts[2]]
+
+
+def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]:
+    """(folder for the shards, images) of each split of a tree; validation is numbered as training."""
+    parts = [part for part in ("train", "val") if (source / part).is_dir()]
+    if not parts:
+        yield target, list_classes(source)
+    classes = None
+    for part in parts:
+        images = ImageNet(root=str(source)).train() if part == "train" else ImageNet(root=str(source)).val(classes)
+        classes = images.classes
+        yield target / part, images
+
+
+def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
+    """Write the shards that are not there yet, then the index."""
+    sizes = [Path(path).stat().st_size for path, _ in images.samples]
+    order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()
+    made = {
+        "seed": arguments.seed,
+        "samples": None if arguments.bytes else arguments.samples,
+        "bytes": arguments.bytes,
+        "short_side": arguments.short_side,
+        "source": fingerprint(images, sizes, Path(arguments.source)),
+    }
+    if is_finished(folder, made):
+        print(f"{folder}: finished already")
+        return
+    jobs, first = [], 0
+    for number, members in enumerate(divide(order, sizes, made["samples"], made["bytes"])):
+        samples = [images.samples[member] for member in members]
+        path = folder / f"{number:06}.tar"
+        jobs.append(ShardJob(path, first, samples, arguments.short_side, not arguments.no_decode_check))
+        first += len(samples)
+    try:
+        (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        write_text(folder / UNFINISHED / "plan.json", json.dumps(made))
+        shards, kept = write_shards(folder, jobs, arguments.workers)
+        write_text(folder / INDEX, Index(images.classes, shards, made).text())
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
+    shutil.rmtree(folder / UNFINISHED)
+    total = sum(shard.bytes for shard in shards)
+    also = f", {kept} of them from before" if kept else ""
+    print(
+        f"{folder}: {len(shards)} shards{also}, {len(sizes):,} images of {len(images.classes)} classes, {total:,} bytes"
+    )
+
+
+def divide(order: list[int], sizes: list[int], samples: int | None, size: int | None) -> Iterator[list[int]]:
+    """The order cut into shards of `samples` images, or of about `size` bytes: one more image would exceed them."""
+    members: list[int] = []
+    taken = 0
+    for member in order:
+        full = len(members) == samples if samples else size is not None and taken + sizes[member] > size
+        if full and members:
+            yield members
+            members, taken = [], 0
+        members.append(member)
+        taken += sizes[member]
+    yield members
+
+
+def fingerprint(images: ImageFiles, sizes: list[int], source: Path) -> str:
+    """What tells whether shards were made of these very files: names, labels, sizes and classes."""
+    names = [(os.path.relpath(path, source), label) for path, label in images.samples]
+    return hashlib.sha256(json.dumps([images.classes, names, sizes]).encode()).hexdigest()
+
+
+def is_finished(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether just these shards are in the folder already; others are refused."""
+    found = folder / INDEX
+    plan = folder / UNFINISHED / "plan.json"
+    if found.is_file():
+        index = parse_index(found.read_bytes(), str(found))
+        if index.made != made:
+            raise InputError(f"{folder}: holds shards of other images or options; give a new folder")
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+        return all(sizes.get(shard.name) == shard.bytes for shard in index.shards)
+    if plan.is_file():
+        if json.loads(plan.read_text()) != made:
+            raise InputError(f"{folder}: holds unfinished shards of other images or options; give a new folder")
+    elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
+        raise InputError(f"{folder}: holds something already; give a new folder")
+    return False
+
+
+def write_shards(folder: Path, jobs: list[ShardJob], workers: int) -> tuple[list[Shard], int]:
+    """(the shards, how many of them were there from before); in as many processes, with a bar on a terminal."""
+    console = Console(stderr=True)
+    unfinished = folder / UNFINISHED
+    before = {job.path.name: read_record(unfinished / f"{job.path.name}.json") for job in jobs}
+    done: dict[str, Shard] = {}
+    context = multiprocessing.get_context("fork")  # what this process has imported takes seconds
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=end_with_parent) as pool:
+        try:
+            futures = [pool.submit(make_shard, job, unfinished, before[job.path.name]) for job in jobs]
+            with Progress(console=console, disable=not console.is_terminal) as bar:
+                images = bar.add_task(str(folder), total=sum(len(job.samples) for job in jobs))
+                for future in as_completed(futures):
+                    shard = future.result()
+                    done[shard.name] = shard
+                    write_text(unfinished / f"{shard.name}.json", json.dumps(asdict(shard)))
+                    bar.advance(images, shard.samples)
+        except BrokenProcessPool:
+            raise TrainingError("a process was killed; called again, the script goes on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [done[job.path.name] for job in jobs], sum(done[name] == shard for name, shard in before.items())
+
+
+def read_record(path: Path) -> Shard | None:
+    """What an earlier call found of a shard that it finished."""
+    return Shard(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it is killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def index_existing(folder: Path, classes_file: str | None) -> None:
+    """Write the index of shards that others made."""
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise InputError(f"{folder}: holds no shards (*.tar)")
+    shards, highest = [], 0
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        for path in bar.track(paths, description=str(folder)):
+            with path.open("rb") as file:
+                positions = scan(file, str(path))
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not len(positions):
+                raise DataError(f"{path}: holds no samples; must be images with their classes, KEY.jpg and KEY.cls")
+            shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
+            highest = max(highest, int(positions.labels.max()))
+    classes = read_classes(classes_file) if classes_file else [str(number) for number in range(highest + 1)]
+    if highest >= len(classes):
+        raise InputError(
+            f"--classes={classes_file}: names {len(classes)} classes; the shards have numbers up to {highest}"
+        )
+    try:
+        write_text(folder / INDEX, Index(classes, shards).text())
+    except OSError as error:
+        raise InputError(f"{folder / INDEX}: cannot be written ({error.strerror})") from None
+    samples = sum(shard.samples for shard in shards)
+    print(f"{folder / INDEX}: {len(shards)} shards, {samples:,} images of {len(classes)} classes")
+
+
+def read_classes(path: str) -> list[str]:
+    try:
+        names = Path(path).read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--classes={path}: cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(set(names)) < len(names):
+        raise InputError(f"--classes={path}: names a class twice")
+    return names
+
+
+if __name__ == "__main__":
+    main()

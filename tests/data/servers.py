@@ -1,0 +1,74 @@
+"""HTTP servers on this machine that misbehave as told."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class Faults:
+    """What happens to the first `times` requests for each shard (or for `names` alone)."""
+
+    def __init__(self, kind: str = "none", times: int = 0, suffix: str = ".tar") -> None:
+        self.kind, self.times, self.suffix = kind, times, suffix
+        self.requests: Counter[str] = Counter()
+        self.lock = threading.Lock()
+
+    def next(self, path: str) -> str:
+        with self.lock:
+            self.requests[path] += 1
+            return self.kind if path.endswith(self.suffix) and self.requests[path] <= self.times else "none"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any, faults: Faults, **options: Any) -> None:
+        self.faults = faults
+        super().__init__(*args, **options)
+
+    def do_GET(self) -> None:
+        fault = self.faults.next(self.path)
+        path = Path(self.translate_path(self.path))
+        if fault.isdigit():
+            self.send_error(int(fault))
+        elif fault == "none" or not path.is_file():
+            super().do_GET()
+        else:
+            content = path.read_bytes()
+            half = content[: len(content) // 2]
+            told, sent = {
+                "dropped": (content, half),  # the connection ends in the middle
+                "shorter": (half, half),  # a body that is whole by its own header
+                "flipped": (content, half + bytes([content[len(half)] ^ 1]) + content[len(half) + 1 :]),
+                "silent": (content, b""),  # nothing comes
+            }[fault]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(sent)
+            self.wfile.flush()
+            if fault == "silent":
+                self.connection.settimeout(5)
+                self.rfile.read(1)  # until the other side gives up
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing, as the tests read what is printed."""
+
+
+@contextmanager
+def serving(folder: Path, faults: Faults | None = None) -> Iterator[str]:
+    """The address of a folder."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder), faults=faults or Faults()))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

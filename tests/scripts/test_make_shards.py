@@ -1,0 +1,239 @@
+"""Shards are made alike by any number of processes, go on after a kill, and hold what the folder holds."""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import xcit.storage
+from data.shard_index import INDEX, parse_index
+
+from ..conftest import Result
+
+Command = Callable[..., Result]
+SCRIPT = "scripts/make_shards.py"
+COUNTS = {"train/green": 13, "train/red": 10, "val/green": 3, "val/red": 4}
+
+
+@pytest.fixture
+def tree(image_tree: Callable[..., Path]) -> Path:
+    return image_tree("tree", COUNTS, ".JPEG")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def members(shard: Path) -> dict[str, bytes]:
+    with tarfile.open(shard) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tree: Path, tmp_path: Path) -> None:
+    for workers in ("1", "3"):
+        result = command(SCRIPT, str(tree), f"s{workers}", "--samples", "4", "--workers", workers)
+        assert result.status == 0, result.stderr
+        assert result.stdout.startswith(f"s{workers}/train: 6 shards, 23 images of 2 classes, ")
+        os.utime(tree / "train" / "red" / "000.JPEG")  # times are no part of it
+    assert files(tmp_path / "s1") == files(tmp_path / "s3")
+    assert set(files(tmp_path / "s1")) == {
+        *(f"train/{number:06}.tar" for number in range(6)),
+        *(f"val/{number:06}.tar" for number in range(2)),
+        "train/index.json",
+        "val/index.json",
+    }
+    assert command(SCRIPT, str(tree), "other", "--samples", "4", "--seed", "1").status == 0
+    assert files(tmp_path / "other")["train/000000.tar"] != files(tmp_path / "s1")["train/000000.tar"]
+
+
+def test_webdataset_reads_them(command: Command, tree: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    assert command(SCRIPT, str(tree), "shards", "--samples", "9").status == 0
+    pattern = str(tmp_path / "shards" / "train" / "{000000..000002}.tar")
+    found = [(int(s["cls"]), s["jpg"]) for s in webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False)]
+    there = [(n, p.read_bytes()) for n, c in enumerate(("green", "red")) for p in (tree / "train" / c).iterdir()]
+    assert sorted(found) == sorted(there)
+    assert found != sorted(found), "the classes are mixed"
+
+
+def test_shards_of_so_many_bytes(command: Command, tree: Path, tmp_path: Path) -> None:
+    assert command(SCRIPT, str(tree), "shards", "--bytes", "3kB").status == 0
+    index = parse_index((tmp_path / "shards/train" / INDEX).read_bytes(), "")
+    assert sum(shard.samples for shard in index.shards) == 23
+    for shard in index.shards:
+        assert (
+            1 <= sum(len(d) for n, d in members(tmp_path / "shards/train" / shard.name).items() if "jpg" in n) <= 3000
+        )
+    assert command(SCRIPT, str(tree), "ones", "--bytes", "1").status == 0
+    assert len(parse_index((tmp_path / "ones/val" / INDEX).read_bytes(), "").shards) == 7
+
+
+def test_large_images_are_shrunk_and_small_ones_left_alone(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"red": 8}, ".png")  # 24 wide, 20 to 27 high
+    assert command(SCRIPT, str(root), "shards", "--short-side", "22").status == 0
+    originals = {path.read_bytes() for path in (root / "red").iterdir()}
+    found = {name: data for name, data in members(tmp_path / "shards/000000.tar").items() if not name.endswith("cls")}
+    small = {name: data for name, data in found.items() if name.endswith(".png")}
+    assert len(small) == 3
+    assert set(small.values()) <= originals
+    for name in found.keys() - small.keys():
+        image = Image.open(io.BytesIO(found[name]))
+        assert (image.format, min(image.size)) == ("JPEG", 22)
+        number = int(name.split("_")[1].split(".")[0])
+        assert max(image.size) == round(22 * max(24, 20 + number) / min(24, 20 + number))
+        before = np.asarray(Image.open(root / "red" / f"{number:03}.png").resize(image.size), dtype=float)
+        assert abs(before - np.asarray(image, dtype=float)).mean() < 12
+
+
+def killed_after_three(command: Command, *arguments: str) -> None:
+    """Run the script until three shards are finished; then this process dies as by `kill -9`."""
+    write_text = xcit.storage.write_text
+
+    def write_or_die(path: Path, text: str) -> None:
+        write_text(path, text)
+        if len(list(path.parent.glob("*.tar.json"))) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    xcit.storage.write_text = write_or_die
+    command(*arguments)
+
+
+def test_a_killed_run_goes_on_and_keeps_what_was_finished(command: Command, tree: Path, tmp_path: Path) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
+    process = multiprocessing.get_context("fork").Process(target=killed_after_three, args=(command, *arguments))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    train = tmp_path / "shards" / "train"
+    assert not (train / INDEX).exists()
+    finished = {path.name.removesuffix(".json") for path in (train / ".unfinished").glob("*.tar.json")}
+    assert len(finished) == 3
+    before = {name: (train / name).stat().st_ino for name in finished}
+    damaged = sorted(finished)[0]
+    (train / damaged).write_bytes(bytes((train / damaged).stat().st_size))
+    (train / ".unfinished" / "000005.tar.99.tmp").write_bytes(b"half")
+    result = command(*arguments)
+    assert result.status == 0, result.stderr
+    assert {name for name in finished if (train / name).stat().st_ino == before[name]} == finished - {damaged}
+    assert command(SCRIPT, str(tree), "whole", "--samples", "4").status == 0
+    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    again = command(*arguments)
+    assert again.stdout == "shards/train: finished already\nshards/val: finished already\n"
+
+
+def test_other_options_or_other_images_are_not_mixed_in(command: Command, tree: Path, tmp_path: Path) -> None:
+    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
+    before = files(tmp_path / "shards")
+    line = "error: shards/train: holds shards of other images or options; give a new folder\n"
+    assert command(SCRIPT, str(tree), "shards", "--samples", "5").stderr == line
+    (tree / "train" / "red" / "000.JPEG").unlink()
+    assert command(SCRIPT, str(tree), "shards", "--samples", "4").stderr == line
+    assert files(tmp_path / "shards") == before
+    shutil.copytree(tree, tmp_path / "full" / "train")
+    refused = command(SCRIPT, str(tree), "full")
+    assert (refused.status, refused.stderr) == (2, "error: full/train: holds something already; give a new folder\n")
+
+
+def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
+    broken = tree / "train" / "red" / "003.JPEG"
+    broken.write_bytes(broken.read_bytes()[:200])
+    result = command(SCRIPT, str(tree), "shards", "--samples", "100")
+    assert result.status == 2
+    assert result.stderr.startswith(f"error: {broken}: cannot be decoded (")
+    assert result.stderr.count("\n") == 1
+    assert not list((tmp_path / "shards").rglob("*.tar*"))
+    assert command(SCRIPT, str(tree), "shards", "--samples", "100", "--no-decode-check").status == 0
+
+
+def test_a_disk_that_does_not_give_back_what_was_written(
+    command: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data import shard_writing
+
+    check = shard_writing.check
+
+    def after_damage(path: Path, *rest: object) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
+        check(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shard_writing, "check", after_damage)
+    result = command(SCRIPT, str(tree), "shards")
+    assert result.status == 2
+    assert result.stderr == (
+        "error: shards/train/000000.tar: what is read back is not what was written; the disk may be damaged\n"
+    )
+    assert not list((tmp_path / "shards").rglob("*.tar*"))
+
+
+def test_the_index_of_shards_that_others_made(command: Command, tree: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    (tmp_path / "theirs").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "theirs" / "imagenet-%04d.tar"), maxcount=4, verbose=0) as writer:
+        for number, path in enumerate(sorted((tree / "val").rglob("*.JPEG"))):
+            label = ["green", "red"].index(path.parent.name)
+            writer.write(
+                {"__key__": f"{path.parent.name}_{number}", "jpg": path.read_bytes(), "cls": label, "json": {}}
+            )
+    (tmp_path / "names").write_text("green\nred\n")
+    result = command(SCRIPT, "--index-only", "theirs", "--classes", "names")
+    assert (result.status, result.stdout) == (0, "theirs/index.json: 2 shards, 7 images of 2 classes\n")
+    index = parse_index((tmp_path / "theirs" / INDEX).read_bytes(), "")
+    assert (index.classes, [shard.samples for shard in index.shards]) == (["green", "red"], [4, 3])
+    assert command(SCRIPT, "--index-only", "theirs").status == 0
+    assert json.loads((tmp_path / "theirs" / INDEX).read_text())["classes"] == ["0", "1"]
+
+
+def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zip").mkdir()
+    with tarfile.open(tmp_path / "zip" / "a.tar", "w:gz"):
+        pass
+    (tmp_path / "one").write_text("green\n")
+    (tmp_path / "twice").write_text("green\ngreen\n")
+    assert command(SCRIPT, str(tree), "made").status == 0
+    for arguments, message in (
+        ((), "SOURCE and TARGET: must be given (or --index-only FOLDER)"),
+        (("nowhere", "new"), "nowhere: no such folder"),
+        (("empty", "new"), "empty: holds no class folders"),
+        ((str(tree), "new", "--workers", "0"), "--workers=0: must be at least 1"),
+        ((str(tree), "one"), "one/train/.unfinished: cannot be written (Not a directory)"),
+        (("--index-only", "empty"), "empty: holds no shards (*.tar)"),
+        (("--index-only", "zip"), "zip/a.tar: cannot be read as a tar that is not compressed"),
+        (("--index-only", "made/train", "--classes", "one"), "--classes=one: names 1 classes; the shards have "),
+        (("--index-only", "made/train", "--classes", "twice"), "--classes=twice: names a class twice"),
+        (("--index-only", "made/train", "--classes", "none"), "--classes=none: cannot be read"),
+    ):
+        result = command(SCRIPT, *arguments)
+        assert (result.status, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"error: {message}")
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    result = command(SCRIPT, str(tree), "new", "--bytes", "0MB")
+    assert (result.status, "0MB: must be a whole number of at least 1" in result.stderr) == (2, True)
+
+
+def test_flat_validation_images_of_imagenet_are_labelled_by_the_devkit(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_tree("imagenet", {"train/n01": 3, "train/n02": 3}, ".JPEG")
+    (root / "val").mkdir()
+    for number, source in enumerate(sorted((root / "train").rglob("*.JPEG"))[1:4], start=1):
+        shutil.copy(source, root / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
+    monkeypatch.setattr("data.imagenet.read_devkit", lambda _: ({1: "n01", 2: "n02"}, [1, 1, 2]))
+    assert command(SCRIPT, str(root), "shards", "--workers", "1").status == 0
+    labels = [data for name, data in members(tmp_path / "shards/val/000000.tar").items() if name.endswith("cls")]
+    assert sorted(labels) == [b"0", b"0", b"1"]
