@@ -18,9 +18,9 @@ import pytest
 import torch
 import yaml
 
-from data import DataError, EvalBatches, Folder, ImageNetShards, Mixing, TrainBatches, TrainLoader, train_transform
-from data.images import ImageFiles
-from data.loader import make_loader
+from data import DataError, EvalBatches, Folder, ImageNetShards, Mixing, TrainBatches, TrainLoader, TrainTransform
+from data.images import ImageFiles, TransformedImages
+from data.loader import batches_of, make_loader
 from data.shard_index import INDEX, Index, Shard, ShardError
 from data.shards import Recent, ShardImages
 
@@ -126,14 +126,22 @@ def test_in_a_bucket_they_are_the_same(
 def seen(images: ShardImages, shares: list[Any], workers: int) -> Counter[tuple[bytes, int]]:
     """What the processes of a run get to see in an epoch."""
 
-    def as_it_is(image: Any) -> Any:
-        return torch.frombuffer(bytearray(image.data.ljust(8000, b"\0")), dtype=torch.uint8)
+    class AsItIs:
+        def __call__(self, image: Any) -> torch.Tensor:
+            return torch.frombuffer(bytearray(image.data.ljust(8000, b"\0")), dtype=torch.uint8)
+
+        def on_device(self, images: torch.Tensor, seeds: Any) -> torch.Tensor:
+            return images
 
     found: Counter[tuple[bytes, int]] = Counter()
+    samples = TransformedImages(images, AsItIs(), replace=False)
     for batches in shares:
-        loader = make_loader(images, as_it_is, batches, workers, torch.device("cpu"), keep_workers=False)
-        for pixels, labels in loader:
-            found.update((bytes(p.numpy()).rstrip(b"\0"), int(label)) for p, label in zip(pixels, labels, strict=True))
+        loader = make_loader(samples, batches, workers, torch.device("cpu"), keep_workers=False)
+        for batch in batches_of(loader):
+            found.update(
+                (bytes(p.numpy()).rstrip(b"\0"), int(label))
+                for p, label in zip(batch.pixels, batch.labels, strict=True)
+            )
     return found
 
 
@@ -190,7 +198,7 @@ def test_augmented_batches_are_the_same_from_a_failing_server(shards: Path, tmp_
     options = {"scale": (0.1, 1.0), "ratio": (0.7, 1.4), "hflip": 0.5, "color_jitter": 0.4, "erase_prob": 0.3}
 
     def first_epoch(images: ShardImages, workers: int) -> list[torch.Tensor]:
-        transform = train_transform(16, rand_augment="rand-m9-mstd0.5-inc1", **options)
+        transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **options)
         mixing = Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
         order = TrainBatches(len(images), 4, seed=2, shuffled=images.shuffled)
         loader = TrainLoader(images, [transform], mixing, order, epochs=1, workers=workers, device=torch.device("cpu"))

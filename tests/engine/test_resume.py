@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 import xcit
-from data import Batch, Digits, Mixing, TrainBatches, TrainLoader, train_transform
+from data import Batch, Digits, Mixing, TrainBatches, TrainLoader, TrainTransform
 from xcit.engine.loop import Trainer, fit
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer
@@ -101,7 +101,7 @@ def go_on(
     images = Few()
     order = TrainBatches(len(images), 8 // accumulate, seed=3, repeats=3, accumulate=accumulate)
     mixing = Mixing(10, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
-    transform = train_transform(16, rand_augment="rand-m9-mstd0.5-inc1", **AUGMENT)
+    transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **AUGMENT)
     loader = Noting(TrainLoader(images, [transform], mixing, order, epochs=EPOCHS, workers=workers, device=CPU))
     schedule = make_schedule(
         state.optimizer,
