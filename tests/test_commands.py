@@ -2,12 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from importlib import metadata
 from itertools import pairwise
@@ -20,7 +15,7 @@ import yaml
 
 import xcit
 
-from .conftest import ROOT, TINY, Result, launch
+from .conftest import TINY, Result, launch
 
 Command = Callable[..., Result]
 
@@ -149,116 +144,12 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path
     assert result.status == 0, result.stderr
     assert "resuming run/checkpoints/last.pt after epoch 1\n" in result.stderr
     assert "warning: logger" not in result.stderr
-    assert_same_run(folder, trained)
-    tracker = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["identity"]["tracker"]
-    tracked = {path.name for path in folder.glob("wandb/offline-run-*/*.wandb")}
-    assert tracked == {f"run-{tracker}.wandb"}, "both halves are one run of the tracker"
-
-
-def assert_same_run(folder: Path, other: Path) -> None:
-    assert untimed(metrics(folder)) == untimed(metrics(other))
-    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (other, folder)]
+    assert untimed(metrics(folder)) == untimed(metrics(trained))
+    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (trained, folder)]
     for part in ("task", "ema"):
         assert all(torch.equal(states[1][part][key], value) for key, value in states[0][part].items())
-
-
-def test_a_run_killed_within_an_epoch_resumes_from_its_last_update(trained: Path, tmp_path: Path) -> None:
-    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "train.save_every=1")
-    assert launch(*arguments, cwd=tmp_path, before=KILLED_AT_STEP_14).status == -9
-    result = launch(*arguments, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    assert "resuming run/checkpoints/last.pt after epoch 1 and 384 images of the next\n" in result.stderr
-    assert_same_run(tmp_path / "run", trained)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, to which SIGTERM came in the second epoch: to all its processes, as some schedulers send it."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *DEIT, f"run_dir={folder}", "data.workers=2"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        while process.poll() is None and not (folder / "metrics.csv").exists():  # the first validation's
-            time.sleep(0.01)
-        while process.poll() is None and metrics(folder)[-1]["step"] < 12:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)
-        _, messages = process.communicate(timeout=100)
-    finally:
-        process.kill()
-    assert process.returncode == 1, messages
-    step = metrics(folder)[-1]["step"]
-    assert 12 <= step < 22
-    assert f"error: stopped by SIGTERM after update {step}, which is in {folder}/checkpoints/last.pt; " in messages
-    assert messages.endswith(f"the same command with resume={folder} goes on from there\n")
-    assert "Traceback" not in messages
-    return folder
-
-
-def test_a_run_that_is_told_to_end_resumes_where_it_was(stopped: Path, trained: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(stopped, tmp_path / "run")
-    result = launch("train.py", *DEIT, "data.workers=0", "run_dir=run", "resume=auto", cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    assert_same_run(folder, trained)
-
-
-def test_a_run_goes_on_in_more_processes(stopped: Path, trained: Path, tmp_path: Path) -> None:
-    """Losses within rounding, as when two processes learnt from the start: the same images, each once."""
-    folder = shutil.copytree(stopped, tmp_path / "run")
-    result = launch("train.py", *DEIT, "resume=run", processes=2, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    for one, two in zip(metrics(trained), metrics(folder), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one
-
-
-# Only one of the processes is told.
-TOLD_AT_STEP_14 = """
-import signal
-from xcit.engine.loop import Trainer
-update = Trainer.update
-def update_and_tell(self, batches):
-    if self.state.step == 13 and os.environ["RANK"] == "1":
-        signal.raise_signal(signal.SIGUSR1)
-    return update(self, batches)
-Trainer.update = update_and_tell
-"""
-
-
-def test_processes_stop_together_and_their_run_goes_on_in_fewer(trained: Path, tmp_path: Path) -> None:
-    arguments = (*DEIT, "train.log_every=4", "run_dir=run", "resume=auto")
-    result = launch("train.py", *arguments, processes=2, cwd=tmp_path, before=TOLD_AT_STEP_14)
-    assert "error: stopped by SIGUSR1 after update 14, which is in run/checkpoints/last.pt" in result.stderr
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
-    assert (saved["step"], saved["seen"], saved["logged"], len(saved["loss_sums"])) == (14, 384, 11, 2)
-    result = launch("train.py", *arguments, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    losses = {row["step"]: row["loss"] for row in metrics(trained) if row["split"] == "train"}
-    found = {row["step"]: row["loss"] for row in metrics(tmp_path / "run") if row["split"] == "train"}
-    windows = {4: 4, 8: 4, 11: 3, 15: 4, 19: 4, 22: 3}
-    assert found == pytest.approx(
-        {step: sum(losses[step - n] for n in range(size)) / size for step, size in windows.items()}, rel=1e-4
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("train.global_batch_size=64", "train.global_batch_size was 128 and is 64 now"),
-        ("seed=1", "seed was 0 and is 1 now"),
-    ],
-)
-def test_an_epoch_is_finished_as_it_was_begun(stopped: Path, command: Command, change: str, message: str) -> None:
-    before = (stopped / "metrics.jsonl").read_bytes()
-    result = command("train.py", *DEIT, f"resume={stopped}", change)
-    start = f"error: {stopped}/checkpoints/last.pt: stands within epoch 2, which must be finished as it was begun: "
-    assert (result.status, result.stdout, result.stderr) == (2, "", f"{start}{message}\n")
-    assert (stopped / "metrics.jsonl").read_bytes() == before
+    tracked = {path.name for path in folder.glob("wandb/offline-run-*/*.wandb")}
+    assert tracked == {f"run-{states[1]['identity']['tracker']}.wandb"}, "both halves are one run of the tracker"
 
 
 def test_what_is_configured_anew_at_a_resume_holds(trained: Path, command: Command, tmp_path: Path) -> None:
