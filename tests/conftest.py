@@ -65,9 +65,9 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
         starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     if before:
         path = cwd / "before.py"
-        start = "import os, runpy, sys\nsys.path.insert(0, os.path.dirname(sys.argv[0]))"
+        start = "import os, runpy, sys\ndel sys.argv[0]\nsys.path.insert(0, os.path.dirname(sys.argv[0]))"
         path.write_text(f"{start}\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
-        starter += ["-c", f"import sys; del sys.argv[0]; exec(open({str(path)!r}).read())"]
+        starter.append(str(path))
     # A wandb service that an earlier test started in this process would still hold the run of a killed child.
     inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     done = subprocess.run(

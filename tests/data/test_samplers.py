@@ -78,6 +78,30 @@ def test_copies_are_augmented_differently_and_epochs_too() -> None:
     assert first == batches_of(60, 12, repeats=3)
 
 
+@pytest.mark.parametrize("images", [5, 100, 1437])
+@pytest.mark.parametrize("done", [0, 1, 2, 4])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (2, 1), (2, 4)])
+def test_an_interrupted_epoch_is_finished_by_any_number_of_processes(
+    before: int, after: int, done: int, images: int
+) -> None:
+    """Updates of 24 images in two passes; what is left is what an uninterrupted epoch has there, each entry once."""
+
+    def shares(world_size: int, start: int, stop: int | None = None) -> list[Entry]:
+        found: list[Entry] = []
+        for rank in range(world_size):
+            batches = TrainBatches(
+                images, 12 // world_size, seed=7, accumulate=2, repeats=3, rank=rank, world_size=world_size
+            )
+            batches.start = start
+            found += chain.from_iterable(list(batches)[:stop])
+        return found
+
+    whole = Counter(chain.from_iterable(batches_of(images, 12, accumulate=2, repeats=3)))
+    seen, left = shares(before, 0, 2 * done), shares(after, 2 * done)
+    assert Counter(seen) + Counter(left) == whole
+    assert len(left) == max(0, whole.total() - 24 * done)
+
+
 @pytest.mark.parametrize(("images", "batches"), [(3, 4), (39, 4), (40, 8), (47, 8)])
 def test_an_epoch_is_whole_updates_when_passes_are_accumulated(images: int, batches: int) -> None:
     assert len(batches_of(images, 5, accumulate=4)) == batches

@@ -72,7 +72,7 @@ class Killed(BaseException):
 def begin(order: dict[str, Any] | None = None) -> TrainingState:
     torch.manual_seed(0)
     task = TASKS["classify"](
-        xcit.create_model("xcit_n12", depth=1, patch_size=8, num_classes=10, drop_path_rate=0.4), 10
+        xcit.create_model("xcit_n12", dim=32, depth=1, patch_size=8, num_classes=10, drop_path_rate=0.4), 10
     )
     optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=0.1, options={})
     identity = {"classes": Few.classes, "order": order or {"train.global_batch_size": 8}}

@@ -1,0 +1,161 @@
+"""A run that ends before its time goes on in the same epoch: as a user meets it, with real processes and signals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import ROOT, TINY, Result, launch
+
+Command = Callable[..., Result]
+
+# DeiT's whole augmentation with repeated augmentation and mixing, so that a difference anywhere would show.
+SMALL = (
+    *TINY,
+    *("augment=deit", "train.epochs=2", "train.accumulate=2", "train.ema_decay=0.9", "resolutions=[16]"),
+    *("+model.depth=1", "+model.class_depth=1", "data.workers=2"),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that `launch` starts, so that runs here and there are equal to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows without what is another in every run."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert metrics(folder) == metrics(other)
+    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (other, folder)]
+    for part in ("task", "ema"):
+        assert all(torch.equal(states[1][part][key], value) for key, value in states[0][part].items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing ends: 11 updates in each epoch."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = launch("train.py", *SMALL, f"run_dir={folder}", cwd=folder.parent)
+    assert result.status == 0, result.stderr
+    return folder
+
+
+# Python for the start of a process, which the update after the 13th comes to.
+AT_STEP_14 = """
+import signal
+from xcit.engine.loop import Trainer
+update = Trainer.update
+def update_or_not(self, batches):
+    if self.state.step == 13 and os.environ.get("RANK", "1") == "1":
+        signal.raise_signal(signal.{})
+    return update(self, batches)
+Trainer.update = update_or_not
+"""
+
+
+def test_a_run_killed_within_an_epoch_resumes_from_its_last_update(
+    whole: Path, command: Command, tmp_path: Path
+) -> None:
+    arguments = ("train.py", *SMALL, "run_dir=run", "resume=auto", "train.save_every=1")
+    assert launch(*arguments, cwd=tmp_path, before=AT_STEP_14.format("SIGKILL")).status == -9
+    result = command(*arguments)
+    assert result.status == 0, result.stderr
+    assert "resuming run/checkpoints/last.pt after epoch 1 and 256 images of the next\n" in result.stderr
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, to which SIGTERM came in the second epoch: to all its processes, as some schedulers send it."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *SMALL, f"run_dir={folder}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not (folder / "metrics.csv").exists():  # the first validation's
+            time.sleep(0.01)
+        while process.poll() is None and metrics(folder)[-1]["step"] < 12:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, messages = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 1, messages
+    step = metrics(folder)[-1]["step"]
+    assert 12 <= step < 22
+    assert f"error: stopped by SIGTERM after update {step}, which is in {folder}/checkpoints/last.pt; " in messages
+    assert messages.endswith(f"the same command with resume={folder} goes on from there\n")
+    assert "Traceback" not in messages
+    return folder
+
+
+def test_a_run_that_is_told_to_end_resumes_where_it_was(
+    stopped: Path, whole: Path, command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    result = command("train.py", *SMALL, "data.workers=0", "run_dir=run", "resume=auto")
+    assert result.status == 0, result.stderr
+    assert_same_run(folder, whole)
+
+
+def test_a_run_goes_on_in_more_processes(stopped: Path, whole: Path, tmp_path: Path) -> None:
+    """Losses within rounding, as when two processes learnt from the start: the same images, each once."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    result = launch("train.py", *SMALL, "resume=run", processes=2, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    for one, two in zip(metrics(whole), metrics(folder), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one
+
+
+def test_processes_stop_together_and_their_run_goes_on_in_fewer(whole: Path, command: Command, tmp_path: Path) -> None:
+    """The signal comes to one of them; the losses that the log was gathering are kept."""
+    arguments = (*SMALL, "train.log_every=4", "run_dir=run", "resume=auto")
+    result = launch("train.py", *arguments, processes=2, cwd=tmp_path, before=AT_STEP_14.format("SIGUSR1"))
+    assert "error: stopped by SIGUSR1 after update 14, which is in run/checkpoints/last.pt" in result.stderr
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert (saved["step"], saved["seen"], saved["logged"], len(saved["loss_sums"])) == (14, 384, 11, 2)
+    result = command("train.py", *arguments)
+    assert result.status == 0, result.stderr
+    losses = {row["step"]: row["loss"] for row in metrics(whole) if row["split"] == "train"}
+    found = {row["step"]: row["loss"] for row in metrics(tmp_path / "run") if row["split"] == "train"}
+    windows = {4: 4, 8: 4, 11: 3, 15: 4, 19: 4, 22: 3}
+    assert found == pytest.approx(
+        {step: sum(losses[step - n] for n in range(size)) / size for step, size in windows.items()}, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.global_batch_size=64", "train.global_batch_size was 128 and is 64 now"),
+        ("seed=1", "seed was 0 and is 1 now"),
+    ],
+)
+def test_an_epoch_is_finished_as_it_was_begun(stopped: Path, command: Command, change: str, message: str) -> None:
+    before = (stopped / "metrics.jsonl").read_bytes()
+    result = command("train.py", *SMALL, f"resume={stopped}", change)
+    start = f"error: {stopped}/checkpoints/last.pt: stands within epoch 2, which must be finished as it was begun: "
+    assert (result.status, result.stdout, result.stderr) == (2, "", f"{start}{message}\n")
+    assert (stopped / "metrics.jsonl").read_bytes() == before
