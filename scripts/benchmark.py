@@ -41,6 +41,8 @@ import xcit
 from xcit.command import guarded
 from xcit.engine.optimizer import make_optimizer
 from xcit.errors import InputError, choose
+from xcit.kernels import forced
+from xcit.kernels.choice import KINDS
 from xcit.kernels.products import product
 from xcit.models.compiling import compile_model
 from xcit.models.published import long_name
@@ -176,6 +178,7 @@ def main() -> None:
     cases = [Case.read(text) for text in arguments.cases.split(",")]
     asked = arguments.figures or ",".join(FIGURES)
     figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in asked.split(",")]
+    kernels = choose({kind: kind for kind in KINDS}, arguments.kernels, "--kernels")
     if arguments.rounds < 1:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
     if not Path(arguments.json).absolute().parent.is_dir():
@@ -190,10 +193,11 @@ def main() -> None:
     for case in cases:
         for figure in figures:
             print(f"{case} {figure}", file=sys.stderr, flush=True)
-            if figure == "memory":
-                rows += saved_tensors(case, device)
-            else:
-                rows += timed(case, figure, arguments.rounds, device, best)
+            with forced(kernels):
+                if figure == "memory":
+                    rows += saved_tensors(case, device)
+                else:
+                    rows += timed(case, figure, arguments.rounds, device, best)
             write_text(Path(arguments.json), json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print_table(rows)
 
@@ -202,6 +206,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES), help="MODEL/PATCH@PIXELSxBATCH, with commas")
     parser.add_argument("--figures", help=f"of {', '.join(FIGURES)}; by default all that this machine is for")
+    parser.add_argument("--kernels", default="auto", help=f"what ours is forced to run: {', '.join(KINDS)}")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", default="bench.json")
     return parser.parse_args()

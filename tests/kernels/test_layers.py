@@ -97,13 +97,17 @@ def test_the_two_forms_are_two(name: str) -> None:
 
 
 def graph(output: Tensor) -> set[str]:
-    nodes, found = [output.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
+    return {type(node).__name__ for node in nodes(output)}
+
+
+def nodes(output: Tensor) -> set[torch.autograd.graph.Node]:
+    waiting, found = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
         if node is not None and node not in found:
             found.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    return {type(node).__name__ for node in found}
+            waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def is_fast(layer: nn.Module, x: Tensor) -> bool:
@@ -199,6 +203,16 @@ def test_forced_and_free() -> None:
             assert is_fast(layer, x)
         assert not is_fast(layer, x)
     assert is_fast(layer, x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_triton_on_the_cpu_is_the_fast_form(name: str) -> None:
+    layer, x, forward = LAYERS[name]()
+    fast, triton = (outcome(kind, layer, x, forward) for kind in ("fast", "triton"))
+    assert all(torch.equal(fast[key], triton[key]) for key in fast)
+    with forced("triton"):
+        triton_graph = graph(forward(layer, x.requires_grad_()))
+    assert triton_graph == graph(forward(layer, x))
 
 
 def test_no_gradient_is_made_that_nobody_wants() -> None:

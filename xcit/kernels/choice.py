@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-Kernels = Literal["auto", "plain", "fast"]
-KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast")
+Kernels = Literal["auto", "plain", "fast", "triton"]
+KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 
 _kind: Kernels = "auto"
 
@@ -27,6 +28,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 @contextmanager
 def forced(wanted: Kernels) -> Iterator[None]:
     """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses.
+
+    "triton" runs the GPU kernels where they can, the fast form elsewhere. "auto" does not choose them yet, as nothing
+    has been measured on a GPU.
 
     Second derivatives and forward-mode derivatives need "plain".
     """
@@ -63,6 +67,13 @@ def possible(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting()
     return torch._C._get_tracing_state() is None and not torch._C._are_functorch_transforms_active()
+
+
+def by_triton(x: Tensor) -> bool:
+    """Whether a kernel of the fast form is to hand x over to its twin in Triton."""
+    if _kind != "triton" or x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return possible(x) and not torch.compiler.is_compiling() and find_spec("triton") is not None
 
 
 def untouched(layer: nn.Module) -> bool:

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .choice import by_triton
+
 
 def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
     """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Keeps qkv and d × d matrices."""
+    if by_triton(qkv) and qkv.shape[-1] <= 3 * 128 * len(temperature):  # wider heads do not fit into registers
+        from .triton_cross_covariance import attend as twin
+
+        return twin(qkv, temperature)
     return Attend.apply(qkv, temperature)
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .batchnorm import count_batch, counts_ordinarily
+from .choice import by_triton
 from .precision import compute_dtype
 
 Grid = tuple[int, int]
@@ -15,6 +17,10 @@ Gradients = tuple[Tensor | None, ...]
 
 def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
     """conv(norm(x)) over the grid, (B, N, C) → (B, N, C). Keeps x alone."""
+    if by_triton(x):
+        from .triton_local_patch import norm_depthwise as twin
+
+        return twin(x, norm, conv, grid)
     return NormDepthwise.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.eps, grid, compute_dtype(x))
 
 
@@ -23,20 +29,18 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
 
     A bn that is not the ordinary one, or has a complaint to make (of a single value a channel), is called as it is.
     """
+    if by_triton(x):
+        from .triton_local_patch import gelu_batchnorm_depthwise as twin
+
+        return twin(x, bn, conv, scale, grid)
     assert conv.bias is not None
     weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
-    if not counts_ordinarily(bn) or x.shape[0] * x.shape[1] == 1:
+    if not counts_ordinarily(bn, x):
         return depthwise(as_tokens(bn(as_map(F.gelu(x), grid))), weight, bias, grid)
-    assert isinstance(bn, nn.BatchNorm2d) and bn.num_batches_tracked is not None
-    bn.num_batches_tracked += 1
-    momentum = bn.momentum if bn.momentum is not None else 1 / int(bn.num_batches_tracked)
+    momentum = count_batch(bn)
     return GELUBatchNormDepthwise.apply(
         x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid
     )
-
-
-def counts_ordinarily(bn: nn.Module) -> bool:
-    return type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.track_running_stats
 
 
 class NormDepthwise(torch.autograd.Function):
@@ -99,8 +103,8 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
         of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
         of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
-            as_map(of_normed.contiguous(), ctx.grid),  # of another layout torch 2.14 takes it for what it is not
-            as_map(activated, ctx.grid),
+            as_map(of_normed.contiguous(), ctx.grid),  # of two layouts torch 2.14 takes one for what it is not
+            as_map(activated.contiguous(), ctx.grid),
             scale,
             None,
             None,

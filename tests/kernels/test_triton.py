@@ -1,0 +1,339 @@
+"""The Triton kernels compute what the plain layers do, and torch's kernels: on a GPU, and in Triton's interpreter.
+
+The interpreter must be asked for before Triton is imported, which other tests of this process may have done. So this
+file runs itself in a process of its own, with TRITON_INTERPRET=1. What the interpreter lets pass and the compiler would
+not, is found by compiling every kernel, for which no GPU is needed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from xcit import kernels
+from xcit.kernels import cross_covariance, local_patch
+from xcit.kernels.choice import by_triton
+from xcit.models.layer import XCiTLayer
+
+from .test_layers import difference, nodes, randomised, tokens
+
+triton = pytest.importorskip("triton")
+from xcit.kernels import (  # noqa: E402
+    triton_cross_covariance,
+    triton_depthwise,
+    triton_local_patch,
+    triton_norms,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+runs = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(), reason="no GPU: see the interpreter's test"
+)
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="is the interpreter's process")
+precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.015)])
+
+
+@not_interpreted
+def test_in_the_interpreter() -> None:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        cwd=Path(__file__).parents[2],
+        env=inherited | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"^(\d+) passed, 3 skipped in", done.stdout, re.MULTILINE)  # the three that are not its own
+    assert passed and int(passed[1]) > 30, done.stdout
+
+
+class Attention(nn.Module):
+    torch, triton = cross_covariance, triton_cross_covariance
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.linspace(1, 3, heads)[:, None, None])
+
+    def forward(self, qkv: Tensor, kernels: ModuleType | None) -> Tensor:
+        if kernels is not None:
+            return kernels.attend(qkv, self.temperature)
+        q, k, v = cross_covariance.split_heads(qkv, 3, len(self.temperature))
+        scores = F.normalize(q, dim=-2).mT @ F.normalize(k, dim=-2) * self.temperature
+        return cross_covariance.merge_heads(v @ scores.softmax(dim=-1).mT)
+
+
+class Depthwise(nn.Module):
+    torch, triton = local_patch, triton_local_patch
+
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.grid = grid
+
+    def forward(self, x: Tensor, kernels: ModuleType | None) -> Tensor:
+        return self.plain(x) if kernels is None else self.fast(x, kernels)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return self.conv(x.mT.unflatten(-1, self.grid)).flatten(2).mT
+
+    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
+        return kernels.depthwise(x, self.conv.weight, self.conv.bias, self.grid)
+
+
+class NormDepthwise(Depthwise):
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__(dim, grid)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return super().plain(self.norm(x))
+
+    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
+        return kernels.norm_depthwise(x, self.norm, self.conv, self.grid)
+
+
+class GELUBatchNormDepthwise(Depthwise):
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__(dim, grid)
+        self.bn = nn.BatchNorm2d(dim)
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def plain(self, x: Tensor) -> Tensor:
+        image = F.gelu(x).mT.unflatten(-1, self.grid).contiguous()
+        return self.scale * super().plain(self.bn(image).flatten(2).mT)
+
+    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
+        return kernels.gelu_batchnorm_depthwise(x, self.bn, self.conv, self.scale, self.grid)
+
+
+LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)
+
+
+def outcome(module: nn.Module, x: Tensor, gradient: Tensor, kernels: Any) -> dict[str, Any]:
+    """Everything that a training step finds, by name. kernels: a module of them, or None for the plain form."""
+    module, x = deepcopy(module), x.clone().requires_grad_()
+    y = module(x, kernels)
+    y.backward(gradient.to(y.dtype))
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    found = {"output": y.detach(), "input": x.grad} | gradients | dict(module.named_buffers())
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def check(module: nn.Module, x: Tensor, tolerance: float, outputs: int) -> None:
+    """Against the plain form in fp64, and against torch's kernels. outputs: how many channels are put out."""
+    gradient = tokens(outputs, x.shape[1], x.shape[0], seed=2).permute(2, 1, 0)  # not contiguous
+    found = outcome(module.to(DEVICE), x.to(DEVICE), gradient.to(DEVICE), module.triton)
+    module.cpu()
+    assert found["output"].dtype == found["input"].dtype == x.dtype
+    exact = outcome(deepcopy(module).double(), x.double(), gradient.to(x.dtype).double(), None)
+    assert max(difference(exact, found).values()) < tolerance
+    if x.dtype == torch.float32:
+        assert max(difference(outcome(module, x, gradient, module.torch), found).values()) < tolerance
+
+
+@runs
+@precisions
+@pytest.mark.parametrize(
+    ("B", "N", "heads", "d"),
+    [(2, 37, 2, 16), (1, 129, 2, 48), (1, 64, 1, 64), (2, 3, 2, 20), (1, 33, 1, 100)],
+)
+def test_attention(B: int, N: int, heads: int, d: int, dtype: torch.dtype, tolerance: float) -> None:  # noqa: N803
+    check(Attention(heads), tokens(B, N, 3 * heads * d).to(dtype), tolerance, heads * d)
+
+
+@runs
+def test_attention_with_channels_of_zeros() -> None:
+    qkv = tokens(2, 20, 96)
+    qkv[..., 3] = qkv[..., 40] = 0  # of the queries and of the keys
+    outcomes = [
+        outcome(Attention(2).to(device), qkv.to(device), tokens(2, 20, 32, seed=2).to(device), kernels)
+        for device, kernels in (("cpu", cross_covariance), (DEVICE, triton_cross_covariance))
+    ]
+    outcomes = [{name: value for name, value in found.items() if name != "input"} for found in outcomes]
+    assert max(difference(*outcomes).values()) < 1e-5
+
+
+@runs
+@pytest.mark.parametrize("kind", LOCAL)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tolerance"),
+    [
+        ((2, 3, 3, 7), torch.float32, 1e-5),
+        ((2, 1, 2, 20), torch.float32, 1e-5),
+        ((1, 3, 2, 20), torch.bfloat16, 0.015),
+    ],
+)
+def test_local_patch(
+    kind: type[Depthwise],
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts so small that a map has several each way."""
+    for name, size in {"ROWS": 2, "COLUMNS": 2, "CHANNELS": 16}.items():
+        monkeypatch.setattr(triton_depthwise, name, size)
+    for name, size in {"TOKENS": 8, "CHANNELS": 16, "VALUES": 256}.items():
+        monkeypatch.setattr(triton_norms, name, size)
+    B, H, W, C = shape
+    module = randomised(lambda: kind(C, (H, W)))
+    check(module, (tokens(B, H * W, C) + 0.5).to(dtype), tolerance, C)
+
+
+@runs
+@pytest.mark.parametrize("kind", LOCAL)
+def test_local_patch_in_parts_of_the_ordinary_size(kind: type[Depthwise]) -> None:
+    check(randomised(lambda: kind(7, (2, 17))), tokens(1, 2 * 17, 7), 1e-5, 7)
+
+
+@runs
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_batch_after_batch_counts_the_same_statistics(momentum: float | None) -> None:
+    module = randomised(lambda: GELUBatchNormDepthwise(8, (1, 3)))
+    module.bn.momentum = momentum
+    plain, fast = deepcopy(module), module.to(DEVICE)
+    for seed in range(3):
+        plain(tokens(2, 3, 8, seed=seed), None)
+        fast(tokens(2, 3, 8, seed=seed).to(DEVICE), triton_local_patch)
+    for name, buffer in plain.bn.named_buffers():
+        torch.testing.assert_close(getattr(fast.bn, name).cpu(), buffer)
+
+
+@runs
+@pytest.mark.parametrize("bn", [nn.BatchNorm2d(8).eval(), nn.BatchNorm2d(8, track_running_stats=False)])
+def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
+    module = randomised(lambda: GELUBatchNormDepthwise(8, (2, 3)))
+    module.bn = deepcopy(bn)
+    check(module, tokens(2, 6, 8), 1e-5, 8)
+
+
+@runs
+def test_batchnorm_of_one_value_complains() -> None:
+    module = GELUBatchNormDepthwise(8, (1, 1)).to(DEVICE)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        module(tokens(1, 1, 8).to(DEVICE), triton_local_patch)
+
+
+@runs
+@pytest.mark.parametrize("kind", [lambda: Attention(2), *(lambda kind=kind: kind(16, (2, 20)) for kind in LOCAL)])
+def test_what_is_kept_for_the_backward_pass(kind: Any) -> None:
+    """x, and beside it the parameters and what torch's kernels keep, or two numbers a token."""
+    module = kind().to(DEVICE)
+    x = tokens(2, 40, 96 if isinstance(module, Attention) else 16).to(DEVICE).requires_grad_()
+    kept = []
+    for package in (module.torch, module.triton):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()), lambda t: t):
+            module(x, package)
+        kept.append(sum(sizes))
+    assert kept[1] <= kept[0] + 2 * 2 * 40 * isinstance(module, NormDepthwise)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = XCiTLayer(32, 2, 1.0)
+
+    def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
+        with kernels.forced(kind):
+            return self.layer(x, (2, 3))
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    module, x = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        plain, fast = (outcome(module, x, tokens(2, 6, 32, seed=2).to(DEVICE), kind) for kind in ("plain", "triton"))
+    assert max(difference(plain, fast).values()) < tolerance
+    assert plain["output"].dtype == fast["output"].dtype
+
+
+def hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the tokens were on a GPU and Triton wanted."""
+    for module in (cross_covariance, local_patch):
+        monkeypatch.setattr(module, "by_triton", lambda x: True)
+
+
+def packages(output: Tensor) -> set[str]:
+    """The modules of the kernels whose backward pass the output waits for."""
+    return {node._forward_cls.__module__.rsplit(".")[-1] for node in nodes(output) if hasattr(node, "_forward_cls")}
+
+
+@runs
+def test_the_kernels_hand_over_to_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = XCiTLayer(32, 2, 1.0).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
+    assert packages(layer(x, (1, 3))) == {"linear", "cross_covariance", "local_patch"}
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    with kernels.forced("triton"):
+        assert packages(layer(x, (1, 3))) == {"linear", "triton_cross_covariance", "triton_local_patch"}
+        wide = Attention(1).to(DEVICE)(tokens(1, 3, 3 * 129).to(DEVICE), cross_covariance)
+        assert packages(wide) == {"cross_covariance"}
+
+
+@not_interpreted
+def test_triton_is_what_is_asked_for_and_can_be() -> None:
+    with FakeTensorMode():
+        fp32, bf16, fp64, fp16 = (
+            torch.empty(1, 2, 3, device="cuda", dtype=dtype)
+            for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+        )
+    assert not any(map(by_triton, (fp32, bf16, fp64, fp16)))
+    with kernels.forced("triton"):
+        assert by_triton(fp32) and by_triton(bf16)
+        assert not any(map(by_triton, (fp64, fp16, torch.empty(1, 2, 3))))
+    with kernels.forced("fast"):
+        assert not by_triton(fp32)
+
+
+@not_interpreted
+def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an NVIDIA GPU that need not be there, as it is called for bf16 tokens and fp32 parameters."""
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton has no compiler for NVIDIA")
+    compiled = set()
+
+    def compile_only(kernel: Any, *arguments: Any, grid: Any, warmup: bool, num_warps: int = 4) -> None:
+        names = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+        signature, constants = {}, {}
+        for parameter, value in zip(kernel.params, arguments, strict=True):
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+            else:
+                kinds = {int: "i32", float: "fp32"}
+                signature[parameter.name] = names[value.dtype] if isinstance(value, Tensor) else kinds[type(value)]
+        source = triton.compiler.ASTSource(kernel, signature, constants)
+        target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
+        done = triton.compile(source, target=target, options={"num_warps": num_warps})
+        assert done.metadata.shared < 100_000  # what any GPU since 2020 has
+        compiled.add(kernel.fn.__name__)
+
+    monkeypatch.setattr(triton.JITFunction, "run", compile_only)
+    modules = [Attention(2), *(kind(96, (4, 5)) for kind in LOCAL)]
+    for module in modules:
+        x = tokens(2, 20, 288 if isinstance(module, Attention) else 96).bfloat16().requires_grad_()
+        module(x, module.triton).sum().backward()
+    every = {
+        name
+        for package in (triton_cross_covariance, triton_depthwise, triton_norms)
+        for name in vars(package)
+        if name.endswith("_kernel")
+    }
+    assert compiled == every

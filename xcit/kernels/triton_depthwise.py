@@ -1,0 +1,231 @@
+"""A 3 × 3 convolution of each channel by itself in Triton, with the norm before it in the same pass over the tokens.
+
+A program walks down a strip of the map, 16 columns by 64 channels wide, and applies the norm to what it loads; beyond
+the border of the image there is zero, not the norm of zero.
+"""
+
+import torch
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+from torch import Tensor
+
+from .triton_cross_covariance import device_of
+from .triton_rows import input_row, load_row, normal_below, normed_row, of_channels, part, places, store_sums, taps
+
+ROWS, COLUMNS, CHANNELS = 16, 16, 64
+"""A program's part of a map: 64 channels are whole cache lines, 16 × 64 values leave room for twelve sums of each."""
+
+Grid = tuple[int, int]
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: Grid,
+    dtype: torch.dtype,
+    norm: str = "none",
+    parameters: tuple[Tensor | None, ...] = (None,) * 4,
+) -> Tensor:
+    """The convolution of what the norm makes of x. parameters: mean, rstd, scale and shift."""
+    y = torch.empty_like(x, dtype=dtype)
+    with device_of(x):
+        convolve_kernel[parts(x, grid)](
+            x, y, weight.contiguous(), bias, *parameters, *grid, x.shape[-1], norm, ROWS, COLUMNS, CHANNELS
+        )
+    return y
+
+
+def of_input(
+    gradient: Tensor,
+    weight: Tensor,
+    grid: Grid,
+    dtype: torch.dtype,
+    batchnorm: tuple[Tensor | None, ...] = (None,) * 6,
+) -> Tensor:
+    """The gradient of what is convolved; with batchnorm, that of the x whose GELU went through it.
+
+    batchnorm: x, mean, rstd, scale · rstd and the gradients of scale and shift, each divided by B · N.
+    """
+    of_x = torch.empty_like(gradient, dtype=dtype)
+    with device_of(gradient):
+        of_input_kernel[parts(gradient, grid)](
+            gradient, of_x, weight.contiguous(), *batchnorm, *grid, gradient.shape[-1], ROWS, COLUMNS, CHANNELS
+        )
+    return of_x
+
+
+def sums_over_taps(
+    gradient: Tensor,
+    x: Tensor,
+    grid: Grid,
+    norm: str = "none",
+    statistics: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
+    """Σ gradient · x̂ and Σ gradient over every tap, as far as the tap is inside the image: (C, 1, 3, 3) each."""
+    C = x.shape[-1]
+    programs = parts(x, grid)
+    sums = x.new_empty(programs[0], 2, 9, C, dtype=torch.float32)
+    with device_of(x):
+        sums_kernel[programs](gradient, x, sums, *statistics, *grid, C, norm, ROWS, COLUMNS, CHANNELS)
+    of_taps, of_inside = sums.sum(0).mT.reshape(2, C, 1, 3, 3)
+    return of_taps, of_inside
+
+
+def parts(x: Tensor, grid: Grid) -> tuple[int, int]:
+    """How many programs share the maps, and how many the channels."""
+    B, _, C = x.shape
+    return B * triton.cdiv(grid[0], ROWS) * triton.cdiv(grid[1], COLUMNS), triton.cdiv(C, CHANNELS)
+
+
+@triton.jit
+def convolve_kernel(
+    x: tl.tensor,
+    y: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    scale: tl.tensor,
+    shift: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    norm: tl.constexpr,
+    tile_rows: tl.constexpr,
+    tile_columns: tl.constexpr,
+    tile_channels: tl.constexpr,
+) -> None:
+    """A row of the input belongs to three of the output: the one above it is then complete, two are under way."""
+    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
+    x += image * height * width * channels
+    y += image * height * width * channels
+    if norm == "norm":
+        mean += image * height * width
+        rstd += image * height * width
+    if norm == "gelu":
+        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
+    if norm != "none":
+        scale, shift = of_channels(scale, channel, channels), of_channels(shift, channel, channels)
+    upper = taps(weight, 0, channel, channels)
+    middle = taps(weight, 1, channel, channels)
+    lower = taps(weight, 2, channel, channels)
+    start = tl.zeros((tile_columns, tile_channels), tl.float32) + of_channels(bias, channel, channels)
+    above = start
+    here = start
+    for row in range(first - 1, last + 1):
+        left = input_row(x, mean, rstd, scale, shift, row, columns - 1, channel, height, width, channels, norm)
+        centre = input_row(x, mean, rstd, scale, shift, row, columns, channel, height, width, channels, norm)
+        right = input_row(x, mean, rstd, scale, shift, row, columns + 1, channel, height, width, channels, norm)
+        done = above + left * lower[0] + centre * lower[1] + right * lower[2]
+        at, there = places(row - 1, columns, channel, width, channels)
+        tl.store(y + at, done, there & (row > first))
+        above = here + left * middle[0] + centre * middle[1] + right * middle[2]
+        here = start + left * upper[0] + centre * upper[1] + right * upper[2]
+
+
+@triton.jit
+def of_input_kernel(
+    gradient: tl.tensor,
+    of_x: tl.tensor,
+    weight: tl.tensor,
+    x: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    slope: tl.tensor,
+    of_scale: tl.tensor,
+    of_shift: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    tile_rows: tl.constexpr,
+    tile_columns: tl.constexpr,
+    tile_channels: tl.constexpr,
+) -> None:
+    """The convolution of the gradient with the weights turned round, then back through BatchNorm and GELU if x is."""
+    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
+    gradient += image * height * width * channels
+    of_x += image * height * width * channels
+    if x is not None:
+        x += image * height * width * channels
+        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
+        slope = of_channels(slope, channel, channels)
+        of_scale, of_shift = of_channels(of_scale, channel, channels), of_channels(of_shift, channel, channels)
+    upper = taps(weight, 0, channel, channels)
+    middle = taps(weight, 1, channel, channels)
+    lower = taps(weight, 2, channel, channels)
+    above = tl.zeros((tile_columns, tile_channels), tl.float32)
+    here = above
+    for row in range(first - 1, last + 1):
+        left = load_row(gradient, row, columns - 1, channel, height, width, channels)
+        centre = load_row(gradient, row, columns, channel, height, width, channels)
+        right = load_row(gradient, row, columns + 1, channel, height, width, channels)
+        done = above + left * upper[2] + centre * upper[1] + right * upper[0]
+        at, there = places(row - 1, columns, channel, width, channels)
+        there = there & (row > first)
+        if x is not None:
+            value = tl.load(x + at, there, other=0.0).to(tl.float32)
+            below = normal_below(value)
+            normed = (value * below - mean) * rstd
+            done = slope * (done - of_shift - normed * of_scale)
+            done *= below + value * 0.3989422804014327 * tl.exp(-0.5 * value * value)
+        tl.store(of_x + at, done, there)
+        above = here + left * middle[2] + centre * middle[1] + right * middle[0]
+        here = left * lower[2] + centre * lower[1] + right * lower[0]
+
+
+@triton.jit
+def sums_kernel(
+    gradient: tl.tensor,
+    x: tl.tensor,
+    sums: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    norm: tl.constexpr,
+    tile_rows: tl.constexpr,
+    tile_columns: tl.constexpr,
+    tile_channels: tl.constexpr,
+) -> None:
+    """A row of the input meets three of the gradient, those of its outputs, of which this part's alone count here."""
+    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
+    gradient += image * height * width * channels
+    x += image * height * width * channels
+    if norm == "norm":
+        mean += image * height * width
+        rstd += image * height * width
+    if norm == "gelu":
+        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
+    zeros = tl.zeros((tile_columns, tile_channels), tl.float32)
+    above, here = zeros, zeros
+    upper, middle, lower = (zeros, zeros, zeros), (zeros, zeros, zeros), (zeros, zeros, zeros)
+    upper_inside, middle_inside, lower_inside = zeros, zeros, zeros
+    for row in range(first - 1, last + 1):
+        below = load_row(gradient, row + 1, columns, channel, last, width, channels)
+        left = normed_row(x, mean, rstd, row, columns - 1, channel, height, width, channels, norm)
+        centre = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
+        right = normed_row(x, mean, rstd, row, columns + 1, channel, height, width, channels, norm)
+        upper = upper[0] + below * left, upper[1] + below * centre, upper[2] + below * right
+        middle = middle[0] + here * left, middle[1] + here * centre, middle[2] + here * right
+        lower = lower[0] + above * left, lower[1] + above * centre, lower[2] + above * right
+        inside = tl.where((row >= 0) & (row < height), 1.0, 0.0)
+        upper_inside += below * inside
+        middle_inside += here
+        lower_inside += above * inside
+        above = here
+        here = below
+
+    sums += tl.program_id(0).to(tl.int64) * 18 * channels + channel
+    store_sums(sums, upper[0], upper[1], upper[2], channel, channels)
+    store_sums(sums + 3 * channels, middle[0], middle[1], middle[2], channel, channels)
+    store_sums(sums + 6 * channels, lower[0], lower[1], lower[2], channel, channels)
+    from_left = (columns > 0)[:, None].to(tl.float32)
+    from_right = (columns + 1 < width)[:, None].to(tl.float32)
+    sums += 9 * channels
+    store_sums(sums, upper_inside * from_left, upper_inside, upper_inside * from_right, channel, channels)
+    sums += 3 * channels
+    store_sums(sums, middle_inside * from_left, middle_inside, middle_inside * from_right, channel, channels)
+    sums += 3 * channels
+    store_sums(sums, lower_inside * from_left, lower_inside, lower_inside * from_right, channel, channels)

@@ -1,0 +1,136 @@
+"""Local patch interaction in Triton: what local_patch.py does, each convolution and the norm before it in one kernel.
+
+In fp32 or bf16. The backward pass gathers the sums of gradient · x̂ and of the gradient alone over every tap. From these
+eighteen numbers a channel follow the gradients of weight, bias, scale and shift.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .batchnorm import count_batch, counts_ordinarily
+from .precision import compute_dtype
+from .triton_depthwise import Grid, convolve, of_input, sums_over_taps
+from .triton_norms import channel_statistics, of_layer_norm, token_statistics
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
+    """conv(norm(x)) over the grid, (B, N, C) → (B, N, C). Keeps x and two numbers a token."""
+    return NormDepthwise.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.eps, grid, compute_dtype(x))
+
+
+def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
+    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts."""
+    assert conv.bias is not None
+    weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
+    if not counts_ordinarily(bn, x):
+        return depthwise(bn(F.gelu(x).mT.unflatten(-1, grid)).flatten(2).mT, weight, bias, grid)
+    momentum = count_batch(bn)
+    return GELUBatchNormDepthwise.apply(
+        x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid, compute_dtype(x)
+    )
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """A 3 × 3 convolution of each channel by itself, (B, N, C) → (B, N, C), in the type of x."""
+    return Depthwise.apply(x, weight, bias, grid, compute_dtype(x))
+
+
+class Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.grid = grid
+        return convolve(x, weight, bias, grid, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_weight, of_inside = sums_over_taps(gradient, x, ctx.grid)
+        of_x = of_input(gradient, weight, ctx.grid, x.dtype)
+        return of_x, of_weight, of_inside[:, 0, 1, 1], None, None
+
+
+class NormDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        grid: Grid,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x = x.contiguous()
+        mean, rstd = token_statistics(x, eps)
+        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
+        ctx.grid = grid
+        return convolve(x, weight, bias, grid, dtype, "norm", (mean, rstd, scale, shift))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, scale, shift, weight, mean, rstd = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        sums = sums_over_taps(gradient, x, ctx.grid, "norm", (mean, rstd))
+        of_normed = of_input(gradient, weight, ctx.grid, gradient.dtype)
+        return of_layer_norm(of_normed, x, mean, rstd, scale), *of_parameters(*sums, weight, scale, shift), *[None] * 3
+
+
+class GELUBatchNormDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+        grid: Grid,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x = x.contiguous()
+        count = x.shape[0] * x.shape[1]
+        mean, variance = channel_statistics(x)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+        rstd = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
+        ctx.grid = grid
+        return convolve(x, weight, bias, grid, dtype, "gelu", (mean, rstd, scale, shift))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        x, scale, shift, weight, mean, rstd = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        sums = sums_over_taps(gradient, x, ctx.grid, "gelu", (mean, rstd))
+        of_scale, of_shift, of_weight, of_bias = of_parameters(*sums, weight, scale, shift)
+        count = x.shape[0] * x.shape[1]
+        batchnorm = x, mean, rstd, scale * rstd, of_scale / count, of_shift / count
+        of_x = of_input(gradient, weight, ctx.grid, x.dtype, batchnorm)
+        return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 6
+
+
+def of_parameters(
+    of_taps: Tensor, of_inside: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of scale, shift, weight and bias from the sums over the taps, (C, 1, 3, 3) each."""
+    of_weight = scale[:, None, None, None] * of_taps + shift[:, None, None, None] * of_inside
+    of_scale, of_shift = ((weight * sums).sum((1, 2, 3)) for sums in (of_taps, of_inside))
+    return of_scale, of_shift, of_weight, of_inside[:, 0, 1, 1]

@@ -1,0 +1,118 @@
+"""A row of a map as the convolutions in Triton see it: where it lies, with the norm applied, and zero outside.
+
+Of the input the kernels keep the x̂ that the norm would scale and shift only in registers: x̂ is (x - mean) · rstd with
+the mean and rstd of each token, or the same of gelu(x) with those of each channel.
+"""
+
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
+
+
+@triton.jit
+def part(
+    height: int, width: int, tile_rows: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr
+) -> tuple[tl.tensor, ...]:
+    """The program's image (in 64 bits), its first row and the one after its last, its columns and its channels."""
+    program = tl.program_id(0)
+    across, down = tl.cdiv(width, tile_columns), tl.cdiv(height, tile_rows)
+    first = program // across % down * tile_rows
+    columns = program % across * tile_columns + tl.arange(0, tile_columns)
+    channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
+    return (program // (across * down)).to(tl.int64), first, tl.minimum(first + tile_rows, height), columns, channel
+
+
+@triton.jit
+def places(row: int, columns: tl.tensor, channel: tl.tensor, width: int, channels: int) -> tuple[tl.tensor, ...]:
+    """Where a row's values lie in an image, (columns, channels), and which are inside it by column and channel."""
+    at = (row * width + columns)[:, None] * channels + channel[None, :]
+    return at, ((columns >= 0) & (columns < width))[:, None] & (channel < channels)[None, :]
+
+
+@triton.jit
+def load_row(
+    x: tl.tensor, row: int, columns: tl.tensor, channel: tl.tensor, height: int, width: int, channels: int
+) -> tl.tensor:
+    """A row in fp32, zero outside the image."""
+    at, there = places(row, columns, channel, width, channels)
+    return tl.load(x + at, there & (row >= 0) & (row < height), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def normed_row(
+    x: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    row: int,
+    columns: tl.tensor,
+    channel: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    norm: tl.constexpr,
+) -> tl.tensor:
+    """A row of x̂, zero outside the image. mean, rstd: where those of the tokens lie, or those of the channels."""
+    value = load_row(x, row, columns, channel, height, width, channels)
+    inside = (row >= 0) & (row < height) & (columns >= 0) & (columns < width)
+    if norm == "norm":
+        token = row * width + columns
+        average = tl.load(mean + token, inside, other=0.0)
+        inverse = tl.load(rstd + token, inside, other=0.0)
+        value = (value - average[:, None]) * inverse[:, None]
+    if norm == "gelu":
+        value = tl.where(inside[:, None], (value * normal_below(value) - mean) * rstd, 0.0)
+    return value
+
+
+@triton.jit
+def input_row(
+    x: tl.tensor,
+    mean: tl.tensor,
+    rstd: tl.tensor,
+    scale: tl.tensor,
+    shift: tl.tensor,
+    row: int,
+    columns: tl.tensor,
+    channel: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    norm: tl.constexpr,
+) -> tl.tensor:
+    """A row of what is convolved: of x̂ scaled and shifted, zero outside the image."""
+    value = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
+    if norm != "none":
+        inside = (row >= 0) & (row < height) & (columns >= 0) & (columns < width)
+        value = tl.where(inside[:, None], value * scale + shift, 0.0)
+    return value
+
+
+@triton.jit
+def of_channels(parameter: tl.tensor, channel: tl.tensor, channels: int) -> tl.tensor:
+    """A parameter's values, (1, channels), in fp32."""
+    return tl.load(parameter + channel, channel < channels, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def taps(weight: tl.tensor, row: int, channel: tl.tensor, channels: int) -> tuple[tl.tensor, ...]:
+    """The three weights in one row of every channel's 3 × 3."""
+    at = weight + channel * 9 + row * 3
+    there = channel < channels
+    left = tl.load(at, there, other=0.0).to(tl.float32)[None, :]
+    centre = tl.load(at + 1, there, other=0.0).to(tl.float32)[None, :]
+    right = tl.load(at + 2, there, other=0.0).to(tl.float32)[None, :]
+    return left, centre, right
+
+
+@triton.jit
+def store_sums(
+    sums: tl.tensor, left: tl.tensor, centre: tl.tensor, right: tl.tensor, channel: tl.tensor, channels: int
+) -> None:
+    tl.store(sums, tl.sum(left, 0), channel < channels)
+    tl.store(sums + channels, tl.sum(centre, 0), channel < channels)
+    tl.store(sums + 2 * channels, tl.sum(right, 0), channel < channels)
+
+
+@triton.jit
+def normal_below(x: tl.tensor) -> tl.tensor:
+    """The share of the normal distribution below x: gelu(x) is x times it."""
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
