@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 from PIL import Image
 
 from .encoded import MAX_PIXELS, EncodedImage

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 import torch
 from PIL import Image
 from rich.console import Console

@@ -5,8 +5,8 @@ the border of the image there is zero, not the norm of zero.
 """
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .triton_cross_covariance import device_of

@@ -1,8 +1,8 @@
 """The statistics of LayerNorm and of the BatchNorm behind a GELU in Triton, and the way back through LayerNorm."""
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .triton_cross_covariance import device_of

@@ -4,8 +4,8 @@ Of the input the kernels keep the x̂ that the norm would scale and shift only i
 the mean and rstd of each token, or the same of gelu(x) with those of each channel.
 """
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 
 @triton.jit
