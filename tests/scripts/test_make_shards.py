@@ -45,6 +45,8 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tr
         assert result.stdout.startswith(f"s{workers}/train: 6 shards, 23 images of 2 classes, ")
         os.utime(tree / "train" / "red" / "000.JPEG")  # times are no part of it
     assert files(tmp_path / "s1") == files(tmp_path / "s3")
+    with tarfile.open(tmp_path / "s1/train/000000.tar") as tar:
+        assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o444)}
     assert set(files(tmp_path / "s1")) == {
         *(f"train/{number:06}.tar" for number in range(6)),
         *(f"val/{number:06}.tar" for number in range(2)),
