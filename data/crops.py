@@ -52,13 +52,13 @@ def random_resized_crop(
     """A random box of the image as (size, size, 3), uint8, resized with antialiasing."""
     jpeg = read_jpeg(image) if isinstance(image, EncodedImage) else None
     if jpeg is None:
-        pixels = np.asarray(rgb(image))
+        pixels = np.array(rgb(image))  # a copy: torch wants to be allowed to write
         return resize(cut(pixels, random_box(pixels.shape[0], pixels.shape[1], scale, ratio)), size, interpolation)
     box = random_box(jpeg.height, jpeg.width, scale, ratio)
     shrunk = next((s for s in SCALES if min(box.height, box.width) >= KEPT * s * size), 1)
     rows = jpeg.rows(box.top + box.height, shrunk)
     if rows is None:
-        return resize(cut(np.asarray(jpeg.image.rgb()), box), size, interpolation)
+        return resize(cut(np.array(jpeg.image.rgb()), box), size, interpolation)
     return resize(cut(rows, shrink(box, shrunk)), size, interpolation)
 
 

@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BrokenImageError
 
@@ -30,6 +30,8 @@ class EncodedImage:
                 if image.width * image.height > MAX_PIXELS:
                     raise self.broken(f"{image.width} × {image.height} pixels are a decompression bomb")
                 return eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        except UnidentifiedImageError:  # whose message holds an address: one image would be told of as many
+            raise self.broken("in no format that is known") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow may raise
             if isinstance(error, BrokenImageError):
                 raise

@@ -1,7 +1,10 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -178,6 +181,14 @@ def outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@atexit.register
+def end_workers() -> None:
+    """At the end by an error multiprocessing sends workers a SIGTERM, which they outlive, and waits for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def collate(samples: list[Sample | DataError]) -> Collated | DataError:
     good: list[Sample] = []
     for sample in samples:
@@ -194,13 +205,19 @@ def collate(samples: list[Sample | DataError]) -> Collated | DataError:
 
 def batches_of(loader: DataLoader) -> Iterator[Collated]:
     """Those of an epoch, or what went wrong in a worker."""
+    before = signal.getsignal(signal.SIGCHLD)
     try:
-        for collated in loader:
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the program happens to be; the loop below sees it within seconds.
+            signal.signal(signal.SIGCHLD, before)
+        for collated in batches:
             if isinstance(collated, DataError):
                 raise collated
             yield collated
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it cannot hand over what it made
+        told = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
+        if loader.num_workers == 0 or not told or str(error).startswith("Caught "):  # caught: by a worker that lives
             raise
         raise WorkerKilledError(
             f"a data worker was killed ({' '.join(str(error).split())}); where memory is short, lower data.workers"

@@ -1,0 +1,119 @@
+"""The first batch of a training run as a picture: what the model gets, augmented, mixed and erased.
+
+    python scripts/show_batch.py                                                     # the digits
+    python scripts/show_batch.py data=imagenet data.root=/path augment=three_augment
+
+Takes what train.py takes. Writes batch.png into the current folder, or into run_dir=; 64 images at most. Beneath an
+image stands its class; beneath a mixed one the two that have the largest shares of it, by the target that is learnt.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import hydra
+import matplotlib
+import torch
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # train.py and data/ are in no installed package
+
+import data
+from train import TABLES, check, train_batches
+from xcit.command import guarded, run
+from xcit.composition import every_key, read_config
+from xcit.config import TrainConfig
+from xcit.engine import distributed
+from xcit.errors import InputError
+from xcit.models.data_settings import DataSettings, data_settings
+from xcit.models.dry_run import dry_run
+from xcit.storage import write_atomically
+
+MOST = 64
+SIDE = 128
+"""Pixels of an image on the sheet, at least: smaller ones are enlarged by a whole factor."""
+GAP, LINE = 10, 18
+FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
+
+
+def show(config: TrainConfig) -> None:
+    with distributed.session() as device:
+        check(config)
+        images = data.DATASETS[config.data.name](**config.data.options).train()
+        settings = data_settings(dry_run(config.model.entry, config.model.options, {}))
+        # One worker makes a batch from beginning to end, and others would make the next ones for nothing.
+        alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+        batch = next(train_batches(alone, images, settings, device).epoch(0))
+        smoothed = config.augment.label_smoothing / len(images.classes)
+        captions = [caption(target, images.classes, smoothed) for target in batch.targets[:MOST].cpu()]
+        if distributed.is_main():
+            path = save(draw(as_seen(batch.images[:MOST], settings), captions), config.run_dir)
+            print(f"{path}: {len(captions)} of the {len(batch.images)} images of the first batch")
+
+
+def as_seen(images: Tensor, settings: DataSettings) -> list[Image.Image]:
+    """(B, 3, H, W), normalised → pictures; what lies beyond black and white is clipped."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.mean, settings.std))
+    pixels = (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte()
+    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
+
+
+def caption(target: Tensor, classes: list[str], smoothed: float) -> list[tuple[str, str]]:
+    """(class, its share) of an image's one class, whose share goes without saying, or of its two largest.
+
+    target: (K,); smoothed: the share that label smoothing gives to every class.
+    """
+    shares, numbers = target.topk(min(2, len(classes)))
+    names = [" ".join(classes[number].encode(errors="replace").decode().split()) for number in numbers.tolist()]
+    if len(names) < 2 or shares[1] - smoothed < 0.005:
+        return [(names[0], "")]
+    return [(name, f": {share:.0%}") for name, share in zip(names, shares.tolist(), strict=True)]
+
+
+def draw(pictures: list[Image.Image], captions: list[list[tuple[str, str]]]) -> Image.Image:
+    """The sheet: rows of pictures, each with its caption's lines beneath."""
+    size = pictures[0].width
+    side = size * max(1, math.ceil(SIDE / size))
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = side + GAP, side + GAP + LINE * max(map(len, captions))
+    sheet = Image.new("RGB", (GAP + columns * width, GAP + rows * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = GAP + number % columns * width, GAP + number // columns * height
+        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        for line, (name, share) in enumerate(lines):
+            text = shortened(name, side - FONT.getlength(share)) + share
+            pen.text((left, top + side + LINE * line + 1), text, "black", FONT)
+    return sheet
+
+
+def shortened(text: str, width: float) -> str:
+    """As much of it as the width in pixels holds."""
+    if FONT.getlength(text) <= width:
+        return text
+    while text and FONT.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def save(sheet: Image.Image, run_dir: str | None) -> Path:
+    path = Path(run_dir or ".") / "batch.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: sheet.save(file, "PNG"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@guarded(data.DataError)
+def main(raw: DictConfig) -> None:
+    show(read_config(TrainConfig, raw, TABLES))
+
+
+if __name__ == "__main__":
+    run(main, every_key(TrainConfig, TABLES))

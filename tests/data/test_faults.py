@@ -1,0 +1,322 @@
+"""Faults: broken images, killed workers, memory that grows; and what is erased on purpose."""
+
+import gc
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data import (
+    Batch,
+    BrokenImageError,
+    EvalLoader,
+    EvalTransform,
+    Folder,
+    Images,
+    Mixing,
+    TrainBatches,
+    TrainLoader,
+    TrainTransform,
+)
+from data.encoded import EncodedImage
+from data.errors import WorkerKilledError
+from data.images import ImageFiles, Sample, Transform, TransformedImages
+from data.loader import end_workers
+
+from ..conftest import ROOT
+from .test_loader import CPU, DEIT, NEITHER
+from .test_transforms import PLAIN
+
+Tree = Callable[..., Path]
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"no image")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "no image": overwrite, "gone": Path.unlink}
+
+
+def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = truncate) -> tuple[Images, list[Path]]:
+    """Ten images of two classes, and the paths of the `count` that cannot be decoded."""
+    root = image_tree("mine", {"train/cat": 5, "train/dog": 5}, ".jpg")
+    images = Folder(root=str(root)).train()
+    paths = sorted(root.rglob("*.jpg"))[::-1][:count]
+    for path in paths:
+        damage(path)
+    return images, paths
+
+
+def loader(
+    images: Images, *, workers: int = 0, transform: Transform | None = None, batch_size: int = 2, **more: float
+) -> TrainLoader:
+    return TrainLoader(
+        images,
+        [transform or TrainTransform(16, **DEIT)],
+        Mixing(len(images.classes), **NEITHER),
+        TrainBatches(len(images), batch_size, seed=3),
+        epochs=10,
+        workers=workers,
+        device=CPU,
+        **more,
+    )
+
+
+@contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """A hang becomes an error."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"hung for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def no_worker_stays() -> Iterator[None]:
+    """A loader that an error holds would wait for its workers at some later time."""
+    yield
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end_workers()
+    gc.collect()
+    signal.signal(signal.SIGCHLD, before)
+
+
+# Broken images
+
+
+def test_a_broken_image_is_replaced_by_another_that_follows_from_the_seed(image_tree: Tree) -> None:
+    images, (path,) = damaged(image_tree, 1)
+    number = [sample[0] for sample in images.samples].index(str(path))  # type: ignore[attr-defined]
+    samples = TransformedImages(images, TrainTransform(16, **DEIT), replace=True)
+    chosen = set()
+    for seed in range(20):
+        found, again = samples[number, seed], samples[number, seed]
+        assert isinstance(found, Sample) and isinstance(again, Sample)
+        assert torch.equal(found.pixels, again.pixels)
+        (message,) = set(found.broken)  # now and then the one drawn in its place is itself
+        assert message.startswith(f"{path}: cannot be decoded (")
+        others = [other for other in range(10) if other != number]
+        same = [o for o in others if torch.equal(samples.sample(o, seed).pixels, found.pixels)]
+        assert same and found.label in {images[other][1] for other in same}
+        chosen |= set(same)
+    assert len(chosen) > 5
+
+
+def test_replacements_are_the_same_in_any_number_of_workers_and_each_time(image_tree: Tree) -> None:
+    images, _ = damaged(image_tree, 2)
+
+    def run(workers: int) -> list[Batch]:
+        batches = loader(images, workers=workers, max_broken=0.2)
+        return [batch for epoch in range(3) for batch in batches.epoch(epoch)]
+
+    alone, again, helped = run(0), run(0), run(2)
+    assert len(alone) == len(again) == len(helped) == 15
+    for batches in zip(alone, again, helped, strict=True):
+        for mine, *others in zip(*batches, strict=True):
+            assert all(torch.equal(mine, other) for other in others)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_broken_image_is_told_of_once(
+    image_tree: Tree, caplog: pytest.LogCaptureFixture, damage: str, workers: int
+) -> None:
+    images, paths = damaged(image_tree, 2, DAMAGES[damage])
+    batches = loader(images, workers=workers, max_broken=0.2)
+    with caplog.at_level(logging.WARNING, "data"):
+        assert sum(len(batch.images) for epoch in range(4) for batch in batches.epoch(epoch)) == 40
+    messages = [record.getMessage() for record in caplog.records if record.name == "data"]
+    assert sorted(message.split(":")[0] for message in messages) == sorted(map(str, paths))
+    assert messages[-1].endswith("; replaced by another image (2 so far)")
+    assert len(batches.broken.known) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_more_than_may_be_broken_ends_the_run(
+    image_tree: Tree, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    images, paths = damaged(image_tree, 3)
+    batches = loader(images, workers=workers, max_broken=0.2)
+    with caplog.at_level(logging.WARNING, "data"), pytest.raises(BrokenImageError) as caught:
+        list(batches.epoch(0))
+    message = str(caught.value)
+    assert message.split(":")[0] in map(str, paths)
+    assert message.endswith("; 3 images are broken, data.max_broken allows 2 of this process's share")
+    assert len(caplog.records) == len(batches.broken.known) == 3
+
+
+def test_by_default_the_first_broken_image_ends_the_run(image_tree: Tree) -> None:
+    images, paths = damaged(image_tree, 2)
+    with pytest.raises(BrokenImageError, match=r"; 1 images are broken, data\.max_broken allows 0 ") as caught:
+        list(loader(images).epoch(0))
+    assert str(caught.value).split(":")[0] in map(str, paths)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_are_all_broken_are_an_error(image_tree: Tree, workers: int) -> None:
+    images, paths = damaged(image_tree, 10)
+    with limit(30), pytest.raises(BrokenImageError, match="cannot be decoded") as caught:
+        list(loader(images, workers=workers, max_broken=1.0).epoch(0))
+    assert str(caught.value).split(":")[0] in map(str, paths)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_image_of_an_evaluation_is_replaced(image_tree: Tree, damage: str, workers: int) -> None:
+    images, (path,) = damaged(image_tree, 1, DAMAGES[damage])
+    with pytest.raises(BrokenImageError, match="cannot be") as caught:
+        list(EvalLoader(images, EvalTransform(16), 4, workers=workers, device=CPU))
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+# Workers
+
+
+class Nothing:
+    """One pixel, whatever the image shows: what is left is the loader's own work."""
+
+    def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
+        return torch.zeros(1, 1, 3, dtype=torch.uint8)
+
+    def on_device(self, images: Tensor, seeds: object) -> Tensor:
+        return images.permute(0, 3, 1, 2).float()
+
+
+def many(image_tree: Tree, count: int) -> ImageFiles:
+    """As many entries, of the same few files."""
+    images = Folder(root=str(image_tree("mine", {"train/cat": 4, "train/dog": 4}))).train()
+    assert isinstance(images, ImageFiles)
+    return images.take(np.arange(count) % len(images))
+
+
+@contextmanager
+def new_workers() -> Iterator[list[int]]:
+    """Filled with the ids of the processes that were started within, once they are asked for."""
+    before = {process.pid for process in multiprocessing.active_children()}
+
+    class Pids(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(
+                process.pid
+                for process in multiprocessing.active_children()
+                if process.pid and process.pid not in before
+            )
+
+    yield Pids()
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_says_so(image_tree: Tree) -> None:
+    with new_workers() as pids, limit(30), pytest.raises(WorkerKilledError, match=r"lower data\.workers") as caught:
+        for number, _ in enumerate(loader(many(image_tree, 20_000), workers=2, transform=Nothing()).epoch(0)):
+            if number == 3:
+                os.kill(next(iter(pids)), signal.SIGKILL)
+    assert "\n" not in str(caught.value)
+
+
+ENDS_BY_AN_ERROR = """
+import data, torch
+images = data.Digits().train()
+mixing = data.Mixing(10, mixup=0, cutmix=0, switch_prob=0, label_smoothing=0)
+order = data.TrainBatches(len(images), 8, seed=0)
+loader = data.TrainLoader(
+    images, [data.EvalTransform(16)], mixing, order, epochs=1, workers=2, device=torch.device("cpu")
+)
+for batch in loader.epoch(0):
+    raise RuntimeError("of the training")
+"""
+
+
+def test_an_error_that_a_worker_meets_is_no_killed_worker(image_tree: Tree) -> None:
+    class Wrong(Nothing):
+        def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
+            raise RuntimeError("of the transform")
+
+    with pytest.raises(RuntimeError, match="of the transform") as caught:
+        list(loader(many(image_tree, 8), workers=2, transform=Wrong()).epoch(0))
+    assert not isinstance(caught.value, WorkerKilledError)
+
+
+def test_workers_do_not_keep_a_program_that_ends_by_an_error() -> None:
+    command = [sys.executable, "-c", ENDS_BY_AN_ERROR]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "RuntimeError: of the training")
+
+
+def private_memory(pids: Iterable[int]) -> float:
+    """MB that processes share with no other."""
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids]
+    return sum(int(line.split()[1]) for lines in rollups for line in lines if line.startswith("Private_")) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell")
+def test_host_memory_stays_flat(image_tree: Tree) -> None:
+    """An epoch goes through the next tenth of the entries, as they lie, so that each one meets entries that are new."""
+    count, size = 20_000, 50
+    batches = loader(many(image_tree, count), workers=2, transform=Nothing(), batch_size=size)
+    batches.batches.shuffled = lambda _: np.arange(count)
+    part = count // size // 10
+    gc.collect()
+    gc.freeze()  # that a worker collects garbage is not to count: it would write to what the tests so far have left
+    try:
+        with new_workers() as pids:
+            after = []
+            for epoch in range(10):
+                seen = list(islice(batches.epoch(epoch, start=epoch * part), part))
+                assert sum(len(batch.images) for batch in seen) == count // 10
+                after.append(private_memory(pids))
+    finally:
+        gc.unfreeze()
+    assert after[1] > 1
+    assert after[-1] - after[1] < 1.5, after
+
+
+# Random erasing
+
+
+def test_the_share_of_erased_images_is_as_asked_for() -> None:
+    for probability in (0.0, 0.25, 1.0):
+        erased = erase(range(1000), probability).flatten(1).any(1)
+        assert erased.float().mean().item() == pytest.approx(probability, abs=0.05 if probability == 0.25 else 0.001)
+
+
+def test_what_is_erased_follows_from_the_seed_alone() -> None:
+    seeds = list(range(40))
+    together, backwards = erase(seeds, 0.5), erase(seeds[::-1], 0.5)
+    assert torch.equal(together, backwards.flip(0))
+    torch.manual_seed(7)
+    random.seed(7)
+    assert torch.equal(together, torch.cat([erase([seed], 0.5) for seed in seeds]))
+    boxes = {tuple(image.any(0).nonzero().flatten().tolist()) for image in together}
+    assert len(boxes) > 10
+
+
+def erase(seeds: Sequence[int], probability: float) -> Tensor:
+    """Black images, of which only what is erased is not 0."""
+    transform = TrainTransform(16, **PLAIN | {"erase_prob": probability})  # type: ignore[arg-type]
+    return transform.on_device(torch.zeros(len(seeds), 16, 16, 3, dtype=torch.uint8), seeds)

@@ -1,0 +1,123 @@
+"""The sheet shows the first batch as the model gets it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import train
+from data import Batch
+from scripts.show_batch import FONT, GAP, LINE, caption, shortened
+from xcit.config import TrainConfig
+
+from ..conftest import TINY, Result
+
+Command = Callable[..., Result]
+SCRIPT = "scripts/show_batch.py"
+FEW = (*TINY, "train.global_batch_size=6")
+MIXED = ("augment.mixup=0.8", "augment.cutmix=1", "augment.erase_prob=0.5", "augment.label_smoothing=0")
+
+
+class EnoughError(Exception):
+    """Ends a run."""
+
+
+def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """Filled with the first batch that a run of train.py trains on; the run ends there."""
+    seen: list[Batch] = []
+
+    def fit(trainer: object, batches: train.data.TrainLoader, *rest: object, **more: object) -> None:
+        seen.append(next(batches.epoch(0)))
+        raise EnoughError
+
+    monkeypatch.setattr(train, "fit", fit)
+    return seen
+
+
+def cells(path: Path, images: int, columns: int, side: int, lines: int) -> list[np.ndarray]:
+    sheet = np.asarray(Image.open(path))
+    rows = -(-images // columns)
+    assert sheet.shape == (GAP + rows * (side + GAP + LINE * lines), GAP + columns * (side + GAP), 3)
+    tops = [GAP + number // columns * (side + GAP + LINE * lines) for number in range(images)]
+    lefts = [GAP + number % columns * (side + GAP) for number in range(images)]
+    return [sheet[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)]
+
+
+def test_the_sheet_shows_the_very_pixels_that_training_sees(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = command(SCRIPT, *FEW, *MIXED)
+    assert (result.status, result.stdout) == (0, "batch.png: 6 of the 6 images of the first batch\n"), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["batch.png"]
+    seen = first_batch(monkeypatch)
+    with pytest.raises(EnoughError):
+        train.train(composed(*FEW, *MIXED))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    shown = cells(tmp_path / "batch.png", images=6, columns=3, side=128, lines=2)
+    for cell, image in zip(shown, seen[0].images, strict=True):
+        expected = (255 * (image * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(cell, expected.repeat(8, axis=0).repeat(8, axis=1))
+
+
+def composed(*overrides: str) -> TrainConfig:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(Path(train.__file__).parent / "conf"), version_base="1.3"):
+        return train.read_config(TrainConfig, compose("train", list(overrides)), train.TABLES)
+
+
+def test_at_most_64_images_and_another_folder(command: Command, tmp_path: Path) -> None:
+    result = command(SCRIPT, *TINY, "run_dir=a/b", "augment=none")
+    assert (result.status, result.stdout) == (0, "a/b/batch.png: 64 of the 128 images of the first batch\n")
+    assert len(cells(tmp_path / "a/b/batch.png", images=64, columns=8, side=128, lines=1)) == 64
+
+
+def test_images_from_files_and_odd_class_names(command: Command, image_tree: Callable[..., Path]) -> None:
+    root = image_tree("mine", {"train/Katze – $x$ mit einem sehr langen Namen": 4, "train/b\udcff": 4})
+    result = command(SCRIPT, *FEW, "data=folder", f"data.root={root}", "data.workers=3", "augment=deit")
+    assert (result.status, result.stdout.split(":")[0]) == (0, "batch.png"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        ([1.0, 0.0, 0.0], [("cat", "")]),
+        ([0.3, 0.0, 0.7], [("owl", ": 70%"), ("cat", ": 30%")]),
+        ([0.04, 0.92, 0.04], [("dog", "")]),
+        ([0.2, 0.76, 0.04], [("dog", ": 76%"), ("cat", ": 20%")]),
+    ],
+)
+def test_a_caption_tells_the_classes_of_a_target(target: list[float], lines: list[tuple[str, str]]) -> None:
+    values: Tensor = torch.tensor(target)
+    assert caption(values, ["cat", "dog", "owl"], smoothed=float(values.min())) == lines
+
+
+def test_one_class_alone_has_a_caption() -> None:
+    assert caption(torch.ones(1), ["cat"], smoothed=0.0) == [("cat", "")]
+
+
+def test_a_long_name_is_cut() -> None:
+    assert shortened("cat", 128) == "cat"
+    cut = shortened("ring-necked snake, ring snake", 128)
+    assert cut.startswith("ring-necked") and cut.endswith("…") and FONT.getlength(cut) <= 128
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("data=imagenet", "data.root: must be given"),
+        ("agument=deit", "agument: unknown key; did you mean augment?"),
+        ("augment.hflip=2", "augment.hflip=2: must be less than or equal to 1"),
+        ("train.global_batch_size=7", "train.global_batch_size: gives batches of 7 a process; mixing needs pairs"),
+        ("run_dir=file/there", "file/there/batch.png: cannot be written (Not a directory)"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_line(command: Command, tmp_path: Path, argument: str, line: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    result = command(SCRIPT, *TINY, "augment.mixup=0.8", argument)
+    assert (result.status, result.stdout, result.stderr) == (2, "", f"error: {line}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
