@@ -17,6 +17,7 @@ from torchvision.transforms import Compose
 from .crops import random_resized_crop
 from .encoded import EncodedImage, rgb
 from .errors import DataError
+from .normalising import Normaliser, one_thread
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -61,7 +62,8 @@ class TrainTransform:
         if interpolation not in INTERPOLATIONS:
             raise DataError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         self.image_size, self.scale, self.ratio, self.hflip = image_size, scale, ratio, hflip
-        self.interpolation, self.erase_prob, self.mean, self.std = interpolation, erase_prob, mean, std
+        self.interpolation, self.erase_prob = interpolation, erase_prob
+        self.normalise = Normaliser(mean, std)
         _, colour, _ = create_transform(
             image_size,
             is_training=True,
@@ -87,13 +89,14 @@ class TrainTransform:
 
     def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B, H, W, 3), uint8 → (B, 3, H, W), fp32; what is erased in an image follows from its seed."""
-        normalised = normalise(images, self.mean, self.std)
+        normalised = self.normalise(images)
         erase = RandomErasing(probability=1, mode="pixel", device=str(images.device))
-        for image, seed in zip(normalised, seeds, strict=True):
-            random.seed(f"erase {seed}")  # another stream than the one that a worker has drawn from
-            if random.random() < self.erase_prob:
-                seed_torch(seed, images.device)
-                erase(image)
+        with one_thread():
+            for image, seed in zip(normalised, seeds, strict=True):
+                random.seed(f"erase {seed}")  # another stream than the one that a worker has drawn from
+                if random.random() < self.erase_prob:
+                    seed_torch(seed, images.device)
+                    erase(image)
         return normalised
 
 
@@ -112,7 +115,7 @@ class EvalTransform:
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         interpolation: str = "bicubic",
     ) -> None:
-        self.mean, self.std = mean, std
+        self.normalise = Normaliser(mean, std)
         whole = create_transform(image_size, interpolation=interpolation, crop_pct=crop_ratio, crop_mode="center")
         self.resize_and_crop = Compose(whole.transforms[:2])
 
@@ -122,7 +125,7 @@ class EvalTransform:
 
     def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B, H, W, 3), uint8 → (B, 3, H, W), fp32."""
-        return normalise(images, self.mean, self.std)
+        return self.normalise(images)
 
 
 def grey_solarise_or_blur(image: Image.Image) -> Image.Image:
@@ -134,14 +137,6 @@ def grey_solarise_or_blur(image: Image.Image) -> Image.Image:
             return ImageOps.solarize(image, threshold=128)
         case _:
             return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, H, W, 3), uint8 → (B, 3, H, W), fp32 with the channels last in memory; whole rows of pixels at a time."""
-    B, H, W, C = images.shape
-    row_mean, row_std = ((255 * torch.tensor(values)).repeat(W).to(images.device) for values in (mean, std))
-    rows = images.reshape(B * H, W * C).float().sub_(row_mean).div_(row_std)
-    return rows.view(B, H, W, C).permute(0, 3, 1, 2)
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
