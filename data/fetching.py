@@ -40,7 +40,7 @@ def fetch(url: str, target: Path, patience: Patience, fault: Callable[[Path], st
         if tried:
             pause = min(patience.backoff * 2 ** (tried - 1), LONGEST_PAUSE)
             tell(f"{url}: {reason}; trying again in {pause:.3g} s ({tried + 1} of {patience.retries + 1})")
-            time.sleep(pause)
+            time.sleep(pause)  # a server that is overrun wants to be left alone
         tried += 1
         try:
             download(url, target, patience.timeout)

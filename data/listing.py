@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .caches import cache_folder
 from .packed import PackedTexts
 
 logger = logging.getLogger("data")
@@ -30,7 +30,7 @@ class Listing(NamedTuple):
 
 def list_images(root: Path) -> Listing:
     """Every image below root/CLASS/, classes and paths sorted; from the cache where no folder has changed since."""
-    cache = cache_folder() / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
+    cache = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
     known = read_cache(cache, root)
     if known is not None:
         return known
@@ -80,10 +80,6 @@ def changed_at(root: Path, folder: str) -> int:
     return (root / folder).stat().st_mtime_ns
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xcit" / "listings"
-
-
 def read_cache(cache: Path, root: Path) -> Listing | None:
     """What was listed before, if every folder's time stamp is still the same."""
     try:
@@ -106,17 +102,16 @@ def read_cache(cache: Path, root: Path) -> Listing | None:
 def write_cache(cache: Path, listing: Listing, folders: dict[str, int]) -> None:
     """In one step, so that another process reads it whole; where it cannot be written the next run lists again."""
     about = json.dumps({"classes": listing.classes, "folders": folders})
+    aside = cache.with_suffix(f".{os.getpid()}.tmp")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
-            try:
+        try:
+            with aside.open("wb") as file:
                 np.savez(
                     file, about=about, content=listing.paths.content, ends=listing.paths.ends, labels=listing.labels
                 )
-                file.close()
-                Path(file.name).replace(cache)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
+            aside.replace(cache)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("%s: the list of images cannot be kept (%s)", cache, error.strerror)

@@ -82,7 +82,7 @@ class Cache:
                 while not self.make_room(shard, part):
                     if not wait:
                         return
-                    time.sleep(0.05)
+                    time.sleep(0.05)  # other processes make room, and none of them tells
                 try:
                     fetch(address, part, patience, lambda path: fault_of(path, shard))
                     touch(part, checked=True)

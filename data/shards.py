@@ -8,6 +8,7 @@ from typing import IO, Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from .caches import cache_folder
 from .encoded import EncodedImage
 from .errors import DataError
 from .fetching import Patience, read_remote
@@ -69,7 +70,7 @@ class ImageNetShards:
             if not value > 0:
                 raise DataError(f"data.{option}={value}: must be greater than 0")
         self.urls, self.val_urls, self.shuffle_shards = urls, val_urls, shuffle_shards
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder("shards")
         self.cache_gb, self.patience = cache_gb, Patience(retries, timeout, backoff)
 
     def train(self) -> "ShardImages":
@@ -119,10 +120,6 @@ class ImageNetShards:
                 f"{self.shuffle_shards}: the shards in use and the next ones"
             )
         return Cache(self.cache_dir, limit, self.patience)
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xcit" / "shards"
 
 
 class ShardImages:

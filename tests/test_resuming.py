@@ -95,7 +95,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     try:
         while process.poll() is None and not (folder / "metrics.csv").exists():  # the first validation's
-            time.sleep(0.01)
+            time.sleep(0.01)  # looks again: the run is another process
         while process.poll() is None and metrics(folder)[-1]["step"] < 12:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGTERM)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import DataError, Folder, listing
+from data.caches import cache_folder
 from data.listing import list_images
 from data.packed import PackedTexts
 
@@ -83,7 +84,7 @@ def test_a_folder_that_has_just_changed_is_not_relied_upon(root: Path, monkeypat
 @pytest.mark.parametrize("content", [b"", b"PK broken", b"\x93NUMPY"])
 def test_a_broken_cache_is_as_good_as_none(root: Path, content: bytes) -> None:
     expected = list(list_images(root).paths)
-    (cache,) = listing.cache_folder().iterdir()
+    (cache,) = cache_folder("listings").iterdir()
     cache.write_bytes(content)
     assert list(list_images(root).paths) == expected
     assert cache.stat().st_size > len(content)

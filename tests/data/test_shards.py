@@ -223,7 +223,7 @@ def test_the_next_window_is_fetched_ahead(shards: Path, tmp_path: Path) -> None:
         for _ in range(1000):
             if expected <= faults.requests.keys():
                 break
-            time.sleep(0.005)
+            time.sleep(0.005)  # the thread that fetches ahead tells nobody when it has
         assert {path for path in faults.requests if path.endswith(".tar")} == expected
 
 

@@ -2,7 +2,7 @@
 
 On x86 CPUs torch's linear layer goes to MKL; the operator that torch's own compiler emits goes to oneDNN. With AVX-512
 that is faster on every CPU that we measured, by 10 to 130 %, and can apply a GELU on the way; with AVX2 alone it is
-slower, by 5 to 30 %. So elsewhere torch's choice stands.
+slower, by up to 27 %. So elsewhere torch's choice stands.
 """
 
 import math
