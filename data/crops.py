@@ -76,5 +76,5 @@ def resize(pixels: Tensor, size: int, interpolation: str) -> Tensor:
     """(H, W, 3) → (size, size, 3), uint8."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    resized = F.interpolate(pixels.permute(2, 0, 1)[None], (size, size), mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0)
+    image = pixels[None].permute(0, 3, 1, 2)  # in this order torch sees that the channels lie last, and leaves them so
+    return F.interpolate(image, (size, size), mode=interpolation, antialias=True)[0].permute(1, 2, 0)
