@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from .errors import BrokenImageError, DataError, WorkerKilledError
 from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
+from .slots import PREFETCHED, Slots
 
 logger = logging.getLogger("data")
 
@@ -151,7 +152,7 @@ class Collated(NamedTuple):
     """A batch as it comes from a worker."""
 
     pixels: Tensor
-    labels: Tensor
+    labels: list[int]
     seeds: list[int]
     broken: list[str]
 
@@ -168,7 +169,8 @@ def make_loader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=Collate(),
+        prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=outlive_signals,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
@@ -189,23 +191,30 @@ def end_workers() -> None:
             process.kill()
 
 
-def collate(samples: list[Sample | DataError]) -> Collated | DataError:
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-        good.append(sample)
-    return Collated(
-        default_collate([sample.pixels for sample in good]),  # in a worker straight into shared memory
-        torch.tensor([sample.label for sample in good]),
-        [sample.seed for sample in good],
-        [description for sample in good for description in sample.broken],
-    )
+class Collate:
+    """Samples → batch, or the first error among them."""
+
+    def __init__(self) -> None:
+        self.slots = Slots()
+
+    def __call__(self, samples: list[Sample | DataError]) -> Collated | DataError:
+        good: list[Sample] = []
+        for sample in samples:
+            if isinstance(sample, DataError):
+                return sample
+            good.append(sample)
+        return Collated(
+            self.slots.stack([sample.pixels for sample in good]),
+            [sample.label for sample in good],
+            [sample.seed for sample in good],
+            [description for sample in good for description in sample.broken],
+        )
 
 
 def batches_of(loader: DataLoader) -> Iterator[Collated]:
-    """Those of an epoch, or what went wrong in a worker."""
+    """Those of an epoch, or what went wrong in a worker. Each is valid until the next one is asked for."""
     before = signal.getsignal(signal.SIGCHLD)
+    mapped: dict[int, Tensor] = {}
     try:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
@@ -214,6 +223,8 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
         for collated in batches:
             if isinstance(collated, DataError):
                 raise collated
+            if collated.pixels.is_shared():  # with a worker; torch maps it anew when nobody holds it
+                mapped[collated.pixels.data_ptr()] = collated.pixels
             yield collated
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it cannot hand over what it made
         told = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
@@ -226,4 +237,4 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
 
 def to_device(collated: Collated, transform: Transform, device: torch.device) -> tuple[Tensor, Tensor]:
     pixels = collated.pixels.to(device, non_blocking=True)
-    return transform.on_device(pixels, collated.seeds), collated.labels.to(device, non_blocking=True)
+    return transform.on_device(pixels, collated.seeds), torch.tensor(collated.labels).to(device, non_blocking=True)
