@@ -18,6 +18,7 @@ from .crops import random_resized_crop
 from .encoded import EncodedImage, rgb
 from .errors import DataError
 from .normalising import Normaliser, one_thread
+from .sliding import slide_faster
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -73,6 +74,7 @@ class TrainTransform:
             mean=tuple(mean),
             separate=True,
         )
+        slide_faster(colour.transforms)
         self.colours = [*([grey_solarise_or_blur] if three_augment else []), *colour.transforms]
 
     def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
