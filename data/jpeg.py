@@ -34,13 +34,15 @@ class Jpeg:
 
         None where the decoder has something to object: then what is right is Pillow's to say.
         """
-        data, height = self.image.data, self.height
+        data: bytes | bytearray = self.image.data
+        height = self.height
         wanted = -(-(bottom + 1) // BLOCK_ROWS) * BLOCK_ROWS  # the last row's colours are mixed with the next one's
         in_part = self.height_at is not None and wanted < height
         if in_part:
             assert self.height_at is not None
             height = wanted
-            data = b"".join((data[: self.height_at], struct.pack(">H", height), data[self.height_at + 2 :]))
+            data = bytearray(data)
+            struct.pack_into(">H", data, self.height_at, height)
         try:
             # In part the decoder objects to what is left over, so that it may not be strict.
             return simplejpeg.decode_jpeg(

@@ -1,8 +1,6 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
-import atexit
 import logging
-import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
 from .slots import PREFETCHED, Slots
+from .workers import begin_worker
 
 logger = logging.getLogger("data")
 
@@ -171,24 +170,10 @@ def make_loader(
         num_workers=workers,
         collate_fn=Collate(),
         prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=begin_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and workers > 0,
     )
-
-
-def outlive_signals(worker: int) -> None:
-    """Leave it to the training process when to stop: what ends a job is often sent to its workers as well."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def end_workers() -> None:
-    """At the end by an error multiprocessing sends workers a SIGTERM, which they outlive, and waits for ever."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
 
 
 class Collate:

@@ -5,7 +5,8 @@
     python scripts/benchmark_data.py --against-timm --json data_bench.json # a quarter of an hour on two cores
 
 Without --root it makes JPEGs of ImageNet's usual size: noise with a photograph's spectrum, 500 × 375, quality 95.
-Against timm both sides have the same files, policy, batch size, workers and cores, and take turns in one process;
+Against timm both sides have the same files, policy, batch size (an eighth of it for large photographs of 4000 × 3000),
+workers and cores, and take turns in one process;
 decode_only is what the same workers reach that decode whole images (simplejpeg) and do nothing else. The file that
 --json names holds
 {"plain": {"ours", "timm", "ratio", "lowest", "highest"}, "randaugment": {…}, "large": {…}, "decode_only": images/s}.
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +118,30 @@ def against_timm(
 ) -> dict[str, Any]:
     large = list_classes(make_jpegs(folder / "large", LARGE, 4))
     images = arguments.batches * arguments.batch_size
-    few = max(1, arguments.batches // 12)
-    found: dict[str, Any] = {
-        "plain": compare(repeated(usual, images), PLAIN, arguments, device),
-        "randaugment": compare(repeated(usual, images), RAND_AUGMENT, arguments, device),
-        "large": compare(repeated(large, few * arguments.batch_size), PLAIN, arguments, device),
-    }
+    few = argparse.Namespace(**vars(arguments) | {"batch_size": max(1, arguments.batch_size // 8)})
     samples = TransformedImages(repeated(usual, images), DecodeOnly(), replace=False)
     order = data.EvalBatches(images, arguments.batch_size)
-    loader = make_loader(samples, order, arguments.workers, CPU, keep_workers=True)
-    found["decode_only"] = statistics.median(in_turns({"decode": lambda: loader}, images, arguments.rounds)["decode"])
-    found["workers"], found["batch_size"], found["cores"] = arguments.workers, arguments.batch_size, cores()
-    return found
+    decoding = make_loader(samples, order, arguments.workers, CPU, keep_workers=True)
+    plain = compare(repeated(usual, images), PLAIN, arguments, device, decode_only=decoding)
+    return {
+        "decode_only": plain.pop("decode_only"),
+        "plain": plain,
+        "randaugment": compare(repeated(usual, images), RAND_AUGMENT, arguments, device),
+        "large": compare(repeated(large, arguments.batches * few.batch_size), PLAIN, few, device),
+        "workers": arguments.workers,
+        "batch_size": arguments.batch_size,
+        "cores": cores(),
+    }
 
 
 def compare(
-    images: ImageFiles, policy: dict[str, Any], arguments: argparse.Namespace, device: torch.device
+    images: ImageFiles,
+    policy: dict[str, Any],
+    arguments: argparse.Namespace,
+    device: torch.device,
+    **others: Iterable[Any],
 ) -> dict[str, float]:
-    """Images/s of both, and the ratio of every turn of ours to timm's beside it."""
+    """Images/s of both and of the others, and the ratio of every turn of ours to timm's beside it."""
     ours = data.TrainLoader(
         images,
         [data.TrainTransform(SIZE, **policy)],
@@ -145,7 +153,9 @@ def compare(
     )
     theirs = timms(images, policy, arguments, device)
     epochs = iter(range(10**6))
-    found = in_turns({"ours": lambda: ours.epoch(next(epochs)), "timm": lambda: theirs}, len(images), arguments.rounds)
+    sides: dict[str, Callable[[], Iterable[Any]]] = {"ours": lambda: ours.epoch(next(epochs)), "timm": lambda: theirs}
+    sides |= {name: partial(iter, batches) for name, batches in others.items()}
+    found = in_turns(sides, len(images), arguments.rounds)
     ratios = [a / b for a, b in zip(found["ours"], found["timm"], strict=True)]
     return {name: statistics.median(speeds) for name, speeds in found.items()} | {
         "ratio": statistics.median(ratios),
