@@ -132,7 +132,7 @@ def train_batches(
         repeats=config.augment.repeats,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        shuffled=getattr(images, "shuffled", None),  # shards are best gone through one after the other
+        shuffled=images.shuffled,
     )
     return data.TrainLoader(
         images,
@@ -196,6 +196,7 @@ def new_state(
                 "augment.repeats": config.augment.repeats,
                 "train.global_batch_size": config.train.global_batch_size,
                 "seed": config.seed,
+                **images.order,
             },
         },
     )

@@ -32,7 +32,7 @@ class Digits:
         return DigitImages(digits.images[chosen], digits.target[chosen], [str(name) for name in digits.target_names])
 
 
-class DigitImages:
+class DigitImages(Images):
     def __init__(self, grey: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
         self.classes = classes
         self.labels = [int(label) for label in labels]

@@ -12,7 +12,7 @@ from .caches import cache_folder
 from .encoded import EncodedImage
 from .errors import DataError
 from .fetching import Patience, read_remote
-from .images import numbers_in
+from .images import Images, numbers_in
 from .shard_cache import Ahead, Cache
 from .shard_index import (
     HEADER,
@@ -122,7 +122,7 @@ class ImageNetShards:
         return Cache(self.cache_dir, limit, self.patience)
 
 
-class ShardImages:
+class ShardImages(Images):
     """The images of shards, in the shards' order; any can be asked for, but neighbours come cheapest.
 
     A process holds open the shards that it used last, remembers where the samples of the last ones lie, and lets a
@@ -138,7 +138,7 @@ class ShardImages:
         self.ends = np.cumsum([located.shard.samples for located in shards])
         # The order in which the shards are gone through. In shared memory, as `shuffled` is called in the process that
         # draws the batches, and its workers are to know what comes next.
-        self.order = torch.arange(len(shards)).share_memory_()
+        self.shard_order = torch.arange(len(shards)).share_memory_()
         self.reader: Reader | None = None
 
     def __len__(self) -> int:
@@ -149,7 +149,8 @@ class ShardImages:
             raise IndexError(index)
         number = int(np.searchsorted(self.ends, index, side="right"))
         if self.reader is None or self.reader.process != os.getpid():
-            self.reader = Reader(self.shards, self.cache, len(self.numbers), self.order.numpy(), self.shuffle_shards)
+            order = self.shard_order.numpy()
+            self.reader = Reader(self.shards, self.cache, len(self.numbers), order, self.shuffle_shards)
         first = int(self.ends[number]) - self.shards[number].shard.samples
         image, label = self.reader.read(number, index - first)
         return image, int(self.numbers[label])
@@ -157,9 +158,13 @@ class ShardImages:
     def shuffled(self, random: np.random.Generator) -> np.ndarray:
         """All indices once: the shards in random order, the samples of each `shuffle_shards` shards mixed."""
         order = random.permutation(len(self.shards))
-        self.order.copy_(torch.from_numpy(order))
+        self.shard_order.copy_(torch.from_numpy(order))
         windows = np.split(order, range(self.shuffle_shards, len(order), self.shuffle_shards))
         return np.concatenate([random.permutation(np.concatenate([*map(self.indices, w)])) for w in windows])
+
+    @property
+    def order(self) -> dict[str, object]:
+        return {"data.shuffle_shards": self.shuffle_shards, "the number of shards": len(self.shards)}
 
     def indices(self, number: int) -> np.ndarray:
         """The indices of a shard's samples."""

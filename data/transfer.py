@@ -104,7 +104,7 @@ class Cars:
         return require_files(read(images, self.root, contents, source), source)
 
 
-class HeldImages:
+class HeldImages(Images):
     """Images that a reader of torchvision's holds in memory; its label l is `numbers[l]` here."""
 
     def __init__(self, reader: Dataset, classes: list[str], numbers: list[int]) -> None:

@@ -35,7 +35,7 @@ from data import (
 from data.encoded import EncodedImage
 from data.errors import WorkerKilledError
 from data.images import ImageFiles, Sample, Transform, TransformedImages
-from data.loader import end_workers
+from data.workers import end_workers
 
 from ..conftest import ROOT
 from .test_loader import CPU, DEIT, NEITHER

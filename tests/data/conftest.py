@@ -1,0 +1,27 @@
+"""A small tree of images, and the same in shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .sharded import COUNTS, Command
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def tree(image_tree: Callable[..., Path]) -> Path:
+    return image_tree("tree", COUNTS)
+
+
+@pytest.fixture
+def shards(command: Command, tree: Path, tmp_path: Path) -> Path:
+    """The tree in shards of 5: ten of training, three of validation."""
+    result = command("scripts/make_shards.py", str(tree), str(tmp_path / "shards"), "--samples", "5", "--workers", "1")
+    assert result.status == 0, result.stderr
+    return tmp_path / "shards"

@@ -1,0 +1,61 @@
+"""What the tests of shards share: the options of their runs, and what is in a data set."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from data import ImageNetShards
+from data.images import ImageFiles, TransformedImages
+from data.loader import batches_of, make_loader
+from data.shards import ShardImages
+
+from ..conftest import TINY, Result
+
+Command = Callable[..., Result]
+QUICK: dict[str, Any] = {"timeout": 20.0, "backoff": 0.001}
+SMALL = (
+    *TINY,
+    "+model.depth=1",
+    "data=imagenet_shards",
+    "data.shuffle_shards=2",
+    "train.global_batch_size=16",
+    "train.ema_decay=null",
+    "resolutions=[16]",
+)
+COUNTS = {"train/green": 26, "train/red": 20, "val/green": 3, "val/red": 8}
+
+
+def source(base: object, **options: Any) -> ImageNetShards:
+    return ImageNetShards(urls=f"{base}/train", val_urls=f"{base}/val", **QUICK | options)
+
+
+def contents(images: ShardImages | ImageFiles) -> Counter[tuple[bytes, int]]:
+    return Counter((image.data, label) for image, label in (images[index] for index in range(len(images))))
+
+
+def seen(images: ShardImages, shares: list[Any], workers: int) -> Counter[tuple[bytes, int]]:
+    """What the processes of a run get to see in an epoch."""
+
+    class AsItIs:
+        def __call__(self, image: Any) -> torch.Tensor:
+            return torch.frombuffer(bytearray(image.data.ljust(8000, b"\0")), dtype=torch.uint8)
+
+        def on_device(self, images: torch.Tensor, seeds: Any) -> torch.Tensor:
+            return images
+
+    found: Counter[tuple[bytes, int]] = Counter()
+    samples = TransformedImages(images, AsItIs(), replace=False)
+    for batches in shares:
+        loader = make_loader(samples, batches, workers, torch.device("cpu"), keep_workers=False)
+        for batch in batches_of(loader):
+            found.update(
+                (bytes(p.numpy()).rstrip(b"\0"), int(label))
+                for p, label in zip(batch.pixels, batch.labels, strict=True)
+            )
+    return found
+
+
+def unpadded(counted: Counter[tuple[bytes, int]]) -> dict[tuple[bytes, int], int]:
+    return {(data.rstrip(b"\0"), label): count for (data, label), count in counted.items()}

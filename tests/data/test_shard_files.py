@@ -1,0 +1,140 @@
+"""Which shards are meant, and what is said of those that are not what they should be."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import DataError, ImageNetShards
+from data.shard_index import INDEX, Index, Shard, ShardError
+
+from .servers import serving
+from .sharded import contents, source
+
+
+def test_patterns_name_shards_by_the_index(shards: Path, tree: Path) -> None:
+    def names(urls: str | list[str]) -> list[str]:
+        return [located.shard.name for located in ImageNetShards(urls=urls).train().shards]
+
+    base = f"{shards}/train"
+    assert names(f"{base}/00000[0-2].tar") == ["000000.tar", "000001.tar", "000002.tar"]
+    assert names(f"{base}/{{000003..000005}}.tar") == ["000003.tar", "000004.tar", "000005.tar"]
+    assert names([f"{base}/000007.tar", f"{base}/*7.tar"]) == ["000007.tar"]
+    assert len(names(f"{base}/")) == 10
+    both = ImageNetShards(urls=f"{shards}/{{train,val}}").train()
+    assert len(both) == 57
+
+
+@pytest.mark.parametrize(
+    ("urls", "line"),
+    [
+        (None, "data.urls: must be given: a folder of shards, or shards, as data.urls=/path/{000..146}.tar"),
+        (
+            "BASE/train/77.tar",
+            "data.urls=BASE/train/77.tar: no such shard in BASE/train/index.json, which has 10: 000000",
+        ),
+        (
+            "BASE/train/x*",
+            "data.urls=BASE/train/x*: no such shard in BASE/train/index.json, which has 10: 000000.tar, 0",
+        ),
+        (
+            "BASE/test",
+            "BASE/test/index.json: no such file; shards are used by the index beside them, which `python scr",
+        ),
+        ("BASE/{1..", "BASE/{1..: cannot be read (Unbalanced braces"),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_line(shards: Path, urls: str | None, line: str) -> None:
+    with serving(shards) as http:
+        for base in (str(shards), http):
+            with pytest.raises(DataError) as caught:
+                ImageNetShards(urls=urls and urls.replace("BASE", base)).train()
+            assert str(caught.value).startswith(line.replace("BASE", base))
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ({"shuffle_shards": 0}, "data.shuffle_shards=0: must be at least 1"),
+        ({"retries": -1}, "data.retries=-1: must be at least 0"),
+        ({"cache_gb": 0.0}, "data.cache_gb=0.0: must be greater than 0"),
+        ({"timeout": float("nan")}, "data.timeout=nan: must be greater than 0"),
+    ],
+)
+def test_options_out_of_range(option: dict[str, Any], line: str) -> None:
+    with pytest.raises(DataError, match=f"^{line}$"):
+        ImageNetShards(urls="x", **option)
+
+
+def test_validation_is_numbered_as_training(shards: Path) -> None:
+    val = source(shards).val(["blue", "red", "green"])
+    assert {label for _, label in contents(val)} == {1, 2}
+    with pytest.raises(DataError, match="val/green: a class that training lacks"):
+        source(shards).val(["red"])
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("members", "line"),
+    [
+        ({"a.jpg": b"x"}, "a has jpg; must have one image and its class, .cls"),
+        ({"a.cls": b"0"}, "a has cls; must have one image and its class, .cls"),
+        ({"a.cls": b"0", "a.jpg": b"x", "a.png": b"x"}, "a has cls, jpg, png; must have one image"),
+        ({"a.cls": b"cat", "a.jpg": b"x"}, "holds b'cat'; must be the number of a class"),
+        ({"a.cls": b"7", "a.jpg": b"x"}, "is class 7, and the index has 2, from 0"),
+        ({"a.cls": b"1", "a.jpg": b"x", "b.jpg": b"x", "b.cls": b"1"}, "has 2 samples where index.json has 1"),
+        ({}, "has 0 samples where index.json has 1"),
+    ],
+)
+def test_a_shard_that_is_not_what_it_should_be(tmp_path: Path, members: dict[str, bytes], line: str) -> None:
+    write_tar(tmp_path / "a.tar", members)
+    size = (tmp_path / "a.tar").stat().st_size
+    (tmp_path / INDEX).write_text(Index(["cat", "dog"], [Shard("a.tar", 1, size, "0" * 64)]).text())
+    with pytest.raises(ShardError) as caught:
+        ImageNetShards(urls=str(tmp_path)).train()[0]
+    assert str(caught.value).startswith(f"{tmp_path}/a.tar")
+    assert line in str(caught.value)
+
+
+def test_a_local_shard_that_was_changed_or_is_gone(shards: Path) -> None:
+    path = shards / "train" / "000000.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-512])
+    with pytest.raises(ShardError, match=r"000000\.tar: has .* bytes where index\.json has "):
+        source(shards).train()[0]
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(ShardError, match=r"000000\.tar: has 0 samples where index\.json has 5"):
+        source(shards).train()[0]
+    path.unlink()
+    with pytest.raises(ShardError, match=r"000000\.tar: cannot be read \(No such file"):
+        source(shards).train()[0]
+
+
+def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:
+    """Long names in folders, further members, metadata, the class after the image."""
+    deep = "d" * 90 + ".x/" + "e" * 120
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "__meta": b"?",
+            f"{deep}.jpeg": b"one",
+            f"{deep}.json": b"{}",
+            f"{deep}.cls": b"1\n",
+            "b.cls": b"0",
+            "b.PNG": b"two",
+        },
+    )
+    size = (tmp_path / "a.tar").stat().st_size
+    (tmp_path / INDEX).write_text(Index(["cat", "dog"], [Shard("a.tar", 2, size, "0" * 64)]).text())
+    images = ImageNetShards(urls=str(tmp_path / "a.tar")).train()
+    assert [(image.data, label) for image, label in (images[0], images[1])] == [(b"one", 1), (b"two", 0)]
+    assert images[1][0].origin == f"{tmp_path}/a.tar/b.PNG"
