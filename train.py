@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> float:
     """One run, from configuration to report; returns the headline metric of the final weights as trained."""
     with distributed.session() as device:
         require_determinism(config.deterministic)
-        check(config)
+        check(config, device)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
         # The model with its task, and all that changes while it learns.
@@ -100,8 +100,10 @@ def train(config: TrainConfig) -> float:
         return as_trained[state.headline]
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, device: torch.device) -> None:
     """Refuse what can be refused before the data are looked at."""
+    if config.data.decode == "gpu":
+        data.require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     sizes = {
         "augment.image_sizes": config.augment.image_sizes or [],
@@ -124,6 +126,7 @@ def train_batches(
     config: TrainConfig, images: data.Images, settings: DataSettings, device: torch.device
 ) -> data.TrainLoader:
     """This process's share of the augmented batches, as conf/augment has them."""
+    transform = data.GpuTrainTransform if config.data.decode == "gpu" else data.TrainTransform
     order = data.TrainBatches(
         len(images),
         config.train.batch_size(distributed.world_size()),
@@ -137,7 +140,7 @@ def train_batches(
     return data.TrainLoader(
         images,
         [
-            data.TrainTransform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
+            transform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
             for size in config.augment.image_sizes or [config.data.image_size]
         ],
         data.Mixing(len(images.classes), **config.augment.mixing),

@@ -3,6 +3,7 @@
 from .digits import Digits
 from .errors import BrokenImageError, DataError
 from .folder import Folder
+from .gpu_decoding import GpuTrainTransform, require_gpu_decoding
 from .imagenet import ImageNet
 from .images import DataSource, Images
 from .inaturalist import INat
@@ -41,6 +42,7 @@ __all__ = [
     "EvalTransform",
     "Flowers",
     "Folder",
+    "GpuTrainTransform",
     "INat",
     "ImageNet",
     "ImageNetShards",
@@ -49,4 +51,5 @@ __all__ = [
     "TrainBatches",
     "TrainLoader",
     "TrainTransform",
+    "require_gpu_decoding",
 ]

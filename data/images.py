@@ -1,9 +1,9 @@
 """What a data set is to the rest of the program: labelled images, by number."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from .encoded import EncodedImage
 from .errors import BrokenImageError, DataError
 from .packed import PackedTexts
+from .slots import Slots
 
 REPLACEMENTS = 10
 """Tries to find another image for one that cannot be decoded."""
@@ -22,8 +23,12 @@ REPLACEMENTS = 10
 class Transform(Protocol):
     """From an image to the model's input: its pixels in a worker, the rest of it a batch at a time on the device."""
 
-    def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
-        """(H, W, 3), uint8."""
+    def __call__(self, image: Image.Image | EncodedImage) -> Any:
+        """What a worker makes of it: (H, W, 3), uint8, or what becomes that on the device."""
+
+    def stacking(self) -> Callable[[Sequence[Any]], Any]:
+        """How a worker puts them together, to what `.to(device)` makes (B, H, W, 3), uint8."""
+        return Slots().stack
 
     def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B, H, W, 3), uint8 → (B, 3, H, W), fp32, normalised. The seeds are the images' own."""
@@ -32,7 +37,8 @@ class Transform(Protocol):
 class Sample(NamedTuple):
     """What a worker makes of an item."""
 
-    pixels: Tensor
+    pixels: Any
+    """What its transform makes of an image."""
     label: int
     seed: int
     broken: tuple[str, ...] = ()

@@ -3,8 +3,8 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .errors import BrokenImageError, DataError, WorkerKilledError
 from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
-from .slots import PREFETCHED, Slots
+from .slots import PREFETCHED, Mapped
 from .workers import begin_worker
 
 logger = logging.getLogger("data")
@@ -150,7 +150,7 @@ class BrokenImages:
 class Collated(NamedTuple):
     """A batch as it comes from a worker."""
 
-    pixels: Tensor
+    pixels: Any
     labels: list[int]
     seeds: list[int]
     broken: list[str]
@@ -168,7 +168,7 @@ def make_loader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=Collate(),
+        collate_fn=Collate(samples.transform.stacking()),
         prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=begin_worker,
         pin_memory=device.type == "cuda",
@@ -179,8 +179,8 @@ def make_loader(
 class Collate:
     """Samples → batch, or the first error among them."""
 
-    def __init__(self) -> None:
-        self.slots = Slots()
+    def __init__(self, stack: Callable[[Sequence[Any]], Any]) -> None:
+        self.stack = stack
 
     def __call__(self, samples: list[Sample | DataError]) -> Collated | DataError:
         good: list[Sample] = []
@@ -189,7 +189,7 @@ class Collate:
                 return sample
             good.append(sample)
         return Collated(
-            self.slots.stack([sample.pixels for sample in good]),
+            self.stack([sample.pixels for sample in good]),
             [sample.label for sample in good],
             [sample.seed for sample in good],
             [description for sample in good for description in sample.broken],
@@ -199,7 +199,7 @@ class Collate:
 def batches_of(loader: DataLoader) -> Iterator[Collated]:
     """Those of an epoch, or what went wrong in a worker. Each is valid until the next one is asked for."""
     before = signal.getsignal(signal.SIGCHLD)
-    mapped: dict[int, Tensor] = {}
+    mapped = Mapped()
     try:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
@@ -208,8 +208,7 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
         for collated in batches:
             if isinstance(collated, DataError):
                 raise collated
-            if collated.pixels.is_shared():  # with a worker; torch maps it anew when nobody holds it
-                mapped[collated.pixels.data_ptr()] = collated.pixels
+            mapped.hold(collated.pixels)
             yield collated
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it cannot hand over what it made
         told = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)

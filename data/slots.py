@@ -14,6 +14,17 @@ PREFETCHED = 2
 """Batches that each worker makes ahead."""
 
 
+class Mapped:
+    """The slots that this process has mapped: torch maps anew what nobody holds."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Tensor] = {}
+
+    def hold(self, batch: object) -> None:
+        if isinstance(batch, Tensor) and batch.is_shared():
+            self.slots[batch.data_ptr()] = batch
+
+
 class Slots:
     """As many as can be filled before the first is free again: those made ahead, and the one that is being read."""
 

@@ -17,13 +17,14 @@ from torchvision.transforms import Compose
 from .crops import random_resized_crop
 from .encoded import EncodedImage, rgb
 from .errors import DataError
+from .images import Transform
 from .normalising import Normaliser, one_thread
 from .sliding import slide_faster
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
 
-class TrainTransform:
+class TrainTransform(Transform):
     """Random resized crop, flip, 3-Augment, colour jitter or RandAugment; on the device normalisation, random erasing.
 
     Args:
@@ -80,7 +81,7 @@ class TrainTransform:
     def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
         """(H, W, 3), uint8. Draws from Python's, numpy's and torch's global generators."""
         pixels = random_resized_crop(image, self.image_size, self.scale, self.ratio, self.interpolation)
-        if random.random() < self.hflip:
+        if self.flips():
             pixels = pixels.flip(1)
         if self.colours:
             coloured = Image.fromarray(pixels.numpy())
@@ -88,6 +89,9 @@ class TrainTransform:
                 coloured = colour(coloured)
             pixels = torch.from_numpy(np.array(coloured))
         return pixels
+
+    def flips(self) -> bool:
+        return random.random() < self.hflip
 
     def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B, H, W, 3), uint8 → (B, 3, H, W), fp32; what is erased in an image follows from its seed."""
@@ -102,7 +106,7 @@ class TrainTransform:
         return normalised
 
 
-class EvalTransform:
+class EvalTransform(Transform):
     """Resize the short side to image_size / crop_ratio, cut out the centre; normalise on the device.
 
     mean, std, interpolation: as for training. The pixels are Pillow's: what is published was measured with them.

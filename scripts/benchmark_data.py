@@ -40,7 +40,7 @@ import xcit
 from data.crops import random_resized_crop
 from data.encoded import EncodedImage
 from data.folder import list_classes
-from data.images import ImageFiles, TransformedImages
+from data.images import ImageFiles, Transform, TransformedImages
 from data.jpeg import read_jpeg
 from data.loader import make_loader
 from xcit.command import guarded
@@ -189,7 +189,7 @@ def timms(
     )
 
 
-class DecodeOnly:
+class DecodeOnly(Transform):
     """A transform that decodes the whole image and hands on nothing of it."""
 
     def __call__(self, image: Any) -> Tensor:

@@ -40,7 +40,7 @@ FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/Deja
 
 def show(config: TrainConfig) -> None:
     with distributed.session() as device:
-        check(config)
+        check(config, device)
         images = data.DATASETS[config.data.name](**config.data.options).train()
         settings = data_settings(dry_run(config.model.entry, config.model.options, {}))
         # One worker makes a batch from beginning to end, and others would make the next ones for nothing.

@@ -66,6 +66,8 @@ class DataConfig(OpenSection):
     workers: Annotated[int, Field(ge=0)] = 8
     max_broken: Share = 0.001
     """Of the training images: so many may be broken, and are replaced by others, before the run stops."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where JPEGs are decoded in training."""
 
 
 OPEN_SECTIONS: dict[str, type[OpenSection]] = {"model": ModelConfig, "task": TaskConfig, "data": DataConfig}

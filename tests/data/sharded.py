@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data import ImageNetShards
-from data.images import ImageFiles, TransformedImages
+from data.images import ImageFiles, Transform, TransformedImages
 from data.loader import batches_of, make_loader
 from data.shards import ShardImages
 
@@ -38,7 +38,7 @@ def contents(images: ShardImages | ImageFiles) -> Counter[tuple[bytes, int]]:
 def seen(images: ShardImages, shares: list[Any], workers: int) -> Counter[tuple[bytes, int]]:
     """What the processes of a run get to see in an epoch."""
 
-    class AsItIs:
+    class AsItIs(Transform):
         def __call__(self, image: Any) -> torch.Tensor:
             return torch.frombuffer(bytearray(image.data.ljust(8000, b"\0")), dtype=torch.uint8)
 

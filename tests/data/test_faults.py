@@ -198,7 +198,7 @@ def test_no_image_of_an_evaluation_is_replaced(image_tree: Tree, damage: str, wo
 # Workers
 
 
-class Nothing:
+class Nothing(Transform):
     """One pixel, whatever the image shows: what is left is the loader's own work."""
 
     def __call__(self, image: Image.Image | EncodedImage) -> Tensor:

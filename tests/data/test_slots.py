@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from data import EvalBatches
-from data.images import TransformedImages
+from data.images import Transform, TransformedImages
 from data.loader import batches_of, make_loader
 from data.slots import PREFETCHED
 
@@ -26,7 +26,7 @@ class Numbers:
         return Image.new("RGB", (1, 1), (index, index, index)), 0
 
 
-class Square:
+class Square(Transform):
     """Sizes change from image to image of a later batch on: the memory has to change with them."""
 
     def __init__(self, grows_at: int = IMAGES) -> None:
