@@ -140,7 +140,7 @@ def train_batches(
     return data.TrainLoader(
         images,
         [
-            transform(size, mean=settings.mean, std=settings.std, **config.augment.transform)
+            transform(size, **settings.preprocessing, **config.augment.transform)
             for size in config.augment.image_sizes or [config.data.image_size]
         ],
         data.Mixing(len(images.classes), **config.augment.mixing),

@@ -75,10 +75,7 @@ class GpuTrainTransform(TrainTransform):
         return Undecoded(
             torch.from_numpy(np.frombuffer(b"".join(item.image.data for item in chosen), dtype=np.uint8).copy()),
             [len(item.image.data) for item in chosen],
-            [
-                item if isinstance(item, Tensor) else item._replace(image=EncodedImage(b"", item.image.origin))
-                for item in made
-            ],
+            [item if isinstance(item, Tensor) else item.without_bytes() for item in made],
             self.image_size,
             self.interpolation,
         )
@@ -102,6 +99,8 @@ class Undecoded:
         chosen = [item for item in self.items if isinstance(item, Chosen)]
         try:
             decoded = decode(list(jpegs), device) if jpegs else []
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # of one of them, which is not told: all go the plain way, which names it if it is broken
             plain = [
                 EncodedImage(j.numpy().tobytes(), c.image.origin).rgb() for j, c in zip(jpegs, chosen, strict=True)

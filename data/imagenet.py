@@ -64,7 +64,8 @@ def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
                 if meta_member and truth_member:
                     return parse_devkit(meta_member, truth_member)
     except (OSError, LookupError, ValueError, TypeError, tarfile.TarError, MatReadError) as error:
-        raise DataError(f"{root / DEVKIT}: cannot be read ({error})") from None
+        damaged = root / DEVKIT if (root / DEVKIT).is_dir() else archive
+        raise DataError(f"{damaged}: cannot be read ({error}); must hold {members[0]} and {members[1]}") from None
     raise DataError(f"{root / 'val'}: is flat, so {DEVKIT}/ or {archive.name} must lie in {root} for its labels")
 
 

@@ -59,7 +59,7 @@ def read_jpeg(image: EncodedImage) -> Jpeg | None:
         return None
     try:
         return read_header(image)
-    except (struct.error, IndexError):  # it ends within its header
+    except (struct.error, IndexError, SyntaxError, ValueError, OSError):  # of a header, or an EXIF, that breaks off
         return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .caches import cache_folder
+from .errors import DataError
 from .packed import PackedTexts
 
 logger = logging.getLogger("data")
@@ -36,6 +37,17 @@ def list_images(root: Path) -> Listing:
         return known
     looked_at = time.time()
     folders: dict[str, int] = {}
+    try:
+        listing = look_through(root, folders)
+    except OSError as error:  # of a folder that may not be read, or of links that lead in a circle
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+    if looked_at - max(folders.values()) / 1e9 > SETTLED:
+        write_cache(cache, listing, folders)
+    return listing
+
+
+def look_through(root: Path, folders: dict[str, int]) -> Listing:
+    """The listing, and each folder's time stamp."""
     classes = sorted(entry.name for entry in scan(root, "", folders) if is_class(entry))
     found: list[str] = []
     labels: list[int] = []
@@ -43,10 +55,7 @@ def list_images(root: Path) -> Listing:
         paths = walk(root, name, folders)
         found += paths
         labels += [number] * len(paths)
-    listing = Listing(classes, PackedTexts.of(found, f"{root}/"), np.array(labels, dtype=np.int32))
-    if looked_at - max(folders.values()) / 1e9 > SETTLED:
-        write_cache(cache, listing, folders)
-    return listing
+    return Listing(classes, PackedTexts.of(found, f"{root}/"), np.array(labels, dtype=np.int32))
 
 
 def is_class(entry: os.DirEntry) -> bool:
@@ -76,8 +85,8 @@ def scan(root: Path, folder: str, folders: dict[str, int]) -> list[os.DirEntry]:
 
 
 def changed_at(root: Path, folder: str) -> int:
-    """In nanoseconds."""
-    return (root / folder).stat().st_mtime_ns
+    """In nanoseconds, by the system's clock: unpacking an archive may set the other time stamp back."""
+    return (root / folder).stat().st_ctime_ns
 
 
 def read_cache(cache: Path, root: Path) -> Listing | None:

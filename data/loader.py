@@ -54,7 +54,8 @@ class TrainLoader:
         """
         Args:
             epochs: of the whole run.
-            max_broken: how large a share of the images may be broken; each is replaced by another.
+            max_broken: how large a share of the images may be broken; each is replaced by another. Every process may
+                meet all of them, in one epoch or another.
 
         Raises:
             DataError: there are no images, more transforms than epochs, or odd batches to mix.
@@ -71,7 +72,7 @@ class TrainLoader:
             )
         self.images, self.transforms, self.epochs = images, transforms, epochs
         self.mixing, self.batches, self.workers, self.device = mixing, batches, workers, device
-        self.broken = BrokenImages(max_broken * len(images) / batches.world_size)
+        self.broken = BrokenImages(max_broken * len(images))
         self.part: int | None = None  # which transform the loader below has
         self.loader: DataLoader | None = None
 
@@ -129,7 +130,7 @@ class EvalLoader:
 
 
 class BrokenImages:
-    """The images of this process that cannot be decoded: each is told of once, and too many end the run."""
+    """The images that cannot be decoded, of those that this process met: each is told of once; too many end the run."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -142,8 +143,7 @@ class BrokenImages:
                 logger.warning("%s; replaced by another image (%d so far)", description, len(self.known))
                 if len(self.known) > self.limit:
                     raise BrokenImageError(
-                        f"{description}; {len(self.known)} images are broken, "
-                        f"data.max_broken allows {int(self.limit)} of this process's share"
+                        f"{description}; {len(self.known)} images are broken, data.max_broken allows {int(self.limit)}"
                     )
 
 
@@ -198,7 +198,7 @@ class Collate:
 
 def batches_of(loader: DataLoader) -> Iterator[Collated]:
     """Those of an epoch, or what went wrong in a worker. Each is valid until the next one is asked for."""
-    before = signal.getsignal(signal.SIGCHLD)
+    before = without_torchs(signal.getsignal(signal.SIGCHLD))
     mapped = Mapped()
     try:
         batches = iter(loader)
@@ -211,12 +211,19 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
             mapped.hold(collated.pixels)
             yield collated
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it cannot hand over what it made
-        told = "DataLoader worker" in str(error) or not isinstance(error, RuntimeError)
+        of_workers = ("DataLoader worker", "Pin memory thread")  # the thread ends with a worker that was killed
+        told = any(part in str(error) for part in of_workers) or not isinstance(error, RuntimeError)
         if loader.num_workers == 0 or not told or str(error).startswith("Caught "):  # caught: by a worker that lives
             raise
         raise WorkerKilledError(
             f"a data worker was killed ({' '.join(str(error).split())}); where memory is short, lower data.workers"
         ) from None
+
+
+def without_torchs(handler: Any) -> Any:
+    """The handler of a signal, if it is not the one that torch sets with the first loader of a process."""
+    ours = callable(handler) and not handler.__module__.startswith("torch.")
+    return handler if ours or isinstance(handler, signal.Handlers) else signal.SIG_DFL
 
 
 def to_device(collated: Collated, transform: Transform, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Many short texts in three arrays: what a worker looks at it does not copy.
+"""Many short texts in two arrays: what a worker looks at it does not copy.
 
 A list of a million strings is a million objects with a count of references each. To read one writes its count, and
 writing copies the memory page that a forked worker shared with its parent: host memory grows with every epoch.

@@ -126,7 +126,13 @@ def deep(image: Image.Image) -> EncodedImage:
     return encoded(Image.fromarray(grey), "PNG")
 
 
+def odd_exif(image: Image.Image) -> EncodedImage:
+    """EXIF that is none, which Pillow overlooks."""
+    return encoded(image, quality=95, exif=b"Exif\x00\x00neither order of bytes")
+
+
 OTHERS = {
+    "odd EXIF": odd_exif,
     "PNG": lambda image: encoded(image, "PNG"),
     "WebP": lambda image: encoded(image, "WEBP", quality=100),
     "grey JPEG": lambda image: encoded(image.convert("L"), quality=95),

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,20 +16,14 @@ from data.listing import list_images
 from data.packed import PackedTexts
 
 Tree = Callable[..., Path]
-LONG_AGO = 1_000_000_000
 
 
 @pytest.fixture
 def root(image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tree that was last changed long ago, as most are, and a cache of its own."""
+    """A tree that is looked at an hour after its last change, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return settled(image_tree("mine", {"cat": 3, "dog": 2, "dog/old": 1}))
-
-
-def settled(root: Path) -> Path:
-    for number, folder in enumerate(sorted([root, *(path for path in root.rglob("*") if path.is_dir())])):
-        os.utime(folder, (LONG_AGO + number, LONG_AGO + number))
-    return root
+    monkeypatch.setattr(listing, "time", SimpleNamespace(time=lambda: time.time() + 3600))
+    return image_tree("mine", {"cat": 3, "dog": 2, "dog/old": 1})
 
 
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -67,6 +63,21 @@ def test_what_is_added_anywhere_is_found(root: Path, change: str) -> None:
     assert f"{root}/{change}" in list(list_images(root).paths)
 
 
+def test_a_time_stamp_that_is_set_back_hides_no_change(root: Path) -> None:
+    """As tar and rsync do with another version of a data set."""
+    before = (root / "cat").stat()
+    list_images(root)
+    (root / "cat" / "000.png").rename(root / "cat" / "other.png")
+    os.utime(root / "cat", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert f"{root}/cat/other.png" in list(list_images(root).paths)
+
+
+def test_links_in_a_circle_are_told_of_in_a_line(root: Path) -> None:
+    (root / "dog" / "self").symlink_to(".")
+    with pytest.raises(DataError, match=r"self: cannot be listed \(Too many levels of symbolic links\)$"):
+        list_images(root)
+
+
 def test_what_is_gone_is_gone(root: Path) -> None:
     list_images(root)
     (root / "dog" / "old" / "000.png").unlink()
@@ -74,7 +85,7 @@ def test_what_is_gone_is_gone(root: Path) -> None:
 
 
 def test_a_folder_that_has_just_changed_is_not_relied_upon(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.utime(root / "cat")
+    monkeypatch.setattr(listing, "time", time)
     list_images(root)
     seen = scans(monkeypatch)
     list_images(root)
@@ -94,13 +105,12 @@ def test_a_cache_that_cannot_be_written_is_told_of(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (root / "file").write_bytes(b"")
-    settled(root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))
     assert len(list_images(root).labels) == 6
     assert "the list of images cannot be kept" in caplog.text
 
 
-def test_texts_are_what_they_were_in_three_arrays() -> None:
+def test_texts_are_what_they_were_in_two_arrays() -> None:
     texts = ["a", "", "grün/ß.jpg", "odd\udcff.png"]
     packed = PackedTexts.of(texts, "root/")
     assert list(packed) == [f"root/{text}" for text in texts]
