@@ -9,7 +9,8 @@ Against timm both sides have the same files, policy, batch size (an eighth of it
 workers and cores, and take turns in one process;
 decode_only is what the same workers reach that decode whole images (simplejpeg) and do nothing else. The file that
 --json names holds
-{"plain": {"ours", "timm", "ratio", "lowest", "highest"}, "randaugment": {…}, "large": {…}, "decode_only": images/s}.
+{"plain": {"ours", "timm", "ratio", "lowest", "highest"}, "randaugment": {…}, "large": {…}, "decode_only": images/s,
+"workers", "batch_size", "cores"}.
 """
 
 import argparse
