@@ -3,8 +3,9 @@
     python scripts/show_batch.py                                                     # the digits
     python scripts/show_batch.py data=imagenet data.root=/path augment=three_augment
 
-Takes what train.py takes. Writes batch.png into the current folder, or into run_dir=; 64 images at most. Beneath an
-image stands its class; beneath a mixed one the two that have the largest shares of it, by the target that is learnt.
+Takes what train.py takes (see its --help). Writes batch.png into the current folder, or into run_dir=; 64 images at
+most. Beneath an image stands its class; beneath a mixed one the two that have the largest shares of it, by the target
+that is learnt.
 """
 
 import math
@@ -116,4 +117,7 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, every_key(TrainConfig, TABLES))
+    if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra would tell train.py's
+        print(__doc__)
+    else:
+        run(main, every_key(TrainConfig, TABLES))

@@ -121,3 +121,9 @@ def test_what_cannot_be_used_is_said_in_a_line(command: Command, tmp_path: Path,
     result = command(SCRIPT, *TINY, "augment.mixup=0.8", argument)
     assert (result.status, result.stdout, result.stderr) == (2, "", f"error: {line}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_help_tells_what_it_does_itself(command: Command) -> None:
+    result = command("scripts/show_batch.py", "--help")
+    assert result.status == 0
+    assert result.stdout.startswith("The first batch of a training run as a picture")
