@@ -103,24 +103,25 @@ def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]
 
 def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
     """Write the shards that are not there yet, then the index."""
-    sizes = [Path(path).stat().st_size for path, _ in images.samples]
+    samples = images.samples  # once: all paths are decoded for it
+    sizes = [size_of(path) for path, _ in samples]
     order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()
     made = {
         "seed": arguments.seed,
         "samples": None if arguments.bytes else arguments.samples,
         "bytes": arguments.bytes,
         "short_side": arguments.short_side,
-        "source": fingerprint(images, sizes, Path(arguments.source)),
+        "source": fingerprint(images.classes, samples, sizes, Path(arguments.source)),
     }
     if is_finished(folder, made):
         print(f"{folder}: finished already")
         return
     jobs, first = [], 0
     for number, members in enumerate(divide(order, sizes, made["samples"], made["bytes"])):
-        samples = [images.samples[member] for member in members]
         path = folder / f"{number:06}.tar"
-        jobs.append(ShardJob(path, first, samples, arguments.short_side, not arguments.no_decode_check))
-        first += len(samples)
+        chosen = [samples[member] for member in members]
+        jobs.append(ShardJob(path, first, chosen, arguments.short_side, not arguments.no_decode_check))
+        first += len(chosen)
     try:
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         write_text(folder / UNFINISHED / "plan.json", json.dumps(made))
@@ -150,10 +151,17 @@ def divide(order: list[int], sizes: list[int], samples: int | None, size: int | 
     yield members
 
 
-def fingerprint(images: ImageFiles, sizes: list[int], source: Path) -> str:
+def size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
     """What tells whether shards were made of these very files: names, labels, sizes and classes."""
-    names = [(os.path.relpath(path, source), label) for path, label in images.samples]
-    return hashlib.sha256(json.dumps([images.classes, names, sizes]).encode()).hexdigest()
+    names = [(os.path.relpath(path, source), label) for path, label in samples]
+    return hashlib.sha256(json.dumps([classes, names, sizes]).encode()).hexdigest()
 
 
 def is_finished(folder: Path, made: dict[str, Any]) -> bool:

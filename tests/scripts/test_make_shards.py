@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import xcit.storage
+from data.images import ImageFiles
 from data.shard_index import INDEX, parse_index
 
 from ..conftest import Result
@@ -55,6 +56,17 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tr
     }
     assert command(SCRIPT, str(tree), "other", "--samples", "4", "--seed", "1").status == 0
     assert files(tmp_path / "other")["train/000000.tar"] != files(tmp_path / "s1")["train/000000.tar"]
+
+
+def test_the_list_of_images_is_taken_once_however_many_shards(
+    command: Command, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking it decodes every path: once for each image would be days for ImageNet."""
+    taken = []
+    samples = ImageFiles.samples.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(ImageFiles, "samples", property(lambda images: taken.append(len(images)) or samples(images)))
+    assert command(SCRIPT, str(tree), "shards", "--samples", "2").status == 0
+    assert taken == [23, 7]
 
 
 def test_webdataset_reads_them(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -157,6 +169,14 @@ def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, 
     assert result.stderr.count("\n") == 1
     assert not list((tmp_path / "shards").rglob("*.tar*"))
     assert command(SCRIPT, str(tree), "shards", "--samples", "100", "--no-decode-check").status == 0
+
+
+def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
+    dangling = tree / "train" / "red" / "link.JPEG"
+    dangling.symlink_to("nowhere")
+    result = command(SCRIPT, str(tree), "shards")
+    assert (result.status, result.stderr) == (2, f"error: {dangling}: cannot be read (No such file or directory)\n")
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_disk_that_does_not_give_back_what_was_written(
