@@ -3,6 +3,7 @@
 import hashlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from filelock import FileLock, Timeout
 from .errors import DataError
 from .fetching import Patience, fetch, tell
 from .shard_index import Located, Shard, ShardError, is_remote
+
+NAME = re.compile(r"[0-9a-f]{64}\.(?:tar|(?P<size>\d+)\.part)")
+"""The cache's own files: what else lies in its folder is the user's, and is neither counted nor removed."""
 
 
 def fault_of(path: Path, shard: Shard) -> str | None:
@@ -142,9 +146,12 @@ class Cache:
             files = []
             taken = shard.bytes
             for path in self.folder.iterdir():
-                if path.suffix == ".part" and not self.is_orphan(path, part):
-                    taken += int(path.suffixes[0][1:])
-                elif path.suffix == ".tar":
+                named = NAME.fullmatch(path.name)
+                if not named:
+                    continue
+                if named["size"]:
+                    taken += 0 if self.is_orphan(path, part) else int(named["size"])
+                else:
                     try:
                         status = path.stat()
                     except FileNotFoundError:  # another process has just found it damaged

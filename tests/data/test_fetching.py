@@ -185,6 +185,23 @@ def test_what_a_killed_process_left_goes(folder: Path, cache_of: Callable[..., C
     assert kept(tmp_path) == {"0", "1"}
 
 
+def test_files_of_others_in_the_folder_are_left_alone(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    names = ("mine.tar", "films.part", f"{'a' * 64}.part", f"{'a' * 64}.copy.tar", f"{'A' * 64}.tar")
+    (tmp_path / "cache").mkdir()
+    for name in names:
+        (tmp_path / "cache" / name).write_bytes(bytes([7]) * SIZE)
+    with serving(folder) as base:
+        cache = cache_of(limit=2 * SIZE)
+        for number in range(4):
+            cache.open(located(base, number)).close()
+    assert {path.name for path in (tmp_path / "cache").iterdir() if path.is_file()} == {
+        *names,
+        *(f"{located('', number).shard.sha256}.tar" for number in (2, 3)),
+    }
+
+
 def read_all(cache: Cache, base: str) -> None:
     for number in range(6):
         with cache.open(located(base, number)) as file:
