@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -269,6 +270,58 @@ def test_a_thread_fetches_ahead_and_leaves_failures_to_the_reader(
         assert faults.requests == {"/1.tar": 1, "/3.tar": 1}
         with pytest.raises(ShardError, match="HTTP 403"):
             cache.open(located(base, 1))
+
+
+def test_what_the_folder_refuses_is_one_line(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder) as base:
+        cache = cache_of()
+        in_the_way = cache.path(located(base, 1).shard)
+        in_the_way.mkdir()
+        cache.open(located(base, 2)).close()
+        with pytest.raises(
+            ShardError, match=f"^{in_the_way}: cannot be read or written .*; data.cache_dir=.*/cache must allow"
+        ):
+            cache.open(located(base, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr("data.shard_cache.os.utime", refuse)
+            with pytest.raises(ShardError, match=r"\.tar: cannot be read or written \(Operation not permitted\); "):
+                cache.open(located(base, 2))
+        shutil.rmtree(tmp_path / "cache" / "locks")
+        (tmp_path / "cache" / "locks").write_text("")
+        with pytest.raises(ShardError, match=f"^{tmp_path}/cache/locks.*: cannot be read or written"):
+            cache.open(located(base, 3))
+
+
+def refuse(path: Path, **_: object) -> None:
+    raise PermissionError(1, "Operation not permitted", str(path))
+
+
+def test_a_failure_that_cannot_be_noted_is_told_all_the_same(folder: Path, cache_of: Callable[..., Cache]) -> None:
+    cache = cache_of()
+    with serving(folder, Faults("403", times=99)) as base:
+        note = cache.failure(located(base, 1).shard)
+        note.mkdir()
+        os.utime(note, (0, 0))
+        with pytest.raises(ShardError, match=r"/1\.tar: cannot be fetched \(HTTP 403"):
+            cache.open(located(base, 1))
+
+
+def test_the_thread_outlives_what_the_folder_refuses(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    with serving(folder) as base:
+        cache = cache_of()
+        cache.path(located(base, 1).shard).mkdir()
+        ahead = Ahead(cache)
+        ahead.fetch([located(base, 1), located(base, 3)])
+        for _ in range(400):
+            if cache.path(located(base, 3).shard).exists():
+                break
+            threading.Event().wait(0.005)
+        assert cache.path(located(base, 3).shard).exists()
+        assert ahead.thread and ahead.thread.is_alive()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
