@@ -47,7 +47,7 @@ class Index:
     made: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=1) + "\n"  # ASCII: names of folders need not be UTF-8
 
 
 class Located(NamedTuple):

@@ -369,8 +369,8 @@ def test_shards_come_from_a_bucket(
 def test_json_of_an_index_is_what_it_was() -> None:
     from data.shard_index import Index, parse_index
 
-    index = Index(["a", "ü"], [located("", 1).shard], {"seed": 3})
-    assert parse_index(index.text(), "x") == index
+    index = Index(["a", "ü", os.fsdecode(b"caf\xe9")], [located("", 1).shard], {"seed": 3})
+    assert parse_index(index.text().encode(), "x") == index
     for broken in ("{", "[]", '{"classes": []}', json.dumps({"classes": ["a"], "shards": []})):
         with pytest.raises(DataError, match=r"^x: not an index of shards"):
             parse_index(broken, "x")

@@ -171,6 +171,16 @@ def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, 
     assert command(SCRIPT, str(tree), "shards", "--samples", "100", "--no-decode-check").status == 0
 
 
+def test_a_class_whose_name_is_not_utf_8(command: Command, tree: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    for part in ("train", "val"):
+        (tree / part / "red").rename(tree / part / name)
+    result = command(SCRIPT, str(tree), "shards")
+    assert result.status == 0, result.stderr
+    assert parse_index((tmp_path / "shards/train" / INDEX).read_bytes(), "").classes == [name, "green"]
+    assert command(SCRIPT, str(tree), "shards").stdout.startswith("shards/train: finished already\n")
+
+
 def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
     dangling = tree / "train" / "red" / "link.JPEG"
     dangling.symlink_to("nowhere")
