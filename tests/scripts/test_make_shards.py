@@ -147,6 +147,36 @@ def test_a_killed_run_goes_on_and_keeps_what_was_finished(command: Command, tree
     assert again.stdout == "shards/train: finished already\nshards/val: finished already\n"
 
 
+def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
+    command: Command, tree: Path, tmp_path: Path
+) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
+    assert command(*arguments).status == 0
+    before = files(tmp_path / "shards")
+    train = tmp_path / "shards" / "train"
+    kept = {path: path.stat().st_ino for path in train.glob("*.tar") if path.stem not in ("000001", "000003")}
+    (train / "000001.tar").unlink()
+    (train / "000003.tar").write_bytes(bytes(100))
+    result = command(*arguments)
+    assert result.status == 0, result.stderr
+    assert result.stdout.startswith("shards/train: 6 shards, 4 of them from before, 23 images of 2 classes, ")
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert files(tmp_path / "shards") == before
+    assert command(*arguments).stdout == "shards/train: finished already\nshards/val: finished already\n"
+
+
+def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
+    command: Command, tree: Path, tmp_path: Path
+) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
+    assert command(*arguments).status == 0
+    before = files(tmp_path / "shards")
+    (tmp_path / "shards/train/.unfinished").mkdir()
+    assert "6 shards, 6 of them from before" in command(*arguments).stdout
+    assert files(tmp_path / "shards") == before
+    assert not (tmp_path / "shards/train/.unfinished").exists()
+
+
 def test_other_options_or_other_images_are_not_mixed_in(command: Command, tree: Path, tmp_path: Path) -> None:
     assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
     before = files(tmp_path / "shards")
