@@ -5,12 +5,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from data import DataError
 from data.fetching import Patience, fetch
@@ -110,13 +112,54 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
     for name in [missing, *(module for module in sys.modules if module.startswith(("s3fs", "fsspec")))]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(DataError, match=f"^{url}: .*{missing}.*; for http, https and s3 install .* extra: shards$"):
+    with pytest.raises(DataError, match=f"^{url}: .*{missing}.*; install this project's extra: shards$"):
         fetch(url, tmp_path / "a.tar", QUICK, lambda path: None)
 
 
 def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^gopher://host/a\.tar: Protocol not known: gopher"):
+    with pytest.raises(DataError, match=r"^gopher://host/a\.tar: Protocol not known: gopher; must be a path, or"):
         fetch("gopher://host/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+def test_an_address_that_cannot_be_read_is_tried_once(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"^http://host:port/a\.tar: cannot be fetched \(.*; tried 1 time\)$"):
+        fetch("http://host:port/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+@pytest.mark.parametrize("scheme", ["https", "s3"])
+def test_tls_that_the_server_does_not_speak_is_tried_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with serving(folder) as base:
+        url = f"{base.replace('http', 'https')}/1.tar"
+        if scheme == "s3":
+            for name, value in (("ENDPOINT_URL", url), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test")):
+                monkeypatch.setenv(f"AWS_{name}", value)
+            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            monkeypatch.setattr("s3fs.S3FileSystem._cache", {})  # fsspec would give the next test this one's endpoint
+            url = "s3://shards/1.tar"
+        with pytest.raises(ShardError, match=rf"^{url}: cannot be fetched \(.*; tried 1 time\)$"):
+            fetch(url, tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (ssl.SSLCertVerificationError("certificate has expired"), 1),
+        (ssl.SSLEOFError("EOF occurred in violation of protocol"), 4),
+        (NoCredentialsError(), 1),
+        (ConnectionResetError("reset"), 4),
+    ],
+)
+def test_what_is_hopeless_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("data.fetching.download", fail)
+    with pytest.raises(ShardError, match=f"; tried {tries} time"):
+        fetch("s3://bucket/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
 
 
 def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
