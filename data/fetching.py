@@ -1,6 +1,7 @@
 """From an address to a file on this disk, with patience for servers that fail for a while."""
 
 import errno
+import ssl
 import sys
 import tempfile
 import time
@@ -13,7 +14,12 @@ from .errors import DataError
 from .shard_index import ShardError
 
 LONGEST_PAUSE = 60.0
+ACCEPTED = ("http", "https", "s3")
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""Errors of TLS that mean no more than that the connection ended."""
+KEYS_TROUBLE = frozenset(("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"))
+"""Names of botocore's errors, which may not be installed: it finds no keys for S3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +84,12 @@ def download(url: str, target: Path, timeout: float) -> None:
 
         filesystem = fsspec.filesystem(protocol, **options_for(protocol, timeout))
     except (ImportError, ValueError) as error:  # ValueError: a protocol that fsspec does not know
-        raise DataError(
-            f"{url}: {in_a_line(error)}; for http, https and s3 install this project's extra: shards"
-        ) from None
+        advice = (
+            "install this project's extra: shards"
+            if protocol in ACCEPTED
+            else "must be a path, or an address that begins with http://, https:// or s3://"
+        )
+        raise DataError(f"{url}: {in_a_line(error)}; {advice}") from None
     if protocol == "s3":
         filesystem.retries = 1  # the tries are counted here
     filesystem.get_file(url, str(target))
@@ -99,11 +108,16 @@ def options_for(protocol: str, timeout: float) -> dict[str, Any]:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether another try would end the same: what is asked for is refused, or this disk takes no more."""
+    """Whether another try would end the same: what is asked for makes no sense or is refused, or the disk is full."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 425, 429)
-    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in DISK_TROUBLE)
+    causes = (error, error.__context__)  # for TLS: botocore has an error of its own, raised from that of ssl
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return not any(isinstance(cause, CUT_OFF) for cause in causes)
+    if isinstance(error, ValueError | PermissionError) or type(error).__name__ in KEYS_TROUBLE:
+        return True
+    return isinstance(error, OSError) and error.errno in DISK_TROUBLE
 
 
 def in_a_line(error: Exception) -> str:

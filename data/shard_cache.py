@@ -3,9 +3,11 @@
 import hashlib
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -15,6 +17,9 @@ from filelock import FileLock, Timeout
 from .errors import DataError
 from .fetching import Patience, fetch, tell
 from .shard_index import Located, Shard, ShardError, is_remote
+
+NAME = re.compile(r"[0-9a-f]{64}\.(?:tar|(?P<size>\d+)\.part)")
+"""The cache's own files: what else lies in its folder is the user's, and is neither counted nor removed."""
 
 
 def fault_of(path: Path, shard: Shard) -> str | None:
@@ -55,19 +60,29 @@ class Cache:
         """The shard, fetched if it is not here.
 
         Raises:
-            DataError: it cannot be fetched.
+            DataError: it cannot be fetched, or the folder cannot be used.
         """
         while True:
             self.require(located)
-            try:
-                file = self.path(located.shard).open("rb", buffering=0)
-            except FileNotFoundError:  # another process has just made room
-                continue
-            touch(self.path(located.shard))
-            return file
+            with disk_errors(self.folder):
+                try:
+                    file = self.path(located.shard).open("rb", buffering=0)
+                except FileNotFoundError:  # another process has just made room
+                    continue
+                touch(self.path(located.shard))
+                return file
 
     def require(self, located: Located, *, wait: bool = True) -> None:
-        """See to it that the shard is here and whole; without `wait`, leave it if others are at it or room is short."""
+        """See to it that the shard is here and whole; without `wait`, leave it if others are at it or room is short.
+
+        Raises:
+            DataError: it cannot be fetched, or the folder cannot be used.
+        """
+        with disk_errors(self.folder):
+            self.provide(located, wait=wait)
+
+    def provide(self, located: Located, *, wait: bool) -> None:
+        """`require`, but for an OSError of the folder's own."""
         address, shard = located
         if self.is_checked(shard):
             return
@@ -84,17 +99,17 @@ class Cache:
                         return
                     time.sleep(0.05)  # other processes make room, and none of them tells
                 try:
-                    fetch(address, part, patience, lambda path: fault_of(path, shard))
+                    fetch_listed(address, part, patience, shard)
                     touch(part, checked=True)
                     part.replace(self.path(shard))
-                except FileNotFoundError:
-                    raise ShardError(f"{address}: no such file, though the index beside it has it") from None
                 except ShardError as error:
                     if wait:
-                        self.failure(shard).write_text(str(error))
+                        with suppress(OSError):
+                            self.failure(shard).write_text(str(error))
                     raise
                 finally:
-                    part.unlink(missing_ok=True)
+                    with suppress(OSError):  # the next process that makes room tries again
+                        part.unlink(missing_ok=True)
         except Timeout:
             return
 
@@ -142,9 +157,12 @@ class Cache:
             files = []
             taken = shard.bytes
             for path in self.folder.iterdir():
-                if path.suffix == ".part" and not self.is_orphan(path, part):
-                    taken += int(path.suffixes[0][1:])
-                elif path.suffix == ".tar":
+                named = NAME.fullmatch(path.name)
+                if not named:
+                    continue
+                if named["size"]:
+                    taken += 0 if self.is_orphan(path, part) else int(named["size"])
+                else:
                     try:
                         status = path.stat()
                     except FileNotFoundError:  # another process has just found it damaged
@@ -171,6 +189,31 @@ class Cache:
                 return True
         except Timeout:
             return False
+
+
+def fetch_listed(address: str, target: Path, patience: Patience, shard: Shard) -> None:
+    """Fetch a shard that the index has.
+
+    Raises:
+        ShardError: it cannot be fetched.
+    """
+    try:
+        fetch(address, target, patience, lambda path: fault_of(path, shard))
+    except FileNotFoundError:
+        raise ShardError(f"{address}: no such file, though the index beside it has it") from None
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What this disk refuses, as one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or folder
+        reason = error.strerror or error
+        raise ShardError(
+            f"{path}: cannot be read or written ({reason}); data.cache_dir={folder} must allow both"
+        ) from None
 
 
 def touch(path: Path, *, checked: bool = False) -> None:

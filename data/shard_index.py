@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,7 @@ class Index:
     made: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=1) + "\n"  # ASCII: names of folders need not be UTF-8
 
 
 class Located(NamedTuple):
@@ -96,12 +97,18 @@ def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index
         read_index: the index of a folder.
 
     Raises:
-        DataError: a shard is not in the index beside it, or two folders have different classes.
+        DataError: an address has a query or a fragment, a shard is not in the index beside it, or two folders have
+            different classes.
     """
     found: dict[str, Located] = {}
     indices: dict[str, Index] = {}
     for url in [urls] if isinstance(urls, str) else urls:
         for expanded in expand_braces(url):
+            if has_query(expanded):
+                raise DataError(
+                    f"{option}={expanded}: has a query (?…=…) or a fragment (#…); must be an address without them, "
+                    "of a folder or of shards by *, ?, […] and {a..b}"
+                )
             folder, name = divide(expanded)
             if folder not in indices:
                 indices[folder] = read_index(folder)
@@ -135,12 +142,23 @@ def expand_braces(url: str) -> list[str]:
         raise DataError(f"{url}: cannot be read ({error})") from None
 
 
+def has_query(url: str) -> bool:
+    """Whether an address over HTTP goes on after its path. A ? alone in its last part is a pattern's."""
+    folder, _, name = url.rpartition("/")
+    return url.startswith(("http://", "https://")) and ("#" in url or "?" in folder or bool(re.search(r"\?.*=", name)))
+
+
 def divide(url: str) -> tuple[str, str]:
     """(folder, pattern of names) of an address; a folder's own address means all that is in it."""
     folder, slash, name = url.rpartition("/")
-    if name.endswith(".tar") or any(letter in name for letter in "*?["):
+    is_pattern = name.endswith(".tar") or any(letter in name for letter in "*?[")
+    if is_pattern and not is_local_folder(url):
         return (folder or slash or ".", name)
     return (url.rstrip("/") or slash or ".", "*")
+
+
+def is_local_folder(url: str) -> bool:
+    return not is_remote(url) and os.path.isdir(Path(url).expanduser())  # noqa: PTH112  (Path.is_dir raises)
 
 
 def join(folder: str, name: str) -> str:

@@ -30,8 +30,10 @@ class ShardJob:
     """Whether each image is decoded when it is read back."""
 
 
-def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> Shard:
+def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple[Shard, bool]:
     """Write a shard in the folder `aside`, check it, and rename it; unless it is there as it was `before`.
+
+    Returns (the shard, whether it was there).
 
     Raises:
         DataError: an image cannot be read or decoded, or the disk does not give back what was written.
@@ -39,7 +41,7 @@ def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> Shard
     if before and job.path.is_file():
         with job.path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == before.sha256:
-                return before
+                return before, True
     temporary = aside / f"{job.path.name}.{os.getpid()}.tmp"
     try:
         with HashedFile(temporary, "w+") as written:
@@ -51,7 +53,7 @@ def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> Shard
         temporary.replace(job.path)
     finally:
         temporary.unlink(missing_ok=True)
-    return shard
+    return shard, False
 
 
 class HashedFile(io.FileIO):

@@ -31,6 +31,7 @@ from .shard_index import (
 
 GB = 10**9
 OPEN_SHARDS = 64
+"""What a process keeps open at least; not of a cache, where a removed file takes its room until it is closed."""
 KNOWN_SAMPLES = 2**21
 """Samples whose positions a process remembers: 40 MB of them, all of ImageNet-1k."""
 
@@ -183,7 +184,7 @@ class Reader:
         self.shards, self.cache, self.classes = shards, cache, classes
         self.order, self.shuffle_shards = order, shuffle_shards
         self.process = os.getpid()
-        self.files: Recent[IO[bytes]] = Recent(max(OPEN_SHARDS, 2 * shuffle_shards))
+        self.files: Recent[IO[bytes]] = Recent(2 * shuffle_shards if cache else max(OPEN_SHARDS, 2 * shuffle_shards))
         self.positions: Recent[Positions] = Recent(KNOWN_SAMPLES)
         self.ahead = Ahead(cache) if cache else None
         self.failure: ShardError | None = None

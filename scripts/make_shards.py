@@ -103,28 +103,30 @@ def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]
 
 def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
     """Write the shards that are not there yet, then the index."""
-    sizes = [Path(path).stat().st_size for path, _ in images.samples]
+    samples = images.samples  # once: all paths are decoded for it
+    sizes = [size_of(path) for path, _ in samples]
     order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()
     made = {
         "seed": arguments.seed,
         "samples": None if arguments.bytes else arguments.samples,
         "bytes": arguments.bytes,
         "short_side": arguments.short_side,
-        "source": fingerprint(images, sizes, Path(arguments.source)),
+        "source": fingerprint(images.classes, samples, sizes, Path(arguments.source)),
     }
-    if is_finished(folder, made):
+    known = known_shards(folder, made)
+    if is_finished(folder, known):
         print(f"{folder}: finished already")
         return
     jobs, first = [], 0
     for number, members in enumerate(divide(order, sizes, made["samples"], made["bytes"])):
-        samples = [images.samples[member] for member in members]
         path = folder / f"{number:06}.tar"
-        jobs.append(ShardJob(path, first, samples, arguments.short_side, not arguments.no_decode_check))
-        first += len(samples)
+        chosen = [samples[member] for member in members]
+        jobs.append(ShardJob(path, first, chosen, arguments.short_side, not arguments.no_decode_check))
+        first += len(chosen)
     try:
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         write_text(folder / UNFINISHED / "plan.json", json.dumps(made))
-        shards, kept = write_shards(folder, jobs, arguments.workers)
+        shards, kept = write_shards(folder, jobs, known, arguments.workers)
         write_text(folder / INDEX, Index(images.classes, shards, made).text())
     except OSError as error:
         raise InputError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
@@ -150,36 +152,54 @@ def divide(order: list[int], sizes: list[int], samples: int | None, size: int | 
     yield members
 
 
-def fingerprint(images: ImageFiles, sizes: list[int], source: Path) -> str:
+def size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
     """What tells whether shards were made of these very files: names, labels, sizes and classes."""
-    names = [(os.path.relpath(path, source), label) for path, label in images.samples]
-    return hashlib.sha256(json.dumps([images.classes, names, sizes]).encode()).hexdigest()
+    names = [(os.path.relpath(path, source), label) for path, label in samples]
+    return hashlib.sha256(json.dumps([classes, names, sizes]).encode()).hexdigest()
 
 
-def is_finished(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether just these shards are in the folder already; others are refused."""
+def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
+    """What the index of the folder, if there is one, has of each of its shards; others than `made` are refused."""
     found = folder / INDEX
     plan = folder / UNFINISHED / "plan.json"
     if found.is_file():
         index = parse_index(found.read_bytes(), str(found))
         if index.made != made:
             raise InputError(f"{folder}: holds shards of other images or options; give a new folder")
-        sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
-        return all(sizes.get(shard.name) == shard.bytes for shard in index.shards)
+        return {shard.name: shard for shard in index.shards}
     if plan.is_file():
         if json.loads(plan.read_text()) != made:
             raise InputError(f"{folder}: holds unfinished shards of other images or options; give a new folder")
     elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
         raise InputError(f"{folder}: holds something already; give a new folder")
-    return False
+    return {}
 
 
-def write_shards(folder: Path, jobs: list[ShardJob], workers: int) -> tuple[list[Shard], int]:
-    """(the shards, how many of them were there from before); in as many processes, with a bar on a terminal."""
+def is_finished(folder: Path, known: dict[str, Shard]) -> bool:
+    """Whether all shards of the index are there, by their sizes, and none was being made anew."""
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+    whole = all(sizes.get(shard.name) == shard.bytes for shard in known.values())
+    return bool(known) and whole and not (folder / UNFINISHED).exists()
+
+
+def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], workers: int) -> tuple[list[Shard], int]:
+    """(the shards, how many of them were there from before); in as many processes, with a bar on a terminal.
+
+    known: from the index that is there; what an unfinished call recorded is newer.
+    """
     console = Console(stderr=True)
     unfinished = folder / UNFINISHED
-    before = {job.path.name: read_record(unfinished / f"{job.path.name}.json") for job in jobs}
+    names = [job.path.name for job in jobs]
+    before = {name: read_record(unfinished / f"{name}.json") or known.get(name) for name in names}
     done: dict[str, Shard] = {}
+    kept = 0
     context = multiprocessing.get_context("fork")  # what this process has imported takes seconds
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=end_with_parent) as pool:
         try:
@@ -187,7 +207,8 @@ def write_shards(folder: Path, jobs: list[ShardJob], workers: int) -> tuple[list
             with Progress(console=console, disable=not console.is_terminal) as bar:
                 images = bar.add_task(str(folder), total=sum(len(job.samples) for job in jobs))
                 for future in as_completed(futures):
-                    shard = future.result()
+                    shard, was_there = future.result()
+                    kept += was_there
                     done[shard.name] = shard
                     write_text(unfinished / f"{shard.name}.json", json.dumps(asdict(shard)))
                     bar.advance(images, shard.samples)
@@ -195,7 +216,7 @@ def write_shards(folder: Path, jobs: list[ShardJob], workers: int) -> tuple[list
             raise TrainingError("a process was killed; called again, the script goes on") from None
         finally:
             pool.shutdown(cancel_futures=True)
-    return [done[job.path.name] for job in jobs], sum(done[name] == shard for name, shard in before.items())
+    return [done[name] for name in names], kept
 
 
 def read_record(path: Path) -> Shard | None:

@@ -4,12 +4,15 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from data import DataError
 from data.fetching import Patience, fetch
@@ -109,13 +112,54 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
     for name in [missing, *(module for module in sys.modules if module.startswith(("s3fs", "fsspec")))]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(DataError, match=f"^{url}: .*{missing}.*; for http, https and s3 install .* extra: shards$"):
+    with pytest.raises(DataError, match=f"^{url}: .*{missing}.*; install this project's extra: shards$"):
         fetch(url, tmp_path / "a.tar", QUICK, lambda path: None)
 
 
 def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^gopher://host/a\.tar: Protocol not known: gopher"):
+    with pytest.raises(DataError, match=r"^gopher://host/a\.tar: Protocol not known: gopher; must be a path, or"):
         fetch("gopher://host/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+def test_an_address_that_cannot_be_read_is_tried_once(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"^http://host:port/a\.tar: cannot be fetched \(.*; tried 1 time\)$"):
+        fetch("http://host:port/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+@pytest.mark.parametrize("scheme", ["https", "s3"])
+def test_tls_that_the_server_does_not_speak_is_tried_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with serving(folder) as base:
+        url = f"{base.replace('http', 'https')}/1.tar"
+        if scheme == "s3":
+            for name, value in (("ENDPOINT_URL", url), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test")):
+                monkeypatch.setenv(f"AWS_{name}", value)
+            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            monkeypatch.setattr("s3fs.S3FileSystem._cache", {})  # fsspec would give the next test this one's endpoint
+            url = "s3://shards/1.tar"
+        with pytest.raises(ShardError, match=rf"^{url}: cannot be fetched \(.*; tried 1 time\)$"):
+            fetch(url, tmp_path / "a.tar", QUICK, lambda path: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (ssl.SSLCertVerificationError("certificate has expired"), 1),
+        (ssl.SSLEOFError("EOF occurred in violation of protocol"), 4),
+        (NoCredentialsError(), 1),
+        (ConnectionResetError("reset"), 4),
+    ],
+)
+def test_what_is_hopeless_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("data.fetching.download", fail)
+    with pytest.raises(ShardError, match=f"; tried {tries} time"):
+        fetch("s3://bucket/a.tar", tmp_path / "a.tar", QUICK, lambda path: None)
 
 
 def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -183,6 +227,23 @@ def test_what_a_killed_process_left_goes(folder: Path, cache_of: Callable[..., C
     assert not orphan.exists()
     assert not own.exists()
     assert kept(tmp_path) == {"0", "1"}
+
+
+def test_files_of_others_in_the_folder_are_left_alone(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    names = ("mine.tar", "films.part", f"{'a' * 64}.part", f"{'a' * 64}.copy.tar", f"{'A' * 64}.tar")
+    (tmp_path / "cache").mkdir()
+    for name in names:
+        (tmp_path / "cache" / name).write_bytes(bytes([7]) * SIZE)
+    with serving(folder) as base:
+        cache = cache_of(limit=2 * SIZE)
+        for number in range(4):
+            cache.open(located(base, number)).close()
+    assert {path.name for path in (tmp_path / "cache").iterdir() if path.is_file()} == {
+        *names,
+        *(f"{located('', number).shard.sha256}.tar" for number in (2, 3)),
+    }
 
 
 def read_all(cache: Cache, base: str) -> None:
@@ -254,6 +315,58 @@ def test_a_thread_fetches_ahead_and_leaves_failures_to_the_reader(
             cache.open(located(base, 1))
 
 
+def test_what_the_folder_refuses_is_one_line(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder) as base:
+        cache = cache_of()
+        in_the_way = cache.path(located(base, 1).shard)
+        in_the_way.mkdir()
+        cache.open(located(base, 2)).close()
+        with pytest.raises(
+            ShardError, match=f"^{in_the_way}: cannot be read or written .*; data.cache_dir=.*/cache must allow"
+        ):
+            cache.open(located(base, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr("data.shard_cache.os.utime", refuse)
+            with pytest.raises(ShardError, match=r"\.tar: cannot be read or written \(Operation not permitted\); "):
+                cache.open(located(base, 2))
+        shutil.rmtree(tmp_path / "cache" / "locks")
+        (tmp_path / "cache" / "locks").write_text("")
+        with pytest.raises(ShardError, match=f"^{tmp_path}/cache/locks.*: cannot be read or written"):
+            cache.open(located(base, 3))
+
+
+def refuse(path: Path, **_: object) -> None:
+    raise PermissionError(1, "Operation not permitted", str(path))
+
+
+def test_a_failure_that_cannot_be_noted_is_told_all_the_same(folder: Path, cache_of: Callable[..., Cache]) -> None:
+    cache = cache_of()
+    with serving(folder, Faults("403", times=99)) as base:
+        note = cache.failure(located(base, 1).shard)
+        note.mkdir()
+        os.utime(note, (0, 0))
+        with pytest.raises(ShardError, match=r"/1\.tar: cannot be fetched \(HTTP 403"):
+            cache.open(located(base, 1))
+
+
+def test_the_thread_outlives_what_the_folder_refuses(
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+) -> None:
+    with serving(folder) as base:
+        cache = cache_of()
+        cache.path(located(base, 1).shard).mkdir()
+        ahead = Ahead(cache)
+        ahead.fetch([located(base, 1), located(base, 3)])
+        for _ in range(400):
+            if cache.path(located(base, 3).shard).exists():
+                break
+            threading.Event().wait(0.005)
+        assert cache.path(located(base, 3).shard).exists()
+        assert ahead.thread and ahead.thread.is_alive()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"^data\.cache_dir=.*/file/cache: cannot be written \("):
@@ -299,8 +412,8 @@ def test_shards_come_from_a_bucket(
 def test_json_of_an_index_is_what_it_was() -> None:
     from data.shard_index import Index, parse_index
 
-    index = Index(["a", "ü"], [located("", 1).shard], {"seed": 3})
-    assert parse_index(index.text(), "x") == index
+    index = Index(["a", "ü", os.fsdecode(b"caf\xe9")], [located("", 1).shard], {"seed": 3})
+    assert parse_index(index.text().encode(), "x") == index
     for broken in ("{", "[]", '{"classes": []}', json.dumps({"classes": ["a"], "shards": []})):
         with pytest.raises(DataError, match=r"^x: not an index of shards"):
             parse_index(broken, "x")

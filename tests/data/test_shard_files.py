@@ -55,6 +55,29 @@ def test_what_is_not_there_is_said_in_a_line(shards: Path, urls: str | None, lin
 
 
 @pytest.mark.parametrize(
+    "tail",
+    ["train?signature=x", "train/000001.tar?a=b&c=d", "train/{000001..000002}.tar?a=/b", "train#top", "a?b/1.tar"],
+)
+def test_queries_and_fragments_are_refused(tail: str) -> None:
+    with pytest.raises(
+        DataError, match=r"^data\.urls=https://host/.*: has a query .*; must be an address without them"
+    ):
+        ImageNetShards(urls=f"https://host/{tail}").train()
+
+
+def test_a_question_mark_alone_is_a_pattern_over_http(shards: Path) -> None:
+    with serving(shards) as base:
+        assert len(ImageNetShards(urls=f"{base}/train/00000?.tar").train().shards) == 10
+
+
+@pytest.mark.parametrize("name", ["train[v2]", "what?", "all*", "set.tar"])
+def test_a_folder_whose_name_looks_like_shards_is_a_folder(shards: Path, name: str) -> None:
+    folder = (shards / "train").rename(shards / name)
+    for url in (f"{folder}", f"{folder}/", f"{folder}/*"):
+        assert len(ImageNetShards(urls=url).train().shards) == 10
+
+
+@pytest.mark.parametrize(
     ("option", "line"),
     [
         ({"shuffle_shards": 0}, "data.shuffle_shards=0: must be at least 1"),

@@ -164,3 +164,13 @@ def test_a_window_must_fit_into_the_cache_and_the_cache_keeps_to_its_bound(shard
                 if path.exists()
             ]
             assert sum(taken) <= needed
+
+
+def test_few_shards_of_the_cache_are_held_open(shards: Path, tmp_path: Path) -> None:
+    """One that was removed to make room takes the room until it is closed."""
+    with serving(shards) as base:
+        for place, most in ((base, 4), (shards, 10)):
+            images = source(place, cache_dir=str(tmp_path / "cache"), shuffle_shards=2).train()
+            contents(images)
+            assert images.reader
+            assert len(images.reader.files.kept) == most

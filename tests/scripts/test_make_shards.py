@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import xcit.storage
+from data.images import ImageFiles
 from data.shard_index import INDEX, parse_index
 
 from ..conftest import Result
@@ -55,6 +56,17 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tr
     }
     assert command(SCRIPT, str(tree), "other", "--samples", "4", "--seed", "1").status == 0
     assert files(tmp_path / "other")["train/000000.tar"] != files(tmp_path / "s1")["train/000000.tar"]
+
+
+def test_the_list_of_images_is_taken_once_however_many_shards(
+    command: Command, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking it decodes every path: once for each image would be days for ImageNet."""
+    taken = []
+    samples = ImageFiles.samples.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(ImageFiles, "samples", property(lambda images: taken.append(len(images)) or samples(images)))
+    assert command(SCRIPT, str(tree), "shards", "--samples", "2").status == 0
+    assert taken == [23, 7]
 
 
 def test_webdataset_reads_them(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -135,6 +147,36 @@ def test_a_killed_run_goes_on_and_keeps_what_was_finished(command: Command, tree
     assert again.stdout == "shards/train: finished already\nshards/val: finished already\n"
 
 
+def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
+    command: Command, tree: Path, tmp_path: Path
+) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
+    assert command(*arguments).status == 0
+    before = files(tmp_path / "shards")
+    train = tmp_path / "shards" / "train"
+    kept = {path: path.stat().st_ino for path in train.glob("*.tar") if path.stem not in ("000001", "000003")}
+    (train / "000001.tar").unlink()
+    (train / "000003.tar").write_bytes(bytes(100))
+    result = command(*arguments)
+    assert result.status == 0, result.stderr
+    assert result.stdout.startswith("shards/train: 6 shards, 4 of them from before, 23 images of 2 classes, ")
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert files(tmp_path / "shards") == before
+    assert command(*arguments).stdout == "shards/train: finished already\nshards/val: finished already\n"
+
+
+def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
+    command: Command, tree: Path, tmp_path: Path
+) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
+    assert command(*arguments).status == 0
+    before = files(tmp_path / "shards")
+    (tmp_path / "shards/train/.unfinished").mkdir()
+    assert "6 shards, 6 of them from before" in command(*arguments).stdout
+    assert files(tmp_path / "shards") == before
+    assert not (tmp_path / "shards/train/.unfinished").exists()
+
+
 def test_other_options_or_other_images_are_not_mixed_in(command: Command, tree: Path, tmp_path: Path) -> None:
     assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
     before = files(tmp_path / "shards")
@@ -157,6 +199,24 @@ def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, 
     assert result.stderr.count("\n") == 1
     assert not list((tmp_path / "shards").rglob("*.tar*"))
     assert command(SCRIPT, str(tree), "shards", "--samples", "100", "--no-decode-check").status == 0
+
+
+def test_a_class_whose_name_is_not_utf_8(command: Command, tree: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    for part in ("train", "val"):
+        (tree / part / "red").rename(tree / part / name)
+    result = command(SCRIPT, str(tree), "shards")
+    assert result.status == 0, result.stderr
+    assert parse_index((tmp_path / "shards/train" / INDEX).read_bytes(), "").classes == [name, "green"]
+    assert command(SCRIPT, str(tree), "shards").stdout.startswith("shards/train: finished already\n")
+
+
+def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
+    dangling = tree / "train" / "red" / "link.JPEG"
+    dangling.symlink_to("nowhere")
+    result = command(SCRIPT, str(tree), "shards")
+    assert (result.status, result.stderr) == (2, f"error: {dangling}: cannot be read (No such file or directory)\n")
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_disk_that_does_not_give_back_what_was_written(
