@@ -135,7 +135,7 @@ def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-@guarded(data.DataError)
+@guarded(data.DataError, data.WorkerKilledError)
 def main(raw: DictConfig) -> None:
     evaluate(read_config(EvalConfig, raw, TABLES))
 

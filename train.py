@@ -262,7 +262,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@guarded(data.DataError)
+@guarded(data.DataError, data.WorkerKilledError)
 def main(raw: DictConfig) -> float:
     return train(read_config(TrainConfig, raw, TABLES))
 

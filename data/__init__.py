@@ -1,7 +1,7 @@
 """The input pipeline: from files to batches on the device. A new data set is a file in this room and a line here."""
 
 from .digits import Digits
-from .errors import BrokenImageError, DataError
+from .errors import BrokenImageError, DataError, WorkerKilledError
 from .folder import Folder
 from .gpu_decoding import GpuTrainTransform, require_gpu_decoding
 from .imagenet import ImageNet
@@ -51,5 +51,6 @@ __all__ = [
     "TrainBatches",
     "TrainLoader",
     "TrainTransform",
+    "WorkerKilledError",
     "require_gpu_decoding",
 ]

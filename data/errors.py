@@ -1,4 +1,6 @@
-"""What this room raises when the data themselves are at fault."""
+"""What this room raises, and what it tells of."""
+
+import sys
 
 
 class DataError(ValueError):
@@ -13,3 +15,11 @@ class BrokenImageError(DataError):
 
 class WorkerKilledError(RuntimeError):
     """A process that decodes images is gone: the machine is at fault, by lack of memory say, not the data."""
+
+    of_one_process = True
+    exit_status = 1
+
+
+def tell(line: str) -> None:
+    """Say what the user should know and need not mend."""
+    print(f"note: {line}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 import errno
 import ssl
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, tell
 from .shard_index import ShardError
 
 LONGEST_PAUSE = 60.0
@@ -125,7 +124,3 @@ def in_a_line(error: Exception) -> str:
     if isinstance(status, int):
         return f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def tell(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr, flush=True)

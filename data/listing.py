@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import time
 import zipfile
@@ -13,10 +12,8 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .caches import cache_folder
-from .errors import DataError
+from .errors import DataError, tell
 from .packed import PackedTexts
-
-logger = logging.getLogger("data")
 
 SETTLED = 2.0
 """Seconds: a folder changed later than so long ago may change again without a trace in its time stamp."""
@@ -123,4 +120,4 @@ def write_cache(cache: Path, listing: Listing, folders: dict[str, int]) -> None:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s: the list of images cannot be kept (%s)", cache, error.strerror)
+        tell(f"{cache}: the list of images cannot be kept ({error.strerror})")

@@ -1,6 +1,5 @@
 """Batches on the device. The one shape that a batch has in the whole program is defined here."""
 
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .errors import BrokenImageError, DataError, WorkerKilledError
+from .errors import BrokenImageError, DataError, WorkerKilledError, tell
 from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
 from .slots import PREFETCHED, Mapped
 from .workers import begin_worker
-
-logger = logging.getLogger("data")
 
 
 class Batch(NamedTuple):
@@ -140,7 +137,7 @@ class BrokenImages:
         for description in found:
             if description not in self.known:
                 self.known.add(description)
-                logger.warning("%s; replaced by another image (%d so far)", description, len(self.known))
+                tell(f"{description}; replaced by another image ({len(self.known)} so far)")
                 if len(self.known) > self.limit:
                     raise BrokenImageError(
                         f"{description}; {len(self.known)} images are broken, data.max_broken allows {int(self.limit)}"

@@ -14,8 +14,8 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from .errors import DataError
-from .fetching import Patience, fetch, tell
+from .errors import DataError, tell
+from .fetching import Patience, fetch
 from .shard_index import Located, Shard, ShardError, is_remote
 
 NAME = re.compile(r"[0-9a-f]{64}\.(?:tar|(?P<size>\d+)\.part)")

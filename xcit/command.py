@@ -30,7 +30,7 @@ def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Ca
             try:
                 return main(*args)
             except accepted as error:
-                stop(str(error), 2, alone=getattr(error, "of_one_process", False))
+                stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
             except TrainingError as error:
                 stop(str(error), 1)
             except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """Faults: broken images, killed workers, memory that grows; and what is erased on purpose."""
 
 import gc
-import logging
 import multiprocessing
 import os
 import random
@@ -37,7 +36,7 @@ from data.errors import WorkerKilledError
 from data.images import ImageFiles, Sample, Transform, TransformedImages
 from data.workers import end_workers
 
-from ..conftest import ROOT
+from ..conftest import ROOT, TINY, Result, launch
 from .test_loader import CPU, DEIT, NEITHER
 from .test_transforms import PLAIN
 
@@ -145,30 +144,30 @@ def test_replacements_are_the_same_in_any_number_of_workers_and_each_time(image_
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_broken_image_is_told_of_once(
-    image_tree: Tree, caplog: pytest.LogCaptureFixture, damage: str, workers: int
+    image_tree: Tree, capsys: pytest.CaptureFixture[str], damage: str, workers: int
 ) -> None:
     images, paths = damaged(image_tree, 2, DAMAGES[damage])
     batches = loader(images, workers=workers, max_broken=0.2)
-    with caplog.at_level(logging.WARNING, "data"):
-        assert sum(len(batch.images) for epoch in range(4) for batch in batches.epoch(epoch)) == 40
-    messages = [record.getMessage() for record in caplog.records if record.name == "data"]
-    assert sorted(message.split(":")[0] for message in messages) == sorted(map(str, paths))
+    assert sum(len(batch.images) for epoch in range(4) for batch in batches.epoch(epoch)) == 40
+    messages = capsys.readouterr().err.splitlines()
+    assert sorted(message.split(":")[1].strip() for message in messages) == sorted(map(str, paths))
+    assert all(message.startswith("note: ") for message in messages)
     assert messages[-1].endswith("; replaced by another image (2 so far)")
     assert len(batches.broken.known) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_more_than_may_be_broken_ends_the_run(
-    image_tree: Tree, caplog: pytest.LogCaptureFixture, workers: int
+    image_tree: Tree, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     images, paths = damaged(image_tree, 3)
     batches = loader(images, workers=workers, max_broken=0.2)
-    with caplog.at_level(logging.WARNING, "data"), pytest.raises(BrokenImageError) as caught:
+    with pytest.raises(BrokenImageError) as caught:
         list(batches.epoch(0))
     message = str(caught.value)
     assert message.split(":")[0] in map(str, paths)
     assert message.endswith("; 3 images are broken, data.max_broken allows 2")
-    assert len(caplog.records) == len(batches.broken.known) == 3
+    assert len(capsys.readouterr().err.splitlines()) == len(batches.broken.known) == 3
 
 
 def test_by_default_the_first_broken_image_ends_the_run(image_tree: Tree) -> None:
@@ -320,3 +319,37 @@ def erase(seeds: Sequence[int], probability: float) -> Tensor:
     """Black images, of which only what is erased is not 0."""
     transform = TrainTransform(16, **PLAIN | {"erase_prob": probability})  # type: ignore[arg-type]
     return transform.on_device(torch.zeros(len(seeds), 16, 16, 3, dtype=torch.uint8), seeds)
+
+
+# Whole runs
+
+RUN = (*TINY, "data=folder", "recipe=digits", "+model.depth=1", "train.global_batch_size=2", "resolutions=[16]")
+
+
+def test_a_run_tells_of_a_broken_image(image_tree: Tree, command: Callable[..., Result], tmp_path: Path) -> None:
+    _, (path,) = damaged(image_tree, 1)
+    result = command(
+        "train.py", *RUN, f"data.root={tmp_path}/mine/train", "data.max_broken=0.5", "data.val_fraction=0.4"
+    )
+    assert result.status == 0, result.stderr
+    assert result.stderr.count(f"note: {path}: cannot be decoded (") == 1
+
+
+KILLS_A_WORKER = """
+import multiprocessing
+from xcit.engine.loop import Trainer
+update = Trainer.update
+def update_without_workers(self, batches):
+    for process in multiprocessing.active_children():
+        process.kill()
+    return update(self, batches)
+Trainer.update = update_without_workers
+"""
+
+
+def test_a_run_whose_worker_is_killed_ends_in_one_line(image_tree: Tree, tmp_path: Path) -> None:
+    root = image_tree("mine", {"cat": 20, "dog": 20}, ".jpg")
+    result = launch("train.py", *RUN, f"data.root={root}", "data.workers=1", cwd=tmp_path, before=KILLS_A_WORKER)
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1].startswith("error: a data worker was killed (DataLoader worker (pid")
+    assert "Traceback" not in result.stderr

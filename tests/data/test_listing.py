@@ -102,12 +102,12 @@ def test_a_broken_cache_is_as_good_as_none(root: Path, content: bytes) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_told_of(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))
     assert len(list_images(root).labels) == 6
-    assert "the list of images cannot be kept" in caplog.text
+    assert "the list of images cannot be kept" in capsys.readouterr().err
 
 
 def test_texts_are_what_they_were_in_two_arrays() -> None:
