@@ -73,7 +73,7 @@ class GpuTrainTransform(TrainTransform):
     def together(self, made: Sequence[Tensor | Chosen]) -> "Undecoded":
         chosen = [item for item in made if isinstance(item, Chosen)]
         return Undecoded(
-            torch.from_numpy(np.frombuffer(b"".join(item.image.data for item in chosen), dtype=np.uint8).copy()),
+            torch.from_numpy(np.frombuffer(bytearray().join(item.image.data for item in chosen), dtype=np.uint8)),
             [len(item.image.data) for item in chosen],
             [item if isinstance(item, Tensor) else item.without_bytes() for item in made],
             self.image_size,

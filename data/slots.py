@@ -1,7 +1,8 @@
 """Memory that a worker shares with the training process: in it the pixels of a batch change hands.
 
 It is used again and again. Memory that is new for every batch costs a tenth of all that a worker does: the system
-clears each page of it, and maps it in both processes.
+clears each page of it, and maps it in both processes. For a GPU, torch's thread that pins memory still maps each batch
+anew: only what the worker does is saved.
 """
 
 from collections.abc import Sequence

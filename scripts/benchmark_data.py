@@ -325,4 +325,4 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    guarded(data.DataError)(main)()
+    guarded(data.DataError, data.WorkerKilledError)(main)()

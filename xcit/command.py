@@ -15,24 +15,22 @@ from .engine import distributed
 from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
 
 
-def guarded(*input_errors: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def guarded(*further: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a Hydra main so that what a user can mend ends it with a line and an exit status, without a traceback.
 
-    It stands below @hydra.main, as Hydra adds lines of its own to an exception. input_errors: further exceptions that
-    mean what InputError means; one with a true attribute of_one_process is not met by the other processes.
+    It stands below @hydra.main, as Hydra adds lines of its own to an exception. further: exceptions that are told like
+    an InputError. The status is their exit_status, else 2; one with a true of_one_process is met by no other process.
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[..., Any]:
-        accepted: tuple[type[Exception], ...] = (InputError, *input_errors)
+        told: tuple[type[Exception], ...] = (InputError, TrainingError, *further)
 
         @functools.wraps(main)
         def guard(*args: Any) -> Any:
             try:
                 return main(*args)
-            except accepted as error:
+            except told as error:
                 stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
-            except TrainingError as error:
-                stop(str(error), 1)
             except KeyboardInterrupt:
                 stop("interrupted", 1)
 

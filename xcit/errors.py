@@ -16,7 +16,9 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on, though its input was accepted (the loss is not finite, say): exit status 1."""
+    """The run cannot go on, though its input was accepted (the loss is not finite, say)."""
+
+    exit_status = 1
 
 
 class Notice(UserWarning):

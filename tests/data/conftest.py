@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from .sharded import COUNTS, Command
+from data.shard_cache import Cache
+
+from .sharded import COUNTS, PATIENCE, SIZE, Command
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,17 @@ def shards(command: Command, tree: Path, tmp_path: Path) -> Path:
     result = command("scripts/make_shards.py", str(tree), str(tmp_path / "shards"), "--samples", "5", "--workers", "1")
     assert result.status == 0, result.stderr
     return tmp_path / "shards"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six files that pass for shards."""
+    (tmp_path / "served").mkdir()
+    for number in range(6):
+        (tmp_path / "served" / f"{number}.tar").write_bytes(bytes([number]) * SIZE)
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def cache_of(tmp_path: Path) -> Callable[..., Cache]:
+    return lambda limit=10 * SIZE, patience=PATIENCE: Cache(tmp_path / "cache", limit, patience)

@@ -1,5 +1,6 @@
 """What the tests of shards share: the options of their runs, and what is in a data set."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 
 from data import ImageNetShards
+from data.fetching import Patience
 from data.images import ImageFiles, Transform, TransformedImages
 from data.loader import batches_of, make_loader
+from data.shard_index import Located, Shard
 from data.shards import ShardImages
 
 from ..conftest import TINY, Result
@@ -24,7 +27,15 @@ SMALL = (
     "train.ema_decay=null",
     "resolutions=[16]",
 )
+PATIENCE = Patience(retries=3, timeout=20, backoff=0.001)
+SIZE = 5_000
+"""Of what passes for a shard, in bytes."""
 COUNTS = {"train/green": 26, "train/red": 20, "val/green": 3, "val/red": 8}
+
+
+def located(base: str, number: int) -> Located:
+    content = bytes([number]) * SIZE
+    return Located(f"{base}/{number}.tar", Shard(f"{number}.tar", 1, SIZE, hashlib.sha256(content).hexdigest()))
 
 
 def source(base: object, **options: Any) -> ImageNetShards:

@@ -1,6 +1,8 @@
 """Which shards are meant, and what is said of those that are not what they should be."""
 
 import io
+import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,10 @@ from typing import Any
 import pytest
 
 from data import DataError, ImageNetShards
-from data.shard_index import INDEX, Index, Shard, ShardError
+from data.shard_index import INDEX, Index, Shard, ShardError, parse_index
 
 from .servers import serving
-from .sharded import contents, source
+from .sharded import contents, located, source
 
 
 def test_patterns_name_shards_by_the_index(shards: Path, tree: Path) -> None:
@@ -161,3 +163,14 @@ def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:
     images = ImageNetShards(urls=str(tmp_path / "a.tar")).train()
     assert [(image.data, label) for image, label in (images[0], images[1])] == [(b"one", 1), (b"two", 0)]
     assert images[1][0].origin == f"{tmp_path}/a.tar/b.PNG"
+
+
+def test_json_of_an_index_is_what_it_was() -> None:
+    index = Index(["a", "ü", os.fsdecode(b"caf\xe9")], [located("", 1).shard], {"seed": 3})
+    assert parse_index(index.text().encode(), "x") == index
+    for broken in ("{", "[]", '{"classes": []}', json.dumps({"classes": ["a"], "shards": []})):
+        with pytest.raises(DataError, match=r"^x: not an index of shards"):
+            parse_index(broken, "x")
+    evil = index.text().replace("1.tar", "../1.tar")
+    with pytest.raises(DataError, match=r"^x: not an index of shards"):
+        parse_index(evil, "x")

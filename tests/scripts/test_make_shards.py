@@ -147,12 +147,21 @@ def test_a_killed_run_goes_on_and_keeps_what_was_finished(command: Command, tree
     assert again.stdout == "shards/train: finished already\nshards/val: finished already\n"
 
 
-def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
-    command: Command, tree: Path, tmp_path: Path
-) -> None:
+Finished = tuple[tuple[str, ...], dict[str, bytes]]
+
+
+@pytest.fixture
+def finished(command: Command, tree: Path, tmp_path: Path) -> Finished:
+    """(the command that has made all shards, their files)."""
     arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
     assert command(*arguments).status == 0
-    before = files(tmp_path / "shards")
+    return arguments, files(tmp_path / "shards")
+
+
+def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
+    command: Command, finished: Finished, tmp_path: Path
+) -> None:
+    arguments, before = finished
     train = tmp_path / "shards" / "train"
     kept = {path: path.stat().st_ino for path in train.glob("*.tar") if path.stem not in ("000001", "000003")}
     (train / "000001.tar").unlink()
@@ -166,11 +175,9 @@ def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
 
 
 def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
-    command: Command, tree: Path, tmp_path: Path
+    command: Command, finished: Finished, tmp_path: Path
 ) -> None:
-    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
-    assert command(*arguments).status == 0
-    before = files(tmp_path / "shards")
+    arguments, before = finished
     (tmp_path / "shards/train/.unfinished").mkdir()
     assert "6 shards, 6 of them from before" in command(*arguments).stdout
     assert files(tmp_path / "shards") == before
