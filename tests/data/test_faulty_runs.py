@@ -6,7 +6,8 @@ from pathlib import Path
 from ..conftest import TINY, Result, launch
 from .test_faults import Tree, damaged
 
-RUN = (*TINY, "data=folder", "recipe=digits", "+model.depth=1", "train.global_batch_size=2", "resolutions=[16]", "data.workers=1")
+RUN = (*TINY, "data=folder", "data.workers=1", "recipe=digits", "+model.depth=1")
+RUN += ("train.global_batch_size=2", "resolutions=[16]")
 
 
 def test_a_run_tells_of_a_broken_image(image_tree: Tree, command: Callable[..., Result], tmp_path: Path) -> None:
