@@ -29,6 +29,8 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("+train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
         ("modle=xcit_s12", "modle: unknown key; did you mean model?"),
         ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of timm, xcit_l24, xcit_m24, "),
+        ("model=null", "model=null: must be a name, which --help lists"),
+        ("recipe=3", "recipe=3: must be a name, which --help lists"),
         ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of cars, cifar10, "),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
         ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),
@@ -80,6 +82,12 @@ def test_a_configuration_that_is_wrong(command: Command, tmp_path: Path, argumen
     message = refused(command("train.py", argument, "run_dir=new"), tmp_path, set())
     assert message.startswith(line)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
+def test_a_name_stays_below_runs(command: Command, tmp_path: Path, name: str) -> None:
+    message = refused(command("train.py", f"name={name}"), tmp_path, set())
+    assert message == f"name={name}: must be a folder below runs/; run_dir= takes any"
 
 
 def test_cutmix_of_one_class_is_a_contradiction(

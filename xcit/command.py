@@ -50,6 +50,10 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
         main()
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error, keys), 2)
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        stop(f"{nameless_choice(sys.argv[1:], keys)}: must be a name, which --help lists", 2)
 
 
 def print_notices() -> None:
@@ -71,6 +75,14 @@ def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:
     if distributed.is_main() or alone:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def nameless_choice(arguments: Sequence[str], keys: Sequence[str]) -> str:
+    """The argument that gives a group something else than a name (model=null, say): Hydra does not tell which."""
+    nameless = re.compile(r"\+?(\w+)=(null|true|false|[\d.]+|[{].*)", re.IGNORECASE)
+    groups = {key.split(".")[0] for key in keys if "." in key} | {"recipe"}
+    found = [argument for argument in arguments if (match := nameless.fullmatch(argument)) and match[1] in groups]
+    return found[0] if found else "a config group"
 
 
 def explain(error: Exception, keys: Sequence[str]) -> str:

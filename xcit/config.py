@@ -6,6 +6,7 @@ entries own their options: the keyword arguments of the class are what its file 
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -192,6 +193,12 @@ class TrainConfig(Evaluated):
     resolutions: Annotated[list[Positive], Field(min_length=1)]
     patch_size: Positive | None = None
     """What the recipe prefers; conf/model/ takes it for model.patch_size."""
+
+    @model_validator(mode="after")
+    def stays_below_runs(self) -> "TrainConfig":
+        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ValueError(f"name={self.name}: must be a folder below runs/; run_dir= takes any")
+        return self
 
 
 class EvalConfig(Evaluated):
