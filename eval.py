@@ -60,9 +60,6 @@ def evaluate(config: EvalConfig) -> list[Row]:
             tasks[name].model = ready_for_inference(tasks[name].model)
 
         settings = data_settings(model)
-        if distributed.is_main():
-            folder.create()
-            folder.describe(to_yaml(whole))
         rows = sweep(
             tasks,
             lambda resolution: data.EvalLoader(
@@ -84,6 +81,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
         )
         headline = str(next(iter(tasks.values())).headline)
         if distributed.is_main():
+            folder.create()
+            folder.describe(to_yaml(whole))
             write_report(folder.path, rows, headline, trained.data.image_size if trained else None)
             print(f"run folder: {folder.path}")
         return rows

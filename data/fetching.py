@@ -13,7 +13,6 @@ from .errors import DataError, tell
 from .shard_index import ShardError
 
 LONGEST_PAUSE = 60.0
-ACCEPTED = ("http", "https", "s3")
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 """Errors of TLS that mean no more than that the connection ended."""
@@ -82,13 +81,8 @@ def download(url: str, target: Path, timeout: float) -> None:
         import fsspec
 
         filesystem = fsspec.filesystem(protocol, **options_for(protocol, timeout))
-    except (ImportError, ValueError) as error:  # ValueError: a protocol that fsspec does not know
-        advice = (
-            "install this project's extra: shards"
-            if protocol in ACCEPTED
-            else "must be a path, or an address that begins with http://, https:// or s3://"
-        )
-        raise DataError(f"{url}: {in_a_line(error)}; {advice}") from None
+    except ImportError as error:
+        raise DataError(f"{url}: {in_a_line(error)}; install this project's extra: shards") from None
     if protocol == "s3":
         filesystem.retries = 1  # the tries are counted here
     filesystem.get_file(url, str(target))

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class TrainLoader:
             )
         self.images, self.transforms, self.epochs = images, transforms, epochs
         self.mixing, self.batches, self.workers, self.device = mixing, batches, workers, device
-        self.broken = BrokenImages(max_broken * len(images))
+        self.broken = BrokenImages(max_broken, len(images))
         self.part: int | None = None  # which transform the loader below has
         self.loader: DataLoader | None = None
 
@@ -129,19 +130,20 @@ class EvalLoader:
 class BrokenImages:
     """The images that cannot be decoded, of those that this process met: each is told of once; too many end the run."""
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, share: float, images: int) -> None:
+        self.share, self.images, self.limit = share, images, share * images
         self.known: set[str] = set()
 
     def add(self, found: Sequence[str]) -> None:
         for description in found:
             if description not in self.known:
                 self.known.add(description)
-                tell(f"{description}; replaced by another image ({len(self.known)} so far)")
                 if len(self.known) > self.limit:
                     raise BrokenImageError(
-                        f"{description}; {len(self.known)} images are broken, data.max_broken allows {int(self.limit)}"
+                        f"{description}; broken images so far: {len(self.known)}, of {self.images:,}; "
+                        f"data.max_broken={self.share:g} allows {int(self.limit)}"
                     )
+                tell(f"{description}; replaced by another image ({len(self.known)} so far)")
 
 
 class Collated(NamedTuple):
@@ -161,6 +163,7 @@ def make_loader(
     *,
     keep_workers: bool,
 ) -> DataLoader:
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: they wait for disks
     return DataLoader(
         samples,
         batch_sampler=batches,

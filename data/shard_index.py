@@ -18,6 +18,7 @@ from .errors import DataError
 INDEX = "index.json"
 HEADER = 512
 """Bytes of a tar's header, which stands right before the data of its member."""
+PROTOCOLS = ("http", "https", "s3", "file")
 IMAGE_KINDS = frozenset(suffix.removeprefix(".") for suffix in IMG_EXTENSIONS)
 SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 """key.kind, as webdataset divides the name of a member: at the first dot of its last part."""
@@ -97,13 +98,18 @@ def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index
         read_index: the index of a folder.
 
     Raises:
-        DataError: an address has a query or a fragment, a shard is not in the index beside it, or two folders have
-            different classes.
+        DataError: an address is of another kind, or has a query or a fragment, a shard is not in the index beside it,
+            or two folders have different classes.
     """
     found: dict[str, Located] = {}
     indices: dict[str, Index] = {}
     for url in [urls] if isinstance(urls, str) else urls:
         for expanded in expand_braces(url):
+            protocol, remote, path = expanded.partition("://")
+            if remote and (protocol not in PROTOCOLS or not path.strip("/")):
+                raise DataError(
+                    f"{option}={expanded}: must be a path, or an address that begins with http://, https:// or s3://"
+                )
             if has_query(expanded):
                 raise DataError(
                     f"{option}={expanded}: has a query (?…=…) or a fragment (#…); must be an address without them, "

@@ -1,5 +1,6 @@
 """ImageNet, or any labelled images, in webdataset's shards: on this disk, over HTTP, or in a bucket."""
 
+import math
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -65,11 +66,11 @@ class ImageNetShards:
             ("retries", retries, 0),
             ("backoff", backoff, 0),
         ):
-            if not value >= least:
-                raise DataError(f"data.{option}={value}: must be at least {least}")
+            if not least <= value < math.inf:
+                raise DataError(f"data.{option}={value}: must be at least {least}, and finite")
         for option, value in (("cache_gb", cache_gb), ("timeout", timeout)):
-            if not value > 0:
-                raise DataError(f"data.{option}={value}: must be greater than 0")
+            if not 0 < value < math.inf:
+                raise DataError(f"data.{option}={value}: must be greater than 0, and finite")
         self.urls, self.val_urls, self.shuffle_shards = urls, val_urls, shuffle_shards
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder("shards")
         self.cache_gb, self.patience = cache_gb, Patience(retries, timeout, backoff)
@@ -86,6 +87,7 @@ class ImageNetShards:
                 f"{option}: must be given: a folder of shards, or shards, as {option}=/path/{{000..146}}.tar"
             )
         names, shards = locate(urls, option, self.read_index)
+        require_local(shards)
         folder = shards[0].address.rpartition("/")[0]
         numbers = numbers_in(classes, names, Path(folder.rpartition("://")[2]))
         cache = self.make_cache([located.shard.bytes for located in shards if located.is_remote])
@@ -175,6 +177,31 @@ class ShardImages(Images):
         return self.__dict__ | {"reader": None}
 
 
+def require_local(shards: list[Located]) -> None:
+    """Refuse a shard on this disk that is missing or has another size than its index says; every process finds it."""
+    for located in shards:
+        if not located.is_remote:
+            try:
+                with open_local(located.address) as file:
+                    require_size(file, located)
+            except ShardError as error:
+                raise DataError(str(error)) from None
+
+
+def open_local(path: str) -> IO[bytes]:
+    try:
+        return Path(path).open("rb", buffering=0)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def require_size(file: IO[bytes], located: Located) -> None:
+    address, shard = located
+    size = os.fstat(file.fileno()).st_size
+    if size != shard.bytes:
+        raise ShardError(f"{address}: has {size:,} bytes where {INDEX} has {shard.bytes:,}")
+
+
 class Reader:
     """What one process has open."""
 
@@ -210,7 +237,7 @@ class Reader:
 
     def open(self, number: int) -> IO[bytes]:
         located = self.shards[number]
-        address, shard = located
+        address = located.address
         if self.cache and self.ahead and located.is_remote:
             if self.failure:  # a worker is asked for the rest of its batches, too: it is not to wait for each in vain
                 raise self.failure
@@ -221,13 +248,8 @@ class Reader:
                 self.failure = error
                 raise
         else:
-            try:
-                file = Path(address).open("rb", buffering=0)  # noqa: SIM115  (it is kept open)
-            except OSError as error:
-                raise ShardError(f"{address}: cannot be read ({error.strerror})") from None
-        size = os.fstat(file.fileno()).st_size
-        if size != shard.bytes:
-            raise ShardError(f"{address}: has {size:,} bytes where {INDEX} has {shard.bytes:,}")
+            file = open_local(address)
+        require_size(file, located)
         return self.files.keep(number, file, 1)
 
     def scan(self, number: int, file: IO[bytes]) -> Positions:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xcit import InputError
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.errors import TrainingError, choose
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.storage import csv_text, write_text
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--folder", default="runs/ablations")
     parser.add_argument("--start", default=sys.executable, help='what train.py is started by: "torchrun …"')
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(ABLATIONS)}")

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import xcit
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.engine.optimizer import make_optimizer
 from xcit.errors import InputError, choose
 from xcit.kernels import forced
@@ -203,7 +203,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="MODEL/PATCH@PIXELSxBATCH, with commas")
     parser.add_argument("--figures", help=f"of {', '.join(FIGURES)}; by default all that this machine is for")
     parser.add_argument("--kernels", default="auto", help=f"what ours is forced to run: {', '.join(KINDS)}")

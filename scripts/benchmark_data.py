@@ -44,7 +44,7 @@ from data.folder import list_classes
 from data.images import ImageFiles, Transform, TransformedImages
 from data.jpeg import read_jpeg
 from data.loader import make_loader
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError
 from xcit.storage import write_text
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--root", help="a folder with a folder of images for each class; by default it makes JPEGs")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
 from xcit.models import MODELS
 from xcit.models.published import find_published
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True)

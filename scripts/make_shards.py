@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from data.images import ImageFiles
 from data.shard_index import INDEX, Index, Shard, parse_index, scan
 from data.shard_writing import ShardJob, make_shard
 from xcit import InputError
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.errors import TrainingError
 from xcit.storage import write_text
 
@@ -50,12 +51,16 @@ UNFINISHED = ".unfinished"
 def main() -> None:
     arguments = parse_arguments()
     if arguments.index_only:
+        if arguments.source:
+            raise InputError(f"{arguments.source}: --index-only takes a folder of shards, and no SOURCE")
         index_existing(Path(arguments.index_only), arguments.classes)
         return
     if not arguments.source or not arguments.target:
         raise InputError("SOURCE and TARGET: must be given (or --index-only FOLDER)")
-    if arguments.workers < 1:
-        raise InputError(f"--workers={arguments.workers}: must be at least 1")
+    if arguments.classes:
+        raise InputError(f"--classes={arguments.classes}: goes with --index-only; SOURCE's folders name the classes")
+    if Path(arguments.target).resolve().is_relative_to(Path(arguments.source).resolve()):
+        raise InputError(f"{arguments.target}: lies in SOURCE, {arguments.source}; must be a folder outside it")
     splits = dict(
         find_splits(Path(arguments.source), Path(arguments.target))
     )  # all are looked at before one is written
@@ -64,25 +69,35 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("source", nargs="?", help="a tree of images")
     parser.add_argument("target", nargs="?", help="a folder for the shards")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--samples", type=amount, default=1000, help="images in a shard (default: 1000)")
+    size.add_argument("--samples", type=whole, default=1000, help="images in a shard (default: 1000)")
     size.add_argument("--bytes", type=amount, help="instead: of a shard's images, as they lie in SOURCE; 500MB, say")
     parser.add_argument(
-        "--short-side", type=amount, metavar="N", help="shrink larger images to this, to JPEG of quality 95"
+        "--short-side", type=whole, metavar="N", help="shrink larger images to this, by JPEG of quality 95"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the images")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--seed", type=whole_or_zero, default=0, help="of the order of the images")
+    parser.add_argument("--workers", type=whole, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--no-decode-check", action="store_true", help="do not decode each image when it is read back")
     parser.add_argument("--index-only", metavar="FOLDER", help="write the index of the shards in a folder, and no more")
     parser.add_argument("--classes", metavar="FILE", help="of --index-only: names, one a line; default: the numbers")
     return parser.parse_args()
 
 
+def whole(text: str, least: int = 1) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}")
+    return int(text)
+
+
+def whole_or_zero(text: str) -> int:
+    return whole(text, 0)
+
+
 def amount(text: str) -> int:
-    """5000, 500MB, 2GB: a whole number of at least 1."""
+    """5000, 500MB, 2GB."""
     parts = re.fullmatch(r"(\d+)(|kB|MB|GB)", text)
     if not parts or not int(parts[1]):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1; kB, MB or GB may follow")
@@ -175,8 +190,10 @@ def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
             raise InputError(f"{folder}: holds shards of other images or options; give a new folder")
         return {shard.name: shard for shard in index.shards}
     if plan.is_file():
-        if json.loads(plan.read_text()) != made:
-            raise InputError(f"{folder}: holds unfinished shards of other images or options; give a new folder")
+        if read_json(plan) != made:
+            raise InputError(
+                f"{folder}: holds unfinished shards of other images or options; remove it, or give a new folder"
+            )
     elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
         raise InputError(f"{folder}: holds something already; give a new folder")
     return {}
@@ -201,31 +218,53 @@ def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], wo
     done: dict[str, Shard] = {}
     kept = 0
     context = multiprocessing.get_context("fork")  # what this process has imported takes seconds
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin_process) as pool:
         try:
-            futures = [pool.submit(make_shard, job, unfinished, before[job.path.name]) for job in jobs]
+            futures = [pool.submit(make_and_record, job, unfinished, before[job.path.name]) for job in jobs]
             with Progress(console=console, disable=not console.is_terminal) as bar:
                 images = bar.add_task(str(folder), total=sum(len(job.samples) for job in jobs))
                 for future in as_completed(futures):
                     shard, was_there = future.result()
                     kept += was_there
                     done[shard.name] = shard
-                    write_text(unfinished / f"{shard.name}.json", json.dumps(asdict(shard)))
                     bar.advance(images, shard.samples)
         except BrokenProcessPool:
             raise TrainingError("a process was killed; called again, the script goes on") from None
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return [done[name] for name in names], kept
 
 
+def make_and_record(job: ShardJob, unfinished: Path, before: Shard | None) -> tuple[Shard, bool]:
+    """Recorded by the process that made it: what is finished is never made again, however this call ends."""
+    shard, was_there = make_shard(job, unfinished, before)
+    write_text(unfinished / f"{shard.name}.json", json.dumps(asdict(shard)))
+    return shard, was_there
+
+
 def read_record(path: Path) -> Shard | None:
     """What an earlier call found of a shard that it finished."""
-    return Shard(**json.loads(path.read_text())) if path.is_file() else None
+    try:
+        return Shard(**read_json(path))
+    except TypeError:
+        return None
 
 
-def end_with_parent() -> None:
-    """Let this process end when the one that started it is killed."""
+def read_json(path: Path) -> Any:
+    """None for a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def begin_process() -> None:
+    """Leave an interrupt to the process that started this one, and end when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import InputError
-from xcit.command import guarded
+from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
 from xcit.errors import unknown
 from xcit.models import MODELS, create_model
@@ -291,7 +291,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     peak = f"{SUSTAINED_SHARE:.0%}% of an A100's {PEAK_TFLOPS:.0f} in bf16"
     parser.add_argument("--list", action="store_true", help="print everything, as without any option")
     parser.add_argument("--only", metavar="NAME", default="", help=f"{', '.join(SECTIONS)}, or part of a model's name")
@@ -303,11 +303,6 @@ def parse_arguments() -> argparse.Namespace:
         help=f"sustained by each GPU (default: %(default).1f, {peak})",
     )
     return parser.parse_args()
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def positive(text: str) -> float:

@@ -31,6 +31,8 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("model=xcit_s13", "model=xcit_s13: unknown; did you mean xcit_s12? (one of timm, xcit_l24, xcit_m24, "),
         ("model=null", "model=null: must be a name, which --help lists"),
         ("recipe=3", "recipe=3: must be a name, which --help lists"),
+        ("data.image_size=x", "data.image_size=x: must be a valid integer"),
+        ("pretrained=3", "pretrained=3: must be a valid string"),
         ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of cars, cifar10, "),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
         ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),

@@ -1,5 +1,6 @@
 """How a command ends: 0, or one clear line and 2 for input that cannot be used, 1 for anything else."""
 
+import argparse
 import functools
 import os
 import re
@@ -13,6 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .engine import distributed
 from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """That of a script: its help begins with a text as it stands, and what it cannot read is an InputError."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
 
 
 def guarded(*further: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -84,6 +84,7 @@ def describe(invalid: ValidationError, schema: type[Section]) -> str:
     """The first problem in one line: its key, its value, what would be accepted."""
     problem = invalid.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    key = re.sub(r"\.(str|bool|int|float|list\[.*)$", "", key)  # which of several types it was read as
     match problem["type"]:
         case "extra_forbidden":
             return f"{key}: unknown key{did_you_mean(key, known_keys(schema))}"

@@ -179,8 +179,8 @@ class TrainConfig(Evaluated):
     """conf/train.yaml."""
 
     name: str
+    data: DataConfig  # before the model, which takes image_size from it: the first problem is told
     model: ModelConfig
-    data: DataConfig
     task: TaskConfig
     augment: AugmentConfig
     optim: OptimConfig

@@ -166,13 +166,14 @@ def test_one_more_than_may_be_broken_ends_the_run(
         list(batches.epoch(0))
     message = str(caught.value)
     assert message.split(":")[0] in map(str, paths)
-    assert message.endswith("; 3 images are broken, data.max_broken allows 2")
-    assert len(capsys.readouterr().err.splitlines()) == len(batches.broken.known) == 3
+    assert message.endswith("; broken images so far: 3, of 10; data.max_broken=0.2 allows 2")
+    assert len(batches.broken.known) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 2  # the last one is told of by the error
 
 
 def test_by_default_the_first_broken_image_ends_the_run(image_tree: Tree) -> None:
     images, paths = damaged(image_tree, 2)
-    with pytest.raises(BrokenImageError, match=r"; 1 images are broken, data\.max_broken allows 0$") as caught:
+    with pytest.raises(BrokenImageError, match=r"far: 1, of 10; data\.max_broken=0 allows 0$") as caught:
         list(loader(images).epoch(0))
     assert str(caught.value).split(":")[0] in map(str, paths)
 

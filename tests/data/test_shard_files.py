@@ -67,6 +67,12 @@ def test_queries_and_fragments_are_refused(tail: str) -> None:
         ImageNetShards(urls=f"https://host/{tail}").train()
 
 
+@pytest.mark.parametrize("url", ["ftp://host/train", "htp://host/train", "http://", "s3:///"])
+def test_addresses_of_other_kinds_are_refused_at_once(url: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.urls={url}: must be a path, or an address that begins with http://"):
+        ImageNetShards(urls=url).train()
+
+
 def test_a_question_mark_alone_is_a_pattern_over_http(shards: Path) -> None:
     with serving(shards) as base:
         assert len(ImageNetShards(urls=f"{base}/train/00000?.tar").train().shards) == 10
@@ -82,10 +88,12 @@ def test_a_folder_whose_name_looks_like_shards_is_a_folder(shards: Path, name: s
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ({"shuffle_shards": 0}, "data.shuffle_shards=0: must be at least 1"),
-        ({"retries": -1}, "data.retries=-1: must be at least 0"),
-        ({"cache_gb": 0.0}, "data.cache_gb=0.0: must be greater than 0"),
-        ({"timeout": float("nan")}, "data.timeout=nan: must be greater than 0"),
+        ({"shuffle_shards": 0}, "data.shuffle_shards=0: must be at least 1, and finite"),
+        ({"retries": -1}, "data.retries=-1: must be at least 0, and finite"),
+        ({"cache_gb": 0.0}, "data.cache_gb=0.0: must be greater than 0, and finite"),
+        ({"cache_gb": float("inf")}, "data.cache_gb=inf: must be greater than 0, and finite"),
+        ({"backoff": float("inf")}, "data.backoff=inf: must be at least 0, and finite"),
+        ({"timeout": float("nan")}, "data.timeout=nan: must be greater than 0, and finite"),
     ],
 )
 def test_options_out_of_range(option: dict[str, Any], line: str) -> None:
@@ -133,15 +141,19 @@ def test_a_shard_that_is_not_what_it_should_be(tmp_path: Path, members: dict[str
 def test_a_local_shard_that_was_changed_or_is_gone(shards: Path) -> None:
     path = shards / "train" / "000000.tar"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-512])
-    with pytest.raises(ShardError, match=r"000000\.tar: has .* bytes where index\.json has "):
-        source(shards).train()[0]
+    images = [source(shards).train() for _ in range(2)]
     path.write_bytes(bytes(len(whole)))
     with pytest.raises(ShardError, match=r"000000\.tar: has 0 samples where index\.json has 5"):
         source(shards).train()[0]
+    path.write_bytes(whole[:-512])
+    # At once, in all processes; or by the one that meets it, where it happens in an epoch.
+    for error, look in ((DataError, source(shards).train), (ShardError, lambda: images[0][0])):
+        with pytest.raises(error, match=r"000000\.tar: has .* bytes where index\.json has "):
+            look()
     path.unlink()
-    with pytest.raises(ShardError, match=r"000000\.tar: cannot be read \(No such file"):
-        source(shards).train()[0]
+    for error, look in ((DataError, source(shards).train), (ShardError, lambda: images[1][0])):
+        with pytest.raises(error, match=r"000000\.tar: cannot be read \(No such file"):
+            look()
 
 
 def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:

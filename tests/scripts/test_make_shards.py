@@ -111,29 +111,38 @@ def test_large_images_are_shrunk_and_small_ones_left_alone(
         assert abs(before - np.asarray(image, dtype=float)).mean() < 12
 
 
-def killed_after_three(command: Command, *arguments: str) -> None:
-    """Run the script until three shards are finished; then this process dies as by `kill -9`."""
+def stopped_after_three(number: signal.Signals, command: Command, *arguments: str) -> None:
+    """Run the script until three shards are finished; then it dies as by `kill -9`, or Ctrl-C reaches all processes."""
+    os.setsid()
+    main = os.getpid()
     write_text = xcit.storage.write_text
 
-    def write_or_die(path: Path, text: str) -> None:
+    def write_and_stop(path: Path, text: str) -> None:
         write_text(path, text)
-        if len(list(path.parent.glob("*.tar.json"))) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if len(list(path.parent.glob("*.tar.json"))) >= 3:
+            os.kill(main, number) if number == signal.SIGKILL else os.killpg(main, number)
 
-    xcit.storage.write_text = write_or_die
-    command(*arguments)
+    xcit.storage.write_text = write_and_stop
+    result = command(*arguments)
+    assert (result.status, result.stderr) == (1, "error: interrupted\n")
 
 
-def test_a_killed_run_goes_on_and_keeps_what_was_finished(command: Command, tree: Path, tmp_path: Path) -> None:
-    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
-    process = multiprocessing.get_context("fork").Process(target=killed_after_three, args=(command, *arguments))
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 0)])
+def test_a_stopped_run_goes_on_and_keeps_what_was_finished(
+    command: Command, tree: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    arguments = (SCRIPT, str(tree), "shards", "--samples", "4", "--workers", "2")
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=stopped_after_three, args=(number, command, *arguments))
     process.start()
     process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == status
     train = tmp_path / "shards" / "train"
     assert not (train / INDEX).exists()
     finished = {path.name.removesuffix(".json") for path in (train / ".unfinished").glob("*.tar.json")}
-    assert len(finished) == 3
+    assert 3 <= len(finished) < 6
+    (train / ".unfinished" / f"{max(finished)}.json").write_text("half")
+    finished.remove(max(finished))
     before = {name: (train / name).stat().st_ino for name in finished}
     damaged = sorted(finished)[0]
     (train / damaged).write_bytes(bytes((train / damaged).stat().st_size))
@@ -278,7 +287,13 @@ def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp
         ((), "SOURCE and TARGET: must be given (or --index-only FOLDER)"),
         (("nowhere", "new"), "nowhere: no such folder"),
         (("empty", "new"), "empty: holds no class folders"),
-        ((str(tree), "new", "--workers", "0"), "--workers=0: must be at least 1"),
+        ((str(tree), "new", "--workers", "0"), "--workers: 0: must be a whole number of at least 1"),
+        ((str(tree), "new", "--samples", "5kB"), "--samples: 5kB: must be a whole number of at least 1"),
+        ((str(tree), "new", "--bytes", "0MB"), "--bytes: 0MB: must be a whole number of at least 1; kB, MB or GB may"),
+        ((str(tree), "new", "--seed", "-1"), "--seed: -1: must be a whole number of at least 0"),
+        ((str(tree), "new", "--classes", "one"), "--classes=one: goes with --index-only"),
+        ((str(tree), f"{tree}/train/new"), f"{tree}/train/new: lies in SOURCE"),
+        ((str(tree), "--index-only", "made/train"), f"{tree}: --index-only takes a folder of shards, and no SOURCE"),
         ((str(tree), "one"), "one/train/.unfinished: cannot be written (Not a directory)"),
         (("--index-only", "empty"), "empty: holds no shards (*.tar)"),
         (("--index-only", "zip"), "zip/a.tar: cannot be read as a tar that is not compressed"),
@@ -291,8 +306,6 @@ def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp
         assert result.stderr.startswith(f"error: {message}")
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
-    result = command(SCRIPT, str(tree), "new", "--bytes", "0MB")
-    assert (result.status, "0MB: must be a whole number of at least 1" in result.stderr) == (2, True)
 
 
 def test_flat_validation_images_of_imagenet_are_labelled_by_the_devkit(
