@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
-from xcit.kernels import forced
+from xcit.kernels import forced, passes
 from xcit.kernels.covariance import is_cheaper
 from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
@@ -36,6 +36,11 @@ def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
     return randomised(lambda: XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
 
 
+def whole_tiles() -> tuple[nn.Module, Tensor, Forward]:
+    """Of widths that the passes in C++ take."""
+    return randomised(lambda: XCiTLayer(64, 4, 1.0)), tokens(6, 20, 64), lambda layer, x: layer(x, GRID)
+
+
 def many_tokens() -> tuple[nn.Module, Tensor, Forward]:
     """So many that attention takes the covariance form."""
     return randomised(lambda: XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
@@ -45,7 +50,12 @@ def class_attention() -> tuple[nn.Module, Tensor, Forward]:
     return randomised(lambda: ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
 
 
-LAYERS = {"XCiTLayer": xcit_layer, "many tokens": many_tokens, "ClassAttention": class_attention}
+LAYERS = {
+    "XCiTLayer": xcit_layer,
+    "whole tiles": whole_tiles,
+    "many tokens": many_tokens,
+    "ClassAttention": class_attention,
+}
 
 
 def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward, autocast: bool = False) -> dict:
@@ -83,6 +93,19 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
     plain, fast = (outcome(kind, layer, x, forward, autocast) for kind in ("plain", "fast"))
     assert max(difference(plain, fast).values()) < tolerance
     assert plain["output"].dtype == fast["output"].dtype
+
+
+@pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, forward = whole_tiles()
+    names: list[str] = []
+    call = passes.call
+    monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
+    compiled = outcome("fast", layer, x, forward)
+    assert names == ["attend", "gelu", "gelu", "gelu_backward", "gelu", "attend_backward"]
+    monkeypatch.setattr(passes, "LIBRARY", None)
+    assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize("name", LAYERS)

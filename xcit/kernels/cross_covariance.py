@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .choice import by_triton
+from .passes import attend_backward_pass, attend_pass, takes_attention
 
 
 def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
@@ -21,33 +22,46 @@ def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
 class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, temperature: Tensor) -> Tensor:
-        heads = len(temperature)
-        q, k, v = split_heads(qkv, 3, heads)
-        inverse = inverse_norms(qkv, heads)
-        cosines = (q.mT @ k) * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])
-        attention = (cosines * temperature).softmax(dim=-1)
-        ctx.save_for_backward(qkv, temperature, inverse, cosines, attention)
-        return merge_heads(v @ attention.mT.to(v.dtype))
+        ctx.native = takes_attention(qkv, temperature)
+        attended, *kept = (attend_pass if ctx.native else forward)(qkv, temperature)
+        ctx.save_for_backward(qkv, temperature, *kept)
+        return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        qkv, temperature, inverse, cosines, attention = ctx.saved_tensors
-        q, k, v = split_heads(qkv, 3, len(temperature))
-        (g,) = split_heads(gradient, 1, len(temperature))
-        of_scores = torch._softmax_backward_data((g.mT @ v).to(attention.dtype), attention, -1, attention.dtype)
-        of_cosines = of_scores * temperature
-        of_products = (of_cosines * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])).to(q.dtype)
-        # A column's own norm takes back what the product gives it in its own direction.
-        along = of_cosines * cosines
-        q_share = (along.sum(-1) * inverse[:, 0].square()).to(q.dtype)[..., None, :]
-        k_share = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]
-        of_qkv = torch.empty_like(qkv)
-        of_q, of_k, of_v = split_heads(of_qkv, 3, len(temperature))
-        of_q.copy_((k @ of_products.mT).addcmul_(q, q_share, value=-1))
-        of_k.copy_((q @ of_products).addcmul_(k, k_share, value=-1))
-        of_v.copy_(g @ attention.to(g.dtype))
-        return of_qkv, (of_scores * cosines).sum((0, 2, 3))[:, None, None].to(temperature.dtype)
+        return (attend_backward_pass if ctx.native else backward)(gradient, *ctx.saved_tensors)
+
+
+def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(attended, inverse norms, cosines, attention): the last three are for the backward pass."""
+    heads = len(temperature)
+    q, k, v = split_heads(qkv, 3, heads)
+    inverse = inverse_norms(qkv, heads)
+    cosines = (q.mT @ k) * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])
+    attention = (cosines * temperature).softmax(dim=-1)
+    return merge_heads(v @ attention.mT.to(v.dtype)), inverse, cosines, attention
+
+
+def backward(
+    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and of the temperature."""
+    q, k, v = split_heads(qkv, 3, len(temperature))
+    (g,) = split_heads(gradient, 1, len(temperature))
+    of_scores = torch._softmax_backward_data((g.mT @ v).to(attention.dtype), attention, -1, attention.dtype)
+    of_cosines = of_scores * temperature
+    of_products = (of_cosines * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])).to(q.dtype)
+    # A column's own norm takes back what the product gives it in its own direction.
+    along = of_cosines * cosines
+    q_share = (along.sum(-1) * inverse[:, 0].square()).to(q.dtype)[..., None, :]
+    k_share = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]
+    of_qkv = torch.empty_like(qkv)
+    of_q, of_k, of_v = split_heads(of_qkv, 3, len(temperature))
+    of_q.copy_((k @ of_products.mT).addcmul_(q, q_share, value=-1))
+    of_k.copy_((q @ of_products).addcmul_(k, k_share, value=-1))
+    of_v.copy_(g @ attention.to(g.dtype))
+    return of_qkv, (of_scores * cosines).sum((0, 2, 3))[:, None, None].to(temperature.dtype)
 
 
 def inverse_norms(qkv: Tensor, heads: int) -> Tensor:

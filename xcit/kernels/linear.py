@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .passes import gelu_backward_pass, gelu_pass
 from .precision import compute_dtype
 from .products import product, weight_gradient
 
@@ -48,16 +49,16 @@ class GELULinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
-        return product(F.gelu(x), weight, bias.to(dtype))
+        return product(gelu_pass(x), weight, bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous()
-        weight_and_bias = of_weight_and_bias(ctx, 1, gradient, F.gelu(x))
-        activated = of_input(ctx, gradient, weight)
-        return None if activated is None else torch.ops.aten.gelu_backward(activated, x), *weight_and_bias, None
+        of_activated = of_input(ctx, gradient, weight)
+        activated, of_x = (gelu_pass(x), None) if of_activated is None else gelu_backward_pass(x, of_activated)
+        return of_x, *of_weight_and_bias(ctx, 1, gradient, activated), None
 
 
 class NormLinear(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_batch, counts_ordinarily
 from .choice import by_triton
+from .passes import gelu_pass
 from .precision import compute_dtype
 
 Grid = tuple[int, int]
@@ -87,7 +88,7 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         eps: float,
         grid: Grid,
     ) -> Tensor:
-        activated = as_map(F.gelu(x), grid)
+        activated = as_map(gelu_pass(x), grid)
         normed, mean, rstd = torch.native_batch_norm(
             activated, scale, shift, running_mean, running_var, True, momentum, eps
         )
@@ -99,7 +100,7 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight, mean, rstd = ctx.saved_tensors
-        activated, slope = F.gelu(x), scale * rstd
+        activated, slope = gelu_pass(x), scale * rstd
         normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
         of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
         of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .passes import gelu_pass
+
 INSTRUCTIONS = torch.backends.cpu.get_cpu_capability()
 HAS_ONEDNN = (
     INSTRUCTIONS in ("AVX2", "AVX512")
@@ -38,7 +40,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
         compute = onednn_product_in_graph if torch.compiler.is_compiling() else onednn_product
         return compute(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
+    return gelu_pass(y, in_place=True) if gelu else y
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
@@ -97,4 +99,4 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool
         shape = ([1, 1], [stride, stride], [1, 1], groups)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, *after)
     y = F.conv2d(x, weight, bias, stride=stride, padding=1, groups=groups)
-    return F.gelu(y) if gelu else y
+    return gelu_pass(y, in_place=True) if gelu else y

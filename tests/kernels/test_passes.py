@@ -1,0 +1,144 @@
+"""The passes in C++ find what torch finds, run where they can, and leave the rest to torch."""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xcit.kernels import cross_covariance, passes
+from xcit.kernels.passes import (
+    attend_backward_pass,
+    attend_pass,
+    gelu_backward_pass,
+    gelu_pass,
+    native,
+    takes_attention,
+)
+
+X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passes that are called."""
+    names: list[str] = []
+    call = passes.call
+    monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
+    return names
+
+
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.skipif(not X86 or not shutil.which("c++"), reason="there is no compiler, or no x86 CPU with AVX2")
+def test_they_were_compiled() -> None:
+    assert passes.LIBRARY is not None, "install the project again: pip install -e ."
+
+
+@compiled
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gelu(calls: list[str], in_place: bool) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 4080), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 87, -87, 1e30, -1e30] * 2)])
+    exact = F.gelu(x.double())
+    y = gelu_pass(x, in_place=in_place)
+    assert calls == ["gelu"]
+    assert ((y.double() - exact).abs() <= 4e-7 * exact.abs().clamp(min=1)).all()
+    assert (y.data_ptr() == x.data_ptr()) == in_place
+
+
+@compiled
+def test_the_gradient_of_gelu(calls: list[str]) -> None:
+    x, gradient = 3 * tokens(3, 7, 48), tokens(3, 7, 48, seed=2)
+    exact = torch.ops.aten.gelu_backward(gradient.double(), x.double())
+    activated, of_x = gelu_backward_pass(x, gradient)
+    assert calls == ["gelu_backward"]
+    assert error(activated, F.gelu(x.double())) < 2e-7
+    assert error(of_x, exact) < 2e-7
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("images", "length", "heads", "d"),
+    [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128)],
+)
+def test_attention(calls: list[str], images: int, length: int, heads: int, d: int) -> None:
+    """As near to torch in fp64 as torch in fp32 is; also where tokens are no multiple of a tile or a block."""
+    qkv = tokens(images, length, 3 * heads * d) * torch.linspace(0.1, 3, 3 * heads * d)  # of unequal size
+    temperature = torch.linspace(0.5, 2, heads)[:, None, None]
+    gradient = tokens(images, length, heads * d, seed=2)
+    exact = cross_covariance.forward(qkv.double(), temperature.double())
+    assert takes_attention(qkv, temperature)
+    found = attend_pass(qkv, temperature)
+    gradients = attend_backward_pass(gradient, qkv, temperature, *found[1:])
+    exact_gradients = cross_covariance.backward(gradient.double(), qkv.double(), temperature.double(), *exact[1:])
+    assert calls == ["attend", "attend_backward"]
+    torchs = cross_covariance.forward(qkv, temperature)
+    torchs_gradients = cross_covariance.backward(gradient, qkv, temperature, *torchs[1:])
+    for one, torchs_one, exact_one in zip(
+        (*found, *gradients), (*torchs, *torchs_gradients), (*exact, *exact_gradients), strict=True
+    ):
+        assert one.shape == exact_one.shape
+        assert error(one, exact_one) < 4 * error(torchs_one, exact_one) + 1e-6
+
+
+@compiled
+def test_what_is_no_number_stays_none() -> None:
+    x = torch.full((16,), torch.nan)
+    assert gelu_pass(x).isnan().all()
+    assert torch.stack(gelu_backward_pass(x, torch.ones(16))).isnan().all()
+    qkv = tokens(1, 5, 96)
+    qkv[0, 2, 3] = torch.nan
+    assert attend_pass(qkv, torch.ones(1, 1, 1))[0].isnan().any()
+
+
+@compiled
+def test_the_channels_last_are_dense_too(calls: list[str]) -> None:
+    x = tokens(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
+    y = gelu_pass(x)
+    assert calls == ["gelu"]
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, F.gelu(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [tokens(3, 5), tokens(4, 32)[:, ::2], tokens(32).double(), tokens(32).bfloat16(), torch.empty(32, device="meta")],
+    ids=["no whole tile", "strided", "fp64", "bf16", "meta"],
+)
+def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor) -> None:
+    y = gelu_pass(x, in_place=True)
+    activated, of_x = gelu_backward_pass(x, torch.ones_like(x))
+    assert calls == []
+    for value in (y, activated, of_x):
+        assert (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
+    if not x.is_meta:
+        assert torch.equal(y, F.gelu(x))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "inside",
+    [lambda f, x: torch.func.vmap(f)(x), lambda f, x: torch.jit.trace(f, x, check_trace=False)(x)],
+    ids=["vmap", "trace"],
+)
+def test_mapped_and_traced_tensors_are_torchs(calls: list[str], inside: Callable[..., Tensor]) -> None:
+    x = tokens(4, 32)
+    assert torch.equal(inside(gelu_pass, x), F.gelu(x))
+    assert calls == []
+
+
+@compiled
+def test_one_head_for_many_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, temperature = tokens(1, 5, 96), torch.ones(1, 1, 1)
+    assert takes_attention(qkv, temperature) and native(qkv)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not takes_attention(qkv, temperature)

@@ -1,0 +1,101 @@
+"""Passes over the tokens in C++ (passes.cpp), each beside the operations of torch that it stands for.
+
+pip compiles them for x86 CPUs where it finds a compiler. Where they are missing, and for all but contiguous fp32 on a
+CPU, torch's operations run.
+"""
+
+import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .choice import possible
+
+TILE = 16
+"""Numbers that the passes take at a time."""
+
+
+def load() -> ctypes.CDLL | None:
+    """What was compiled for the instructions of this CPU, if anything was."""
+    instructions = torch.backends.cpu.get_cpu_capability().lower()
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_passes_{instructions}{suffix}")
+        if path.is_file():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+LIBRARY = load()
+
+
+def native(*tensors: Tensor) -> bool:
+    """Whether a pass in C++ can take these."""
+    if torch.compiler.is_compiling() or LIBRARY is None:
+        return False
+    plain = all(
+        type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32 and is_dense(x)
+        for x in tensors
+    )
+    return plain and possible(tensors[0])
+
+
+def is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def call(function: str, *arguments: Tensor | int) -> None:
+    assert LIBRARY is not None
+    converted = (ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
+    getattr(LIBRARY, function)(*converted)
+
+
+def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
+    """A GELU, without a graph; in place where that can be, if so told."""
+    if not native(x) or x.numel() % TILE:
+        return F.gelu(x)
+    y = x if in_place else torch.empty_like(x)
+    call("gelu", x, y, x.numel())
+    return y
+
+
+def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be written over."""
+    if not native(x, gradient) or x.numel() % TILE:
+        return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
+    activated = torch.empty_like(x)
+    call("gelu_backward", x, activated, gradient, x.numel())
+    return activated, gradient
+
+
+def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:
+    """Whether `attend_pass` takes these: it has a thread for a head."""
+    B, _, channels = qkv.shape
+    heads = len(temperature)
+    fits = channels % (3 * heads * TILE) == 0 and native(qkv, temperature)
+    return fits and B * heads >= torch.get_num_threads()
+
+
+def attend_pass(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `cross_covariance.forward` returns."""
+    B, N, channels = qkv.shape
+    heads, C = len(temperature), channels // 3
+    d = C // heads
+    attended, inverse = qkv.new_empty(B, N, C), qkv.new_empty(B, 2, heads, d)
+    cosines, attention = qkv.new_empty(B, heads, d, d), qkv.new_empty(B, heads, d, d)
+    call("attend", qkv, temperature, attended, inverse, cosines, attention, B, N, C, heads)
+    return attended, inverse, cosines, attention
+
+
+def attend_backward_pass(
+    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `cross_covariance.backward` returns."""
+    B, N, channels = qkv.shape
+    heads = len(temperature)
+    of_qkv, of_temperature = torch.empty_like(qkv), qkv.new_empty(B, heads)
+    kept = (qkv, temperature, inverse, cosines, attention, gradient.contiguous())
+    call("attend_backward", *kept, of_qkv, of_temperature, B, N, channels // 3, heads)
+    return of_qkv, of_temperature.sum(0)[:, None, None]
