@@ -48,7 +48,7 @@ from xcit.models.compiling import compile_model
 from xcit.models.published import long_name
 from xcit.storage import write_text
 
-CASES = ("n12/16@224x16", "s12/16@224x8", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1")
+CASES = ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1")
 SECONDS = 0.5
 """A turn repeats its step for about as long, so that a reading of the clock does not matter."""
 
