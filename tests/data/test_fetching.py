@@ -78,11 +78,6 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
         fetch(url, tmp_path / "a.tar", PATIENCE, lambda path: None)
 
 
-def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^gopher://host/a\.tar: Protocol not known: gopher; must be a path, or"):
-        fetch("gopher://host/a.tar", tmp_path / "a.tar", PATIENCE, lambda path: None)
-
-
 def test_an_address_that_cannot_be_read_is_tried_once(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"^http://host:port/a\.tar: cannot be fetched \(.*; tried 1 time\)$"):
         fetch("http://host:port/a.tar", tmp_path / "a.tar", PATIENCE, lambda path: None)
