@@ -137,6 +137,20 @@ def test_mapped_and_traced_tensors_are_torchs(calls: list[str], inside: Callable
 
 
 @compiled
+def test_the_compiler_calls_the_passes_of_attention(calls: list[str]) -> None:
+    qkv, temperature = tokens(3, 20, 96).requires_grad_(), torch.ones(2, 1, 1, requires_grad=True)
+    torch.library.opcheck(attend_pass, (qkv.detach(), temperature.detach()))
+    eager = cross_covariance.Attend.apply(qkv, temperature)
+    gradients = torch.autograd.grad(eager.square().sum(), (qkv, temperature))
+    calls.clear()
+    found = torch.compile(cross_covariance.Attend.apply, fullgraph=True)(qkv, temperature)
+    assert torch.equal(found, eager)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), (qkv, temperature)), gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert calls == ["attend", "attend_backward"]
+
+
+@compiled
 def test_one_head_for_many_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, temperature = tokens(1, 5, 96), torch.ones(1, 1, 1)
     assert takes_attention(qkv, temperature) and native(qkv)

@@ -74,12 +74,18 @@ def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:
     """Whether `attend_pass` takes these: it has a thread for a head."""
     B, _, channels = qkv.shape
     heads = len(temperature)
-    fits = channels % (3 * heads * TILE) == 0 and native(qkv, temperature)
-    return fits and B * heads >= torch.get_num_threads()
+    if channels % (3 * heads * TILE):
+        return False
+    if torch.compiler.is_compiling():  # the compiler calls the pass and does not look into it
+        fp32 = qkv.dtype == temperature.dtype == torch.float32
+        return LIBRARY is not None and fp32 and qkv.device.type == "cpu" and possible(qkv)
+    return native(qkv, temperature) and B * heads >= torch.get_num_threads()
 
 
+@torch.library.custom_op("xcit::attend_pass", mutates_args=())
 def attend_pass(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `cross_covariance.forward` returns."""
+    qkv, temperature = qkv.contiguous(), temperature.contiguous()
     B, N, channels = qkv.shape
     heads, C = len(temperature), channels // 3
     d = C // heads
@@ -89,13 +95,30 @@ def attend_pass(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tenso
     return attended, inverse, cosines, attention
 
 
+@attend_pass.register_fake
+def _(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, N, channels = qkv.shape
+    heads = len(temperature)
+    d = channels // (3 * heads)
+    attended, inverse = qkv.new_empty(B, N, channels // 3), qkv.new_empty(B, 2, heads, d)
+    return attended, inverse, qkv.new_empty(B, heads, d, d), qkv.new_empty(B, heads, d, d)
+
+
+@torch.library.custom_op("xcit::attend_backward_pass", mutates_args=())
 def attend_backward_pass(
     gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `cross_covariance.backward` returns."""
     B, N, channels = qkv.shape
     heads = len(temperature)
-    of_qkv, of_temperature = torch.empty_like(qkv), qkv.new_empty(B, heads)
-    kept = (qkv, temperature, inverse, cosines, attention, gradient.contiguous())
-    call("attend_backward", *kept, of_qkv, of_temperature, B, N, channels // 3, heads)
+    of_qkv, of_temperature = qkv.new_empty(qkv.shape), qkv.new_empty(B, heads)
+    given = (tensor.contiguous() for tensor in (qkv, temperature, inverse, cosines, attention, gradient))
+    call("attend_backward", *given, of_qkv, of_temperature, B, N, channels // 3, heads)
     return of_qkv, of_temperature.sum(0)[:, None, None]
+
+
+@attend_backward_pass.register_fake
+def _(
+    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(temperature)
