@@ -109,6 +109,15 @@ def test_the_channels_last_are_dense_too(calls: list[str]) -> None:
     torch.testing.assert_close(y, F.gelu(x), rtol=0, atol=1e-6)
 
 
+@compiled
+def test_a_gradient_that_lies_otherwise_in_memory_is_torchs(calls: list[str]) -> None:
+    x = tokens(2, 16, 3, 5)
+    gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
+    exact = torch.ops.aten.gelu_backward(gradient, x)
+    assert torch.equal(gelu_backward_pass(x, gradient)[1], exact)
+    assert calls == []
+
+
 @pytest.mark.parametrize(
     "x",
     [tokens(3, 5), tokens(4, 32)[:, ::2], tokens(32).double(), tokens(32).bfloat16(), torch.empty(32, device="meta")],

@@ -31,15 +31,17 @@ def load() -> ctypes.CDLL | None:
 LIBRARY = load()
 
 
+def compiled_for(*tensors: Tensor) -> bool:
+    """Whether there are passes for tensors of this type, on this device."""
+    here = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+    return LIBRARY is not None and here and possible(tensors[0])
+
+
 def native(*tensors: Tensor) -> bool:
-    """Whether a pass in C++ can take these."""
-    if torch.compiler.is_compiling() or LIBRARY is None:
+    """Whether a pass in C++ can take these as they lie in memory."""
+    if torch.compiler.is_compiling() or not compiled_for(*tensors):
         return False
-    plain = all(
-        type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32 and is_dense(x)
-        for x in tensors
-    )
-    return plain and possible(tensors[0])
+    return all(type(x) in (Tensor, nn.Parameter) and is_dense(x) for x in tensors)
 
 
 def is_dense(x: Tensor) -> bool:
@@ -63,7 +65,7 @@ def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
 
 def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be written over."""
-    if not native(x, gradient) or x.numel() % TILE:
+    if not native(x, gradient) or x.stride() != gradient.stride() or x.numel() % TILE:
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
     activated = torch.empty_like(x)
     call("gelu_backward", x, activated, gradient, x.numel())
@@ -77,8 +79,7 @@ def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:
     if channels % (3 * heads * TILE):
         return False
     if torch.compiler.is_compiling():  # the compiler calls the pass and does not look into it
-        fp32 = qkv.dtype == temperature.dtype == torch.float32
-        return LIBRARY is not None and fp32 and qkv.device.type == "cpu" and possible(qkv)
+        return compiled_for(qkv, temperature)
     return native(qkv, temperature) and B * heads >= torch.get_num_threads()
 
 
