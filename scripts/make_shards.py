@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--samples", type=whole, default=1000, help="images in a shard (default: 1000)")
     size.add_argument("--bytes", type=amount, help="instead: of a shard's images, as they lie in SOURCE; 500MB, say")
     parser.add_argument(
-        "--short-side", type=whole, metavar="N", help="shrink larger images to this, by JPEG of quality 95"
+        "--short-side", type=whole, metavar="N", help="shrink larger images to this, as JPEG of quality 95"
     )
     parser.add_argument("--seed", type=whole_or_zero, default=0, help="of the order of the images")
     parser.add_argument("--workers", type=whole, default=os.cpu_count() or 1, help="processes")
