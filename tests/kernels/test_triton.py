@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xcit import kernels
-from xcit.kernels import cross_covariance, local_patch
+from xcit.kernels import cross_covariance, local_patch, norms
 from xcit.kernels.choice import by_triton
 from xcit.models.layer import XCiTLayer
 
@@ -62,15 +63,17 @@ def test_in_the_interpreter() -> None:
 
 
 class Attention(nn.Module):
-    torch, triton = cross_covariance, triton_cross_covariance
+    torch, triton = "torch", "triton"
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.linspace(1, 3, heads)[:, None, None])
 
-    def forward(self, qkv: Tensor, kernels: ModuleType | None) -> Tensor:
+    def forward(self, qkv: Tensor, kernels: str | None) -> Tensor:
         if kernels is not None:
-            return kernels.attend(qkv, self.temperature)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(cross_covariance, "route", lambda *given: kernels)
+                return cross_covariance.attend(qkv, self.temperature)
         q, k, v = cross_covariance.split_heads(qkv, 3, len(self.temperature))
         scores = F.normalize(q, dim=-2).mT @ F.normalize(k, dim=-2) * self.temperature
         return cross_covariance.merge_heads(v @ scores.softmax(dim=-1).mT)
@@ -120,6 +123,34 @@ class GELUBatchNormDepthwise(Depthwise):
         return kernels.gelu_batchnorm_depthwise(x, self.bn, self.conv, self.scale, self.grid)
 
 
+class Norm(nn.Module):
+    torch, triton = norms, triton_norms
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor, kernels: ModuleType | None) -> Tensor:
+        return self.norm(x) if kernels is None else LayerNorm.apply(x, self.norm.weight, self.norm.bias, kernels)
+
+
+class LayerNorm(torch.autograd.Function):
+    """As a function uses it that computes the norm again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, kernels: ModuleType) -> Tensor:
+        ctx.save_for_backward(x, scale, shift)
+        ctx.kernels = kernels
+        return kernels.layer_norm(x, scale, shift, 1e-6, x.dtype)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift = ctx.saved_tensors
+        _, *statistics = ctx.kernels.layer_norm(x, scale, shift, 1e-6, x.dtype)
+        further = () if ctx.kernels is triton_norms else (shift, [True] * 3)
+        return *ctx.kernels.layer_norm_backward(gradient, x, *statistics, scale, *further), None
+
+
 LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)
 
 
@@ -161,7 +192,7 @@ def test_attention_with_channels_of_zeros() -> None:
     qkv[..., 3] = qkv[..., 40] = 0  # of the queries and of the keys
     outcomes = [
         outcome(Attention(2).to(device), qkv.to(device), tokens(2, 20, 32, seed=2).to(device), kernels)
-        for device, kernels in (("cpu", cross_covariance), (DEVICE, triton_cross_covariance))
+        for device, kernels in (("cpu", "torch"), (DEVICE, "triton"))
     ]
     outcomes = [{name: value for name, value in found.items() if name != "input"} for found in outcomes]
     assert max(difference(*outcomes).values()) < 1e-5
@@ -198,6 +229,16 @@ def test_local_patch(
 @pytest.mark.parametrize("kind", LOCAL)
 def test_local_patch_in_parts_of_the_ordinary_size(kind: type[Depthwise]) -> None:
     check(randomised(lambda: kind(7, (2, 17))), tokens(1, 2 * 17, 7), 1e-5, 7)
+
+
+@runs
+@precisions
+@pytest.mark.parametrize("parts", [1, 3, 1024])
+def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In programs of one tile, and of several."""
+    monkeypatch.setattr(triton_norms, "VALUES", 64)
+    monkeypatch.setattr(triton_norms, "PARTS", parts)
+    check(randomised(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
 
 
 @runs
@@ -267,25 +308,60 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 def hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the tokens were on a GPU and Triton wanted."""
-    for module in (cross_covariance, local_patch):
+    for module in (cross_covariance, local_patch, norms):
         monkeypatch.setattr(module, "by_triton", lambda x: True)
 
 
-def packages(output: Tensor) -> set[str]:
-    """The modules of the kernels whose backward pass the output waits for."""
-    return {node._forward_cls.__module__.rsplit(".")[-1] for node in nodes(output) if hasattr(node, "_forward_cls")}
+def by_triton_in(output: Tensor) -> set[str]:
+    """Which parts' backward pass, of those that the output waits for, is Triton's."""
+    found = [node for node in nodes(output) if hasattr(node, "_forward_cls")]
+    attention = {"attention" for node in found if getattr(node, "route", None) == "triton"}
+    return attention | {
+        node._forward_cls.__name__ for node in found if node._forward_cls.__module__ == triton_local_patch.__name__
+    }
 
 
 @runs
 def test_the_kernels_hand_over_to_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = XCiTLayer(32, 2, 1.0).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
-    assert packages(layer(x, (1, 3))) == {"linear", "cross_covariance", "local_patch"}
+    with kernels.forced("fast"):
+        assert by_triton_in(layer(x, (1, 3))) == set()
     if INTERPRETED:
         hand_over(monkeypatch)
     with kernels.forced("triton"):
-        assert packages(layer(x, (1, 3))) == {"linear", "triton_cross_covariance", "triton_local_patch"}
-        wide = Attention(1).to(DEVICE)(tokens(1, 3, 3 * 129).to(DEVICE), cross_covariance)
-        assert packages(wide) == {"cross_covariance"}
+        assert by_triton_in(layer(x, (1, 3))) == {"attention", "NormDepthwise", "GELUBatchNormDepthwise"}
+        wide = tokens(1, 3, 3 * 129).to(DEVICE).requires_grad_()
+        assert by_triton_in(cross_covariance.attend(wide, torch.ones(1, 1, 1, device=DEVICE))) == set()
+
+
+class CompiledLayer(Layer):
+    def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
+        with kernels.forced(kind):
+            return torch.compile(self.layer, fullgraph=True)(x, (2, 3))
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    torch.compiler.reset()
+    module, x, gradient = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE), tokens(2, 6, 32, seed=2).to(DEVICE)
+    compiled = CompiledLayer().to(DEVICE)
+    compiled.load_state_dict(module.state_dict())
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        expected = outcome(module, x, gradient, "triton")
+        launches: list[str] = []
+        for package in (triton_cross_covariance, triton_depthwise, triton_norms):
+            name = package.__name__.rsplit(".")[-1]
+            monkeypatch.setattr(package, "device_of", lambda x, name=name: launches.append(name) or nullcontext())
+        found = outcome(compiled, x, gradient, "triton")
+    assert max(difference(expected, found).values()) < tolerance
+    assert {name: launches.count(name) for name in launches} == {
+        "triton_cross_covariance": 2,  # forward, backward
+        "triton_depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
+        "triton_norms": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
+    }
 
 
 @not_interpreted
@@ -326,7 +402,7 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.add(kernel.fn.__name__)
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_only)
-    modules = [Attention(2), *(kind(96, (4, 5)) for kind in LOCAL)]
+    modules = [Attention(2), Norm(96), *(kind(96, (4, 5)) for kind in LOCAL)]
     for module in modules:
         x = tokens(2, 20, 288 if isinstance(module, Attention) else 96).bfloat16().requires_grad_()
         module(x, module.triton).sum().backward()

@@ -15,6 +15,8 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 
 _kind: Kernels = "auto"
 
+HAS_TRITON = find_spec("triton") is not None
+
 BATCHNORMS = nn.modules.batchnorm._BatchNorm
 FORM = {
     nn.Linear: ("bias",),
@@ -65,15 +67,20 @@ def possible(x: Tensor) -> bool:
     if torch.float16 in (x.dtype, cast_to):
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not is_exporting()
     return torch._C._get_tracing_state() is None and not torch._C._are_functorch_transforms_active()
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work. torch.compiler.is_exporting tells so inside torch.compile too, in torch 2.11."""
+    return torch.compiler._is_exporting_flag
 
 
 def by_triton(x: Tensor) -> bool:
     """Whether a kernel of the fast form is to hand x over to its twin in Triton."""
     if _kind != "triton" or x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return possible(x) and not torch.compiler.is_compiling() and find_spec("triton") is not None
+    return HAS_TRITON and possible(x)
 
 
 def untouched(layer: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Cross-covariance attention of queries, keys and values: their norms act on the d × d scores, not on the tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,28 +10,44 @@ from torch.autograd.function import once_differentiable
 from .choice import by_triton
 from .passes import attend_backward_pass, attend_pass, takes_attention
 
+WIDEST_IN_TRITON = 128
+"""Channels of a head: wider ones do not fit into registers."""
+
 
 def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
     """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Keeps qkv and d × d matrices."""
-    if by_triton(qkv) and qkv.shape[-1] <= 3 * 128 * len(temperature):  # wider heads do not fit into registers
-        from .triton_cross_covariance import attend as twin
-
-        return twin(qkv, temperature)
     return Attend.apply(qkv, temperature)
 
 
 class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, temperature: Tensor) -> Tensor:
-        ctx.native = takes_attention(qkv, temperature)
-        attended, *kept = (attend_pass if ctx.native else forward)(qkv, temperature)
+        ctx.route = route(qkv, temperature)
+        forward, _ = functions(ctx.route)
+        attended, *kept = forward(qkv, temperature)
         ctx.save_for_backward(qkv, temperature, *kept)
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return (attend_backward_pass if ctx.native else backward)(gradient, *ctx.saved_tensors)
+        _, backward = functions(ctx.route)
+        return backward(gradient, *ctx.saved_tensors)
+
+
+def route(qkv: Tensor, temperature: Tensor) -> str:
+    if by_triton(qkv) and qkv.shape[-1] <= 3 * WIDEST_IN_TRITON * len(temperature):
+        return "triton"
+    return "passes" if takes_attention(qkv, temperature) else "torch"
+
+
+def functions(route: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`forward` and `backward` below, or those that stand for them."""
+    if route == "triton":
+        from .triton_cross_covariance import attend_backward_by_triton, attend_by_triton
+
+        return attend_by_triton, attend_backward_by_triton
+    return (attend_pass, attend_backward_pass) if route == "passes" else (forward, backward)
 
 
 def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .norms import layer_norm, layer_norm_backward
 from .passes import gelu_backward_pass, gelu_pass
 from .precision import compute_dtype
 from .products import product, weight_gradient
@@ -68,24 +68,21 @@ class NormLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, shift, weight)
         ctx.eps, ctx.dtype = eps, dtype
-        normed = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
-        return product(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+        normed, *_ = layer_norm(x, scale, shift, eps, dtype)
+        return product(normed, weight.to(dtype), bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
-        weight_and_bias = of_weight_and_bias(ctx, 3, gradient, normed.to(ctx.dtype))
+        normed, mean, rstd = layer_norm(x, scale, shift, ctx.eps, ctx.dtype)
+        weight_and_bias = of_weight_and_bias(ctx, 3, gradient, normed)
         del normed
         of_norm: Gradients = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
-            of_normed = product(gradient, weight.to(ctx.dtype).mT).to(x.dtype)
-            wanted = list(ctx.needs_input_grad[:3])
-            of_norm = torch.ops.aten.native_layer_norm_backward(
-                of_normed, x, x.shape[-1:], mean, rstd, scale, shift, wanted
-            )
+            of_normed = product(gradient, weight.to(ctx.dtype).mT)
+            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, list(ctx.needs_input_grad[:3]))
         return *of_norm, *weight_and_bias, None, None
 
 

@@ -11,6 +11,7 @@ from .batchnorm import count_batch, counts_ordinarily
 from .choice import by_triton
 from .passes import gelu_pass
 from .precision import compute_dtype
+from .products import convolution
 
 Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
@@ -42,6 +43,29 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
     return GELUBatchNormDepthwise.apply(
         x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid
     )
+
+
+def folded_local_patch(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: tuple[Tensor, Tensor],
+    slope: Tensor,
+    shift: Tensor,
+    second: tuple[Tensor, Tensor],
+    grid: Grid,
+) -> Tensor:
+    """Second convolution of slope · gelu(first convolution of norm(x)) + shift, without a graph: (B, N, C) → (B, N, C).
+
+    first, second: weight (C, 1, 3, 3) and bias (C,).
+    """
+    if by_triton(x):
+        from .triton_local_patch import folded_local_patch as twin
+
+        return twin(x, norm, first, slope, shift, second, grid)
+    normed, dtype = norm(x), compute_dtype(x)
+    activated = as_tokens(convolution(as_map(normed.to(dtype), grid), *(t.to(dtype) for t in first), 1, gelu=True))
+    normed = torch.addcmul(shift.to(dtype), activated, slope.to(dtype))
+    return as_tokens(convolution(as_map(normed, grid), *(t.to(dtype) for t in second), 1, gelu=False))
 
 
 class NormDepthwise(torch.autograd.Function):

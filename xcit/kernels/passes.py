@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .choice import possible
+from .opaque import opaque
 
 TILE = 16
 """Numbers that the passes take at a time."""
@@ -83,29 +84,33 @@ def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:
     return native(qkv, temperature) and B * heads >= torch.get_num_threads()
 
 
-@torch.library.custom_op("xcit::attend_pass", mutates_args=())
+def like_attend(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, N, channels = qkv.shape
+    heads = len(temperature)
+    d = channels // (3 * heads)
+    inverse = qkv.new_empty(B, 2, heads, d, dtype=torch.float32)
+    cosines, attention = (inverse.new_empty(B, heads, d, d) for _ in range(2))
+    return qkv.new_empty(B, N, channels // 3), inverse, cosines, attention
+
+
+def like_attend_backward(
+    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(temperature)
+
+
+@opaque("xcit::attend_pass", like_attend)
 def attend_pass(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `cross_covariance.forward` returns."""
     qkv, temperature = qkv.contiguous(), temperature.contiguous()
     B, N, channels = qkv.shape
-    heads, C = len(temperature), channels // 3
-    d = C // heads
-    attended, inverse = qkv.new_empty(B, N, C), qkv.new_empty(B, 2, heads, d)
-    cosines, attention = qkv.new_empty(B, heads, d, d), qkv.new_empty(B, heads, d, d)
-    call("attend", qkv, temperature, attended, inverse, cosines, attention, B, N, C, heads)
-    return attended, inverse, cosines, attention
-
-
-@attend_pass.register_fake
-def _(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B, N, channels = qkv.shape
     heads = len(temperature)
-    d = channels // (3 * heads)
-    attended, inverse = qkv.new_empty(B, N, channels // 3), qkv.new_empty(B, 2, heads, d)
-    return attended, inverse, qkv.new_empty(B, heads, d, d), qkv.new_empty(B, heads, d, d)
+    made = like_attend(qkv, temperature)
+    call("attend", qkv, temperature, *made, B, N, channels // 3, heads)
+    return made
 
 
-@torch.library.custom_op("xcit::attend_backward_pass", mutates_args=())
+@opaque("xcit::attend_backward_pass", like_attend_backward)
 def attend_backward_pass(
     gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -116,10 +121,3 @@ def attend_backward_pass(
     given = (tensor.contiguous() for tensor in (qkv, temperature, inverse, cosines, attention, gradient))
     call("attend_backward", *given, of_qkv, of_temperature, B, N, channels // 3, heads)
     return of_qkv, of_temperature.sum(0)[:, None, None]
-
-
-@attend_backward_pass.register_fake
-def _(
-    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(temperature)

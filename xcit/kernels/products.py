@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .choice import is_exporting
+from .opaque import opaque
 from .passes import gelu_pass
 
 INSTRUCTIONS = torch.backends.cpu.get_cpu_capability()
@@ -30,15 +32,14 @@ def by_onednn(x: Tensor) -> bool:
     if not ONEDNN or x.device.type != "cpu" or x.dtype not in ONEDNN_DTYPES:
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not is_exporting()
     return torch._C._get_tracing_state() is None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x Wᵀ + b and, if so told, a GELU of it, without a graph: (…, I), (O, I), (O,) → (…, O)."""
     if by_onednn(x):
-        compute = onednn_product_in_graph if torch.compiler.is_compiling() else onednn_product
-        return compute(x, weight, bias, gelu)
+        return onednn_product(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return gelu_pass(y, in_place=True) if gelu else y
 
@@ -48,15 +49,24 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)
     if x.dtype != torch.float32 or not by_onednn(x):
         return gradient.mT @ x
-    compute = onednn_weight_gradient_in_graph if torch.compiler.is_compiling() else onednn_weight_gradient
-    return compute(gradient, x)
+    return onednn_weight_gradient(gradient, x)
 
 
+def like_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def like_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(gradient.shape[1], x.shape[1])
+
+
+@opaque("xcit::product", like_product)  # the compiler would send it to MKL, or refuse it
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
 
 
+@opaque("xcit::weight_gradient", like_weight_gradient)
 def onednn_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     """That of a 1 × 1 convolution, for which oneDNN wants the tokens in several images."""
     images = math.gcd(len(x), 16)
@@ -67,23 +77,6 @@ def onednn_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     weight = x.new_empty(gradient.shape[1], x.shape[1], 1, 1)
     options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return torch.ops.aten.convolution_backward(*maps, weight, None, *options)[1].flatten(1)
-
-
-# The same as operators that the compiler calls and does not look into: it would send them to MKL, or refuse them.
-onednn_product_in_graph = torch.library.custom_op("xcit::product", onednn_product, mutates_args=())
-onednn_weight_gradient_in_graph = torch.library.custom_op(
-    "xcit::weight_gradient", onednn_weight_gradient, mutates_args=()
-)
-
-
-@onednn_product_in_graph.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
-@onednn_weight_gradient_in_graph.register_fake
-def _(gradient: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty(gradient.shape[1], x.shape[1])
 
 
 def packed(weight: Tensor) -> Tensor:

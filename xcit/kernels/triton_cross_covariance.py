@@ -4,67 +4,56 @@ In each direction one kernel reads the tokens of a head once, for its d × d mat
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .precision import compute_dtype
+from .opaque import opaque
+from .passes import like_attend, like_attend_backward
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter on the CPU takes the bits of bf16 for integers in a product."""
 
 
-def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
-    """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Keeps qkv and d × d matrices.
+@opaque("xcit::attend_by_triton", like_attend)
+def attend_by_triton(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `cross_covariance.forward` returns, in fp32 or bf16, with d up to 128."""
+    qkv = qkv.contiguous()
+    B, N, heads, d = sizes(qkv, temperature)
+    padded, tile, warps = tiling(d, qkv.dtype)
+    y, inverse, cosines, attention = made = like_attend(qkv, temperature)
+    shape = N, heads, d, padded, tile
+    with device_of(qkv):
+        attention_kernel[(B * heads,)](
+            qkv, temperature.contiguous(), inverse, cosines, attention, *shape, num_warps=warps
+        )
+        mix_kernel[(B * heads, triton.cdiv(N, tile))](qkv, attention, y, *shape, num_warps=warps)
+    return made
 
-    In fp32 or bf16, with d up to 128.
-    """
-    return Attend.apply(qkv.to(compute_dtype(qkv)), temperature)
 
-
-class Attend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, temperature: Tensor) -> Tensor:
-        qkv = qkv.contiguous()
-        B, N, heads, d = sizes(qkv, temperature)
-        padded, tile, warps = tiling(d, qkv.dtype)
-        inverse = qkv.new_empty(B, 2, heads, d, dtype=torch.float32)
-        cosines = qkv.new_empty(B, heads, d, d, dtype=torch.float32)
-        attention = torch.empty_like(cosines)
-        y = qkv.new_empty(B, N, heads * d)
-        shape = N, heads, d, padded, tile
-        with device_of(qkv):
-            attention_kernel[(B * heads,)](
-                qkv, temperature.contiguous(), inverse, cosines, attention, *shape, num_warps=warps
-            )
-            mix_kernel[(B * heads, triton.cdiv(N, tile))](qkv, attention, y, *shape, num_warps=warps)
-        ctx.save_for_backward(qkv, temperature, inverse, cosines, attention)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        qkv, temperature, inverse, cosines, attention = ctx.saved_tensors
-        gradient = gradient.to(qkv.dtype).contiguous()
-        B, N, heads, d = sizes(qkv, temperature)
-        padded, tile, warps = tiling(d, qkv.dtype)
-        of_products, shares = torch.empty_like(cosines), torch.empty_like(inverse)
-        of_temperature = inverse.new_empty(B, heads)
-        of_qkv = torch.empty_like(qkv)
-        shape = N, heads, d, padded, tile
-        saved = temperature.contiguous(), inverse, cosines, attention
-        with device_of(qkv):
-            of_scores_kernel[(B * heads,)](
-                qkv, gradient, *saved, of_products, shares, of_temperature, *shape, num_warps=warps
-            )
-            of_tokens_kernel[(B * heads, triton.cdiv(N, tile))](
-                qkv, gradient, attention, of_products, shares, of_qkv, *shape, num_warps=warps
-            )
-        return of_qkv, of_temperature.sum(0)[:, None, None].to(temperature.dtype)
+@opaque("xcit::attend_backward_by_triton", like_attend_backward)
+def attend_backward_by_triton(
+    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `cross_covariance.backward` returns."""
+    qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
+    B, N, heads, d = sizes(qkv, temperature)
+    padded, tile, warps = tiling(d, qkv.dtype)
+    of_products, shares = torch.empty_like(cosines), torch.empty_like(inverse)
+    of_temperature = inverse.new_empty(B, heads)
+    of_qkv = torch.empty_like(qkv)
+    shape = N, heads, d, padded, tile
+    saved = temperature.contiguous(), inverse, cosines, attention
+    with device_of(qkv):
+        of_scores_kernel[(B * heads,)](
+            qkv, gradient, *saved, of_products, shares, of_temperature, *shape, num_warps=warps
+        )
+        of_tokens_kernel[(B * heads, triton.cdiv(N, tile))](
+            qkv, gradient, attention, of_products, shares, of_qkv, *shape, num_warps=warps
+        )
+    return of_qkv, of_temperature.sum(0)[:, None, None].to(temperature.dtype)
 
 
 def sizes(qkv: Tensor, temperature: Tensor) -> tuple[int, int, int, int]:

@@ -4,53 +4,118 @@ A program walks down a strip of the map, 16 columns by 64 channels wide, and app
 the border of the image there is zero, not the norm of zero.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .opaque import opaque
 from .triton_cross_covariance import device_of
 from .triton_rows import input_row, load_row, normal_below, normed_row, of_channels, part, places, store_sums, taps
 
-ROWS, COLUMNS, CHANNELS = 16, 16, 64
+ROWS, COLUMNS, CHANNELS, WARPS = 16, 16, 64, 4
 """A program's part of a map: 64 channels are whole cache lines, 16 × 64 values leave room for twelve sums of each."""
 
-Grid = tuple[int, int]
+
+def like_convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grid: Sequence[int],
+    dtype: torch.dtype,
+    norm: str,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
+@opaque("xcit::convolve_by_triton", like_convolve)
 def convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    grid: Grid,
+    grid: Sequence[int],
     dtype: torch.dtype,
-    norm: str = "none",
-    parameters: tuple[Tensor | None, ...] = (None,) * 4,
+    norm: str,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
 ) -> Tensor:
-    """The convolution of what the norm makes of x. parameters: mean, rstd, scale and shift."""
+    """The convolution of what the norm ("none", "norm", "gelu") makes of x, (B, N, C) → (B, N, C)."""
+    x = x.contiguous()
     y = torch.empty_like(x, dtype=dtype)
+    parameters = mean, rstd, scale, shift
     with device_of(x):
         convolve_kernel[parts(x, grid)](
-            x, y, weight.contiguous(), bias, *parameters, *grid, x.shape[-1], norm, ROWS, COLUMNS, CHANNELS
+            x,
+            y,
+            weight.contiguous(),
+            bias,
+            *parameters,
+            *grid,
+            x.shape[-1],
+            norm,
+            ROWS,
+            COLUMNS,
+            CHANNELS,
+            num_warps=WARPS,
         )
     return y
 
 
+def like_of_input(
+    gradient: Tensor,
+    weight: Tensor,
+    grid: Sequence[int],
+    dtype: torch.dtype,
+    x: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    slope: Tensor | None,
+    of_scale: Tensor | None,
+    of_shift: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+@opaque("xcit::of_input_by_triton", like_of_input)
 def of_input(
     gradient: Tensor,
     weight: Tensor,
-    grid: Grid,
+    grid: Sequence[int],
     dtype: torch.dtype,
-    batchnorm: tuple[Tensor | None, ...] = (None,) * 6,
+    x: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    slope: Tensor | None,
+    of_scale: Tensor | None,
+    of_shift: Tensor | None,
 ) -> Tensor:
-    """The gradient of what is convolved; with batchnorm, that of the x whose GELU went through it.
+    """The gradient of what is convolved; with x, that of the x whose GELU went through BatchNorm into it.
 
-    batchnorm: x, mean, rstd, scale · rstd and the gradients of scale and shift, each divided by B · N.
+    slope: scale · rstd. of_scale, of_shift: their gradients, divided by B · N.
     """
+    gradient = gradient.contiguous()
     of_x = torch.empty_like(gradient, dtype=dtype)
+    batchnorm = x, mean, rstd, slope, of_scale, of_shift
     with device_of(gradient):
         of_input_kernel[parts(gradient, grid)](
-            gradient, of_x, weight.contiguous(), *batchnorm, *grid, gradient.shape[-1], ROWS, COLUMNS, CHANNELS
+            gradient,
+            of_x,
+            weight.contiguous(),
+            *batchnorm,
+            *grid,
+            gradient.shape[-1],
+            ROWS,
+            COLUMNS,
+            CHANNELS,
+            num_warps=WARPS,
         )
     return of_x
 
@@ -58,24 +123,41 @@ def of_input(
 def sums_over_taps(
     gradient: Tensor,
     x: Tensor,
-    grid: Grid,
+    grid: Sequence[int],
     norm: str = "none",
-    statistics: tuple[Tensor | None, Tensor | None] = (None, None),
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ gradient · x̂ and Σ gradient over every tap, as far as the tap is inside the image: (C, 1, 3, 3) each."""
-    C = x.shape[-1]
-    programs = parts(x, grid)
-    sums = x.new_empty(programs[0], 2, 9, C, dtype=torch.float32)
-    with device_of(x):
-        sums_kernel[programs](gradient, x, sums, *statistics, *grid, C, norm, ROWS, COLUMNS, CHANNELS)
-    of_taps, of_inside = sums.sum(0).mT.reshape(2, C, 1, 3, 3)
+    sums = partial_sums(gradient, x, grid, norm, mean, rstd).sum(0)
+    of_taps, of_inside = sums.mT.reshape(2, x.shape[-1], 1, 3, 3)
     return of_taps, of_inside
 
 
-def parts(x: Tensor, grid: Grid) -> tuple[int, int]:
+def like_partial_sums(
+    gradient: Tensor, x: Tensor, grid: Sequence[int], norm: str, mean: Tensor | None, rstd: Tensor | None
+) -> Tensor:
+    return x.new_empty(parts(x, grid)[0], 2, 9, x.shape[-1], dtype=torch.float32)
+
+
+@opaque("xcit::partial_sums_by_triton", like_partial_sums)
+def partial_sums(
+    gradient: Tensor, x: Tensor, grid: Sequence[int], norm: str, mean: Tensor | None, rstd: Tensor | None
+) -> Tensor:
+    """What every part of the maps adds to the sums over taps, (parts, 2, 9, C)."""
+    gradient, x = gradient.contiguous(), x.contiguous()
+    sums = like_partial_sums(gradient, x, grid, norm, mean, rstd)
+    with device_of(x):
+        sums_kernel[parts(x, grid)](
+            gradient, x, sums, mean, rstd, *grid, x.shape[-1], norm, ROWS, COLUMNS, CHANNELS, num_warps=WARPS
+        )
+    return sums
+
+
+def parts(x: Tensor, grid: Sequence[int]) -> tuple[int, int]:
     """How many programs share the maps, and how many the channels."""
     B, _, C = x.shape
-    return B * triton.cdiv(grid[0], ROWS) * triton.cdiv(grid[1], COLUMNS), triton.cdiv(C, CHANNELS)
+    return B * -(-grid[0] // ROWS) * -(-grid[1] // COLUMNS), -(-C // CHANNELS)
 
 
 @triton.jit
@@ -199,7 +281,8 @@ def sums_kernel(
     if norm == "gelu":
         mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
     zeros = tl.zeros((tile_columns, tile_channels), tl.float32)
-    above, here = zeros, zeros
+    above = tl.zeros((tile_columns, tile_channels), tl.float32)  # two values: of one and the same, handed from name
+    here = tl.zeros((tile_columns, tile_channels), tl.float32)  # to name, Triton's compiler would not see a change
     upper, middle, lower = (zeros, zeros, zeros), (zeros, zeros, zeros), (zeros, zeros, zeros)
     upper_inside, middle_inside, lower_inside = zeros, zeros, zeros
     for row in range(first - 1, last + 1):

@@ -13,10 +13,12 @@ from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_batch, counts_ordinarily
 from .precision import compute_dtype
-from .triton_depthwise import Grid, convolve, of_input, sums_over_taps
+from .triton_depthwise import convolve, of_input, sums_over_taps
 from .triton_norms import channel_statistics, of_layer_norm, token_statistics
 
+Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
+NOTHING = (None,) * 6
 
 
 def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
@@ -30,10 +32,30 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
     weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
     if not counts_ordinarily(bn, x):
         return depthwise(bn(F.gelu(x).mT.unflatten(-1, grid)).flatten(2).mT, weight, bias, grid)
-    momentum = count_batch(bn)
-    return GELUBatchNormDepthwise.apply(
-        x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid, compute_dtype(x)
-    )
+    momentum, count = count_batch(bn), x.shape[0] * x.shape[1]
+    mean, variance = channel_statistics(x.detach())
+    assert bn.running_mean is not None and bn.running_var is not None
+    with torch.no_grad():
+        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+        bn.running_var.lerp_((variance * (count / (count - 1))).to(bn.running_var.dtype), momentum)
+    rstd = (variance + bn.eps).rsqrt()
+    return GELUBatchNormDepthwise.apply(x, mean, rstd, bn.weight, bn.bias, weight, bias, grid, compute_dtype(x))
+
+
+def folded_local_patch(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: tuple[Tensor, Tensor],
+    slope: Tensor,
+    shift: Tensor,
+    second: tuple[Tensor, Tensor],
+    grid: Grid,
+) -> Tensor:
+    """As in local_patch.py; the weights and what else is of the channels may be of another type than x."""
+    dtype, statistics = compute_dtype(x), token_statistics(x, norm.eps)
+    convolved = convolve(x, *first, grid, dtype, "norm", *statistics, norm.weight, norm.bias)
+    zeros = torch.zeros_like(slope, dtype=torch.float32)
+    return convolve(convolved, *second, grid, dtype, "gelu", zeros, zeros + 1, slope, shift)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
@@ -47,7 +69,7 @@ class Depthwise(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype)
+        return convolve(x, weight, bias, grid, dtype, "none", *NOTHING[:4])
 
     @staticmethod
     @once_differentiable
@@ -55,7 +77,7 @@ class Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         of_weight, of_inside = sums_over_taps(gradient, x, ctx.grid)
-        of_x = of_input(gradient, weight, ctx.grid, x.dtype)
+        of_x = of_input(gradient, weight, ctx.grid, x.dtype, *NOTHING)
         return of_x, of_weight, of_inside[:, 0, 1, 1], None, None
 
 
@@ -76,55 +98,50 @@ class NormDepthwise(torch.autograd.Function):
         mean, rstd = token_statistics(x, eps)
         ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype, "norm", (mean, rstd, scale, shift))
+        return convolve(x, weight, bias, grid, dtype, "norm", mean, rstd, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight, mean, rstd = ctx.saved_tensors
         gradient = gradient.contiguous()
-        sums = sums_over_taps(gradient, x, ctx.grid, "norm", (mean, rstd))
-        of_normed = of_input(gradient, weight, ctx.grid, gradient.dtype)
+        sums = sums_over_taps(gradient, x, ctx.grid, "norm", mean, rstd)
+        of_normed = of_input(gradient, weight, ctx.grid, gradient.dtype, *NOTHING)
         return of_layer_norm(of_normed, x, mean, rstd, scale), *of_parameters(*sums, weight, scale, shift), *[None] * 3
 
 
 class GELUBatchNormDepthwise(torch.autograd.Function):
+    """mean and rstd are those of gelu(x), and count as made of it in the backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
         scale: Tensor,
         shift: Tensor,
         weight: Tensor,
         bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
         grid: Grid,
         dtype: torch.dtype,
     ) -> Tensor:
         x = x.contiguous()
-        count = x.shape[0] * x.shape[1]
-        mean, variance = channel_statistics(x)
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
-        rstd = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
+        ctx.save_for_backward(x, mean, rstd, scale, shift, weight)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype, "gelu", (mean, rstd, scale, shift))
+        return convolve(x, weight, bias, grid, dtype, "gelu", mean, rstd, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        x, scale, shift, weight, mean, rstd = ctx.saved_tensors
+        x, mean, rstd, scale, shift, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        sums = sums_over_taps(gradient, x, ctx.grid, "gelu", (mean, rstd))
+        sums = sums_over_taps(gradient, x, ctx.grid, "gelu", mean, rstd)
         of_scale, of_shift, of_weight, of_bias = of_parameters(*sums, weight, scale, shift)
         count = x.shape[0] * x.shape[1]
         batchnorm = x, mean, rstd, scale * rstd, of_scale / count, of_shift / count
-        of_x = of_input(gradient, weight, ctx.grid, x.dtype, batchnorm)
-        return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 6
+        of_x = of_input(gradient, weight, ctx.grid, x.dtype, *batchnorm)
+        return of_x, None, None, of_scale, of_shift, of_weight, of_bias, None, None
 
 
 def of_parameters(

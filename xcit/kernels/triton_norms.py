@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .opaque import opaque
 from .triton_cross_covariance import device_of
 from .triton_rows import normal_below, of_channels
 
@@ -12,35 +13,90 @@ TOKENS, CHANNELS = 64, 64
 """How many tokens and channels a program of BatchNorm holds. Its tokens share one partial mean."""
 VALUES = 4096
 """How many values a program of the layer norm holds: whole tokens."""
+PARTS = 1024
+"""How many programs share the tokens in the backward pass of the layer norm: each has sums of its own."""
 
 
 def token_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and rstd of every token, (B, N), in fp32."""
-    mean = x.new_empty(x.shape[:2], dtype=torch.float32)
+    if torch.compiler.is_compiling():  # the compiler makes them in the pass that makes x
+        variance, mean = torch.var_mean(x.float(), dim=-1, correction=0)
+        return mean, (variance + eps).rsqrt()
+    return launch_layer_norm(x, None, None, None, eps)
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The layer norm of x in dtype, and mean and rstd of every token, (B, N), in fp32."""
+    normed = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return normed, *launch_layer_norm(x, normed, scale, shift, eps)
+
+
+def launch_layer_norm(
+    x: Tensor, normed: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     programs, padded, tile = whole_tokens(x)
     with device_of(x):
-        token_statistics_kernel[programs](x, mean, rstd, eps, mean.numel(), x.shape[-1], padded, tile)
+        layer_norm_kernel[(programs,)](
+            x, normed, mean, rstd, scale, shift, eps, mean.numel(), x.shape[-1], padded, tile
+        )
     return mean, rstd
 
 
 def of_layer_norm(of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor) -> Tensor:
-    of_x = torch.empty_like(x)
-    programs, padded, tile = whole_tokens(x)
-    with device_of(x):
-        of_layer_norm_kernel[programs](of_normed, x, mean, rstd, scale, of_x, mean.numel(), x.shape[-1], padded, tile)
+    """The gradient of x, given that of the layer norm of x."""
+    if torch.compiler.is_compiling():
+        normed, gradient = (x - mean[..., None]) * rstd[..., None], of_normed * scale
+        along = (gradient * normed).mean(-1, keepdim=True)
+        return (rstd[..., None] * (gradient - gradient.mean(-1, keepdim=True) - normed * along)).to(x.dtype)
+    of_x, _ = launch_of_layer_norm(of_normed, x, mean, rstd, scale, sums_wanted=False)
     return of_x
 
 
-def whole_tokens(x: Tensor) -> tuple[tuple[int], int, int]:
+def layer_norm_backward(
+    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, scale and shift, given that of the layer norm of x."""
+    of_x, sums = launch_of_layer_norm(of_normed, x, mean, rstd, scale, sums_wanted=True)
+    assert sums is not None
+    of_scale, of_shift = sums.sum(0).to(scale.dtype)
+    return of_x, of_scale, of_shift
+
+
+def launch_of_layer_norm(
+    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, sums_wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of x and the parts of those of scale and shift, (parts, 2, C)."""
+    of_normed, x = of_normed.contiguous(), x.contiguous()
+    of_x = torch.empty_like(x)
+    programs, padded, tile = whole_tokens(x)
+    programs = min(programs, PARTS)
+    sums = x.new_empty(programs, 2, x.shape[-1], dtype=torch.float32) if sums_wanted else None
+    with device_of(x):
+        of_layer_norm_kernel[(programs,)](
+            of_normed, x, mean, rstd, scale, of_x, sums, mean.numel(), x.shape[-1], padded, tile
+        )
+    return of_x, sums
+
+
+def whole_tokens(x: Tensor) -> tuple[int, int, int]:
     """How many programs share the tokens, C padded to a power of two, and the tokens of a program."""
     padded = triton.next_power_of_2(x.shape[-1])
     tile = max(1, VALUES // padded)
-    return (triton.cdiv(x.shape[0] * x.shape[1], tile),), padded, tile
+    return triton.cdiv(x.numel() // x.shape[-1], tile), padded, tile
 
 
+def like_channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.new_empty(x.shape[-1], dtype=torch.float32)
+    return mean, torch.empty_like(mean)
+
+
+@opaque("xcit::channel_statistics_by_triton", like_channel_statistics)
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of gelu(x) in every channel, (C,), in fp32; of parts first, so that nothing cancels."""
+    x = x.contiguous()
     count, C = x.shape[0] * x.shape[1], x.shape[-1]
     programs = triton.cdiv(count, TOKENS)
     partial = x.new_empty(2, programs, C, dtype=torch.float32)
@@ -53,25 +109,33 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def token_statistics_kernel(
+def layer_norm_kernel(
     x: tl.tensor,
+    normed: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
+    scale: tl.tensor,
+    shift: tl.tensor,
     eps: float,
     tokens: int,
     channels: int,
     padded: tl.constexpr,
     tile: tl.constexpr,
 ) -> None:
+    """normed, scale and shift may be missing: then the statistics alone."""
     token = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     channel = tl.arange(0, padded)
     there = (token < tokens)[:, None] & (channel < channels)[None, :]
-    value = tl.load(x + token[:, None] * channels + channel[None, :], there, other=0.0).to(tl.float32)
+    at = token[:, None] * channels + channel[None, :]
+    value = tl.load(x + at, there, other=0.0).to(tl.float32)
     average = tl.sum(value, 1) / channels
     centred = tl.where(there, value - average[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / channels
+    inverse = 1 / tl.sqrt_rn(tl.sum(centred * centred, 1) / channels + eps)
     tl.store(mean + token, average, token < tokens)
-    tl.store(rstd + token, 1 / tl.sqrt_rn(variance + eps), token < tokens)
+    tl.store(rstd + token, inverse, token < tokens)
+    if normed is not None:
+        scaled = centred * inverse[:, None] * of_channels(scale, channel, channels)
+        tl.store(normed + at, scaled + of_channels(shift, channel, channels), there)
 
 
 @triton.jit
@@ -82,22 +146,34 @@ def of_layer_norm_kernel(
     rstd: tl.tensor,
     scale: tl.tensor,
     of_x: tl.tensor,
+    sums: tl.tensor,
     tokens: int,
     channels: int,
     padded: tl.constexpr,
     tile: tl.constexpr,
 ) -> None:
     """The gradient less its mean and less its share along x̂: neither can change what the norm puts out."""
-    token = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     channel = tl.arange(0, padded)
-    there = (token < tokens)[:, None] & (channel < channels)[None, :]
-    at = token[:, None] * channels + channel[None, :]
-    average = tl.load(mean + token, token < tokens, other=0.0)[:, None]
-    inverse = tl.load(rstd + token, token < tokens, other=0.0)[:, None]
-    normed = (tl.load(x + at, there, other=0.0).to(tl.float32) - average) * inverse
-    gradient = tl.load(of_normed + at, there, other=0.0).to(tl.float32) * of_channels(scale, channel, channels)
-    along = tl.sum(gradient * normed, 1)[:, None] / channels
-    tl.store(of_x + at, inverse * (gradient - tl.sum(gradient, 1)[:, None] / channels - normed * along), there)
+    weight = of_channels(scale, channel, channels)
+    of_scale = tl.zeros((padded,), tl.float32)
+    of_shift = tl.zeros((padded,), tl.float32)
+    for start in range(tl.program_id(0) * tile, tokens, tl.num_programs(0) * tile):
+        token = start + tl.arange(0, tile)
+        there = (token < tokens)[:, None] & (channel < channels)[None, :]
+        at = token.to(tl.int64)[:, None] * channels + channel[None, :]
+        average = tl.load(mean + token, token < tokens, other=0.0)[:, None]
+        inverse = tl.load(rstd + token, token < tokens, other=0.0)[:, None]
+        normed = (tl.load(x + at, there, other=0.0).to(tl.float32) - average) * inverse
+        gradient = tl.load(of_normed + at, there, other=0.0).to(tl.float32)
+        of_scale += tl.sum(gradient * normed, 0)
+        of_shift += tl.sum(gradient, 0)
+        gradient *= weight
+        along = tl.sum(gradient * normed, 1)[:, None] / channels
+        tl.store(of_x + at, inverse * (gradient - tl.sum(gradient, 1)[:, None] / channels - normed * along), there)
+    if sums is not None:
+        sums += tl.program_id(0).to(tl.int64) * 2 * channels + channel
+        tl.store(sums, of_scale, channel < channels)
+        tl.store(sums + channels, of_shift, channel < channels)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ def compile_model(model: nn.Module) -> None:
     (the stem, the two class-attention layers, the head) gains little. A folded layer stays as it is where it consists
     of oneDNN's fused operators: the compiler has nothing to add, and cannot read the weights that they have packed.
     """
-    parts = model.blocks if isinstance(model, XCiT) else [model]
+    parts = [model.patch_embed, *model.blocks, *model.cls_attn_blocks] if isinstance(model, XCiT) else [model]
     for part in parts:
         if not (isinstance(part, FusedLayer) and by_onednn(part.slope)):
             part.compile()

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..kernels import attend
 from ..kernels.choice import BATCHNORMS, HOOKS, untouched
 from ..kernels.covariance import attend_by_covariance, is_cheaper
-from ..kernels.local_patch import as_map, as_tokens
+from ..kernels.local_patch import folded_local_patch
 from ..kernels.precision import compute_dtype
 from ..kernels.products import by_onednn, convolution, packed, product
 from .cross_covariance import CrossCovarianceAttention
@@ -72,7 +72,7 @@ class FusedLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
         self.qkv, self.temperature = FusedLinear(attention.qkv), attention.temperature
         self.proj = FusedLinear(attention.proj, layer.gamma1)
-        self.conv1 = FusedConv(local.conv1, gelu=True)
+        self.conv1 = FusedConv(local.conv1)
         # Not folded into the convolution after it: that pads with zeros, and BatchNorm would not make them zeros.
         slope, shift = affine(local.bn)
         self.slope, self.shift = constant(slope), constant(shift)
@@ -82,11 +82,13 @@ class FusedLayer(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
             x = x + self.attention(self.norm1(x))  # from here on a tensor of our own
-            activated = as_tokens(self.conv1(as_map(self.norm3(x), grid)))
-            normed = torch.addcmul(self.shift.to(activated.dtype), activated, self.slope.to(activated.dtype))
-            x += as_tokens(self.conv2(as_map(normed, grid)))
+            x += self.local_patch(x, grid)
             x += self.fc2(self.fc1(self.norm2(x)))
             return x
+
+    def local_patch(self, x: Tensor, grid: Grid) -> Tensor:
+        first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
+        return folded_local_patch(x, self.norm3, first, self.slope, self.shift, second, grid)
 
     def attention(self, x: Tensor) -> Tensor:
         if is_cheaper(x, len(self.temperature), training=False):
