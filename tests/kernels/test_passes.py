@@ -148,7 +148,7 @@ def test_mapped_and_traced_tensors_are_torchs(calls: list[str], inside: Callable
 @compiled
 def test_the_compiler_calls_the_passes_of_attention(calls: list[str]) -> None:
     qkv, temperature = tokens(3, 20, 96).requires_grad_(), torch.ones(2, 1, 1, requires_grad=True)
-    torch.library.opcheck(attend_pass, (qkv.detach(), temperature.detach()))
+    torch.library.opcheck(torch.ops.xcit.attend_pass.default, (qkv.detach(), temperature.detach()))
     eager = cross_covariance.Attend.apply(qkv, temperature)
     gradients = torch.autograd.grad(eager.square().sum(), (qkv, temperature))
     calls.clear()

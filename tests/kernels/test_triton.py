@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xcit import kernels
-from xcit.kernels import cross_covariance, local_patch, norms
+from xcit.kernels import choice, cross_covariance, gelu, local_patch, norms
 from xcit.kernels.choice import by_triton
+from xcit.models.fused import FusedLayer
 from xcit.models.layer import XCiTLayer
 
 from .test_layers import difference, nodes, randomised, tokens
@@ -32,6 +33,7 @@ triton = pytest.importorskip("triton")
 from xcit.kernels import (  # noqa: E402
     triton_cross_covariance,
     triton_depthwise,
+    triton_gelu,
     triton_local_patch,
     triton_norms,
 )
@@ -216,8 +218,7 @@ def test_local_patch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In parts so small that a map has several each way."""
-    for name, size in {"ROWS": 2, "COLUMNS": 2, "CHANNELS": 16}.items():
-        monkeypatch.setattr(triton_depthwise, name, size)
+    monkeypatch.setattr(triton_depthwise, "PART", (2, 2, 16, 1))
     for name, size in {"TOKENS": 8, "CHANNELS": 16, "VALUES": 256}.items():
         monkeypatch.setattr(triton_norms, name, size)
     B, H, W, C = shape
@@ -239,6 +240,28 @@ def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatc
     monkeypatch.setattr(triton_norms, "VALUES", 64)
     monkeypatch.setattr(triton_norms, "PARTS", parts)
     check(randomised(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
+
+
+@runs
+def test_gelu_backward() -> None:
+    x, gradient = 3 * tokens(3, 7, 50), tokens(3, 7, 50, seed=2)
+    exact = F.gelu(x.double()), torch.ops.aten.gelu_backward(gradient.double(), x.double())
+    found = triton_gelu.gelu_backward(x.to(DEVICE), gradient.to(DEVICE))
+    for one, other in zip(found, exact, strict=True):
+        assert (one.cpu().double() - other).norm() < 1e-6 * other.norm()
+
+
+@runs
+@pytest.mark.parametrize("shape", [(3, 401, 20), (1, 9, 7)])
+def test_statistics_of_many_parts(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are merged at a time; a mean far from zero must not take the variance's digits."""
+    monkeypatch.setattr(triton_norms, "TOKENS", 8)
+    x = tokens(*shape) + torch.linspace(-2, 100, shape[-1])
+    exact = F.gelu(x.double())
+    activated, mean, variance = triton_norms.gelu_statistics(x.to(DEVICE))
+    torch.testing.assert_close(activated.cpu().double(), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mean.cpu().double(), exact.mean((0, 1)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variance.cpu().double(), exact.var((0, 1), correction=0), rtol=1e-4, atol=1e-6)
 
 
 @runs
@@ -308,7 +331,7 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 def hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the tokens were on a GPU and Triton wanted."""
-    for module in (cross_covariance, local_patch, norms):
+    for module in (cross_covariance, gelu, local_patch, norms):
         monkeypatch.setattr(module, "by_triton", lambda x: True)
 
 
@@ -332,6 +355,21 @@ def test_the_kernels_hand_over_to_their_twins(monkeypatch: pytest.MonkeyPatch) -
         assert by_triton_in(layer(x, (1, 3))) == {"attention", "NormDepthwise", "GELUBatchNormDepthwise"}
         wide = tokens(1, 3, 3 * 129).to(DEVICE).requires_grad_()
         assert by_triton_in(cross_covariance.attend(wide, torch.ones(1, 1, 1, device=DEVICE))) == set()
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    layer, x = randomised(lambda: XCiTLayer(32, 2, 1.0)).to(DEVICE).eval(), tokens(2, 6, 32).to(DEVICE)
+    folded = FusedLayer(layer).requires_grad_(False)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.no_grad():
+        with kernels.forced("plain"):
+            expected = layer(x, (2, 3))
+        with kernels.forced("triton"):
+            found = folded(x, (2, 3))
+    assert (found - expected).norm() < tolerance * expected.norm()
 
 
 class CompiledLayer(Layer):
@@ -365,18 +403,19 @@ def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypat
 
 
 @not_interpreted
-def test_triton_is_what_is_asked_for_and_can_be() -> None:
+def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         fp32, bf16, fp64, fp16 = (
             torch.empty(1, 2, 3, device="cuda", dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16)
         )
-    assert not any(map(by_triton, (fp32, bf16, fp64, fp16)))
-    with kernels.forced("triton"):
-        assert by_triton(fp32) and by_triton(bf16)
-        assert not any(map(by_triton, (fp64, fp16, torch.empty(1, 2, 3))))
-    with kernels.forced("fast"):
-        assert not by_triton(fp32)
+    assert not any(map(by_triton, (fp32, bf16)))  # stand-ins have no memory
+    monkeypatch.setattr(choice, "is_ordinary", lambda x: True)
+    assert by_triton(fp32) and by_triton(bf16)
+    assert not any(map(by_triton, (fp64, fp16, torch.empty(1, 2, 3))))
+    for kind in ("plain", "fast"):
+        with kernels.forced(kind):
+            assert not by_triton(fp32)
 
 
 @not_interpreted
@@ -399,6 +438,8 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
         done = triton.compile(source, target=target, options={"num_warps": num_warps})
         assert done.metadata.shared < 100_000  # what any GPU since 2020 has
+        if kernel.fn.__module__ == triton_depthwise.__name__:  # the loop must carry both rows that are under way
+            assert re.search(r"iter_args\(.*%above\w* = .*%here\w* = ", done.asm["ttir"])
         compiled.add(kernel.fn.__name__)
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_only)
@@ -406,9 +447,10 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in modules:
         x = tokens(2, 20, 288 if isinstance(module, Attention) else 96).bfloat16().requires_grad_()
         module(x, module.triton).sum().backward()
+    triton_gelu.gelu_backward(x, x)
     every = {
         name
-        for package in (triton_cross_covariance, triton_depthwise, triton_norms)
+        for package in (triton_cross_covariance, triton_depthwise, triton_gelu, triton_norms)
         for name in vars(package)
         if name.endswith("_kernel")
     }

@@ -31,8 +31,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def forced(wanted: Kernels) -> Iterator[None]:
     """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses.
 
-    "triton" runs the GPU kernels where they can, the fast form elsewhere. "auto" does not choose them yet, as nothing
-    has been measured on a GPU.
+    "triton" is the fast form with the GPU's kernels where they can run, "fast" is without them: torch's everywhere.
 
     Second derivatives and forward-mode derivatives need "plain".
     """
@@ -78,9 +77,14 @@ def is_exporting() -> bool:
 
 def by_triton(x: Tensor) -> bool:
     """Whether a kernel of the fast form is to hand x over to its twin in Triton."""
-    if _kind != "triton" or x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16):
+    if _kind in ("plain", "fast") or x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return HAS_TRITON and possible(x)
+    return HAS_TRITON and possible(x) and (torch.compiler.is_compiling() or is_ordinary(x))
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Whether x is no stand-in for a tensor: a fake one, one of several devices."""
+    return type(x) in (Tensor, nn.Parameter)
 
 
 def untouched(layer: nn.Module) -> bool:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .gelu import gelu_backward
 from .norms import layer_norm, layer_norm_backward
-from .passes import gelu_backward_pass, gelu_pass
+from .passes import gelu_pass
 from .precision import compute_dtype
 from .products import product, weight_gradient
 
@@ -57,7 +58,7 @@ class GELULinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous()
         of_activated = of_input(ctx, gradient, weight)
-        activated, of_x = (gelu_pass(x), None) if of_activated is None else gelu_backward_pass(x, of_activated)
+        activated, of_x = (gelu_pass(x), None) if of_activated is None else gelu_backward(x, of_activated)
         return of_x, *of_weight_and_bias(ctx, 1, gradient, activated), None
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .choice import possible
+from .choice import is_ordinary, possible
 from .opaque import opaque
 
 TILE = 16
@@ -42,7 +42,7 @@ def native(*tensors: Tensor) -> bool:
     """Whether a pass in C++ can take these as they lie in memory."""
     if torch.compiler.is_compiling() or not compiled_for(*tensors):
         return False
-    return all(type(x) in (Tensor, nn.Parameter) and is_dense(x) for x in tensors)
+    return all(is_ordinary(x) and is_dense(x) for x in tensors)
 
 
 def is_dense(x: Tensor) -> bool:

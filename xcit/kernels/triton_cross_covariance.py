@@ -94,17 +94,17 @@ def attention_kernel(
     channels, inside, square, in_square = of_head(d, padded)
     qkv += image * tokens * 3 * width + head * d
     products = tl.zeros((padded, padded), tl.float32)
-    q_squares = tl.zeros((padded,), tl.float32)
-    k_squares = tl.zeros((padded,), tl.float32)
+    q_squares = tl.zeros((tile, padded), tl.float32)
+    k_squares = tl.zeros((tile, padded), tl.float32)
     for start in range(0, tokens, tile):
         at, valid = of_tile(start, tokens, 3 * width, channels, inside, tile)
         q = tl.load(qkv + at, valid, other=0.0)
         k = tl.load(qkv + width + at, valid, other=0.0)
         products = add_product(products, tl.trans(q), k)
-        q_squares += tl.sum(q.to(tl.float32) * q.to(tl.float32), 0)
-        k_squares += tl.sum(k.to(tl.float32) * k.to(tl.float32), 0)
-    q_inverse = 1 / tl.maximum(tl.sqrt_rn(q_squares), 1e-12)
-    k_inverse = 1 / tl.maximum(tl.sqrt_rn(k_squares), 1e-12)
+        q_squares += q.to(tl.float32) * q.to(tl.float32)
+        k_squares += k.to(tl.float32) * k.to(tl.float32)
+    q_inverse = 1 / tl.maximum(tl.sqrt_rn(tl.sum(q_squares, 0)), 1e-12)
+    k_inverse = 1 / tl.maximum(tl.sqrt_rn(tl.sum(k_squares, 0)), 1e-12)
     products *= q_inverse[:, None] * k_inverse[None, :]
 
     scores = products * tl.load(temperature + head).to(tl.float32)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from .opaque import opaque
 from .triton_cross_covariance import device_of
-from .triton_rows import input_row, load_row, normal_below, normed_row, of_channels, part, places, store_sums, taps
+from .triton_gelu import normal
+from .triton_rows import input_row, load_row, normed_row, of_channels, part, places, store_sums, taps
 
-ROWS, COLUMNS, CHANNELS, WARPS = 16, 16, 64, 4
-"""A program's part of a map: 64 channels are whole cache lines, 16 × 64 values leave room for twelve sums of each."""
+PART, WARPS = (16, 16, 64, 1), 4
+"""The rows, columns and channels of a program's part of a map, and how many rows it loads ahead: 64 channels are whole
+cache lines, 16 × 64 values leave room for twelve sums of each."""
 
 
 def like_convolve(
@@ -25,6 +27,7 @@ def like_convolve(
     bias: Tensor,
     grid: Sequence[int],
     dtype: torch.dtype,
+    gelu: bool,
     norm: str,
     mean: Tensor | None,
     rstd: Tensor | None,
@@ -41,30 +44,20 @@ def convolve(
     bias: Tensor,
     grid: Sequence[int],
     dtype: torch.dtype,
+    gelu: bool,
     norm: str,
     mean: Tensor | None,
     rstd: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """The convolution of what the norm ("none", "norm", "gelu") makes of x, (B, N, C) → (B, N, C)."""
+    """The convolution of what the norm ("none", "layer", "batch") makes of x, (B, N, C) → (B, N, C); a GELU of that."""
     x = x.contiguous()
     y = torch.empty_like(x, dtype=dtype)
     parameters = mean, rstd, scale, shift
     with device_of(x):
         convolve_kernel[parts(x, grid)](
-            x,
-            y,
-            weight.contiguous(),
-            bias,
-            *parameters,
-            *grid,
-            x.shape[-1],
-            norm,
-            ROWS,
-            COLUMNS,
-            CHANNELS,
-            num_warps=WARPS,
+            x, y, weight.contiguous(), bias, *parameters, *grid, x.shape[-1], gelu, norm, *PART, num_warps=WARPS
         )
     return y
 
@@ -106,16 +99,7 @@ def of_input(
     batchnorm = x, mean, rstd, slope, of_scale, of_shift
     with device_of(gradient):
         of_input_kernel[parts(gradient, grid)](
-            gradient,
-            of_x,
-            weight.contiguous(),
-            *batchnorm,
-            *grid,
-            gradient.shape[-1],
-            ROWS,
-            COLUMNS,
-            CHANNELS,
-            num_warps=WARPS,
+            gradient, of_x, weight.contiguous(), *batchnorm, *grid, gradient.shape[-1], *PART, num_warps=WARPS
         )
     return of_x
 
@@ -148,16 +132,15 @@ def partial_sums(
     gradient, x = gradient.contiguous(), x.contiguous()
     sums = like_partial_sums(gradient, x, grid, norm, mean, rstd)
     with device_of(x):
-        sums_kernel[parts(x, grid)](
-            gradient, x, sums, mean, rstd, *grid, x.shape[-1], norm, ROWS, COLUMNS, CHANNELS, num_warps=WARPS
-        )
+        sums_kernel[parts(x, grid)](gradient, x, sums, mean, rstd, *grid, x.shape[-1], norm, *PART, num_warps=WARPS)
     return sums
 
 
 def parts(x: Tensor, grid: Sequence[int]) -> tuple[int, int]:
     """How many programs share the maps, and how many the channels."""
     B, _, C = x.shape
-    return B * -(-grid[0] // ROWS) * -(-grid[1] // COLUMNS), -(-C // CHANNELS)
+    rows, columns, channels, _ = PART
+    return B * -(-grid[0] // rows) * -(-grid[1] // columns), -(-C // channels)
 
 
 @triton.jit
@@ -173,19 +156,21 @@ def convolve_kernel(
     height: int,
     width: int,
     channels: int,
+    gelu: tl.constexpr,
     norm: tl.constexpr,
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
     tile_channels: tl.constexpr,
+    stages: tl.constexpr,
 ) -> None:
     """A row of the input belongs to three of the output: the one above it is then complete, two are under way."""
     image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
     x += image * height * width * channels
     y += image * height * width * channels
-    if norm == "norm":
+    if norm == "layer":
         mean += image * height * width
         rstd += image * height * width
-    if norm == "gelu":
+    if norm == "batch":
         mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
     if norm != "none":
         scale, shift = of_channels(scale, channel, channels), of_channels(shift, channel, channels)
@@ -195,12 +180,15 @@ def convolve_kernel(
     start = tl.zeros((tile_columns, tile_channels), tl.float32) + of_channels(bias, channel, channels)
     above = start
     here = start
-    for row in range(first - 1, last + 1):
+    for row in tl.range(first - 1, last + 1, num_stages=stages):
         left = input_row(x, mean, rstd, scale, shift, row, columns - 1, channel, height, width, channels, norm)
         centre = input_row(x, mean, rstd, scale, shift, row, columns, channel, height, width, channels, norm)
         right = input_row(x, mean, rstd, scale, shift, row, columns + 1, channel, height, width, channels, norm)
         done = above + left * lower[0] + centre * lower[1] + right * lower[2]
         at, there = places(row - 1, columns, channel, width, channels)
+        if gelu:
+            below, _ = normal(done)
+            done *= below
         tl.store(y + at, done, there & (row > first))
         above = here + left * middle[0] + centre * middle[1] + right * middle[2]
         here = start + left * upper[0] + centre * upper[1] + right * upper[2]
@@ -223,6 +211,7 @@ def of_input_kernel(
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
     tile_channels: tl.constexpr,
+    stages: tl.constexpr,
 ) -> None:
     """The convolution of the gradient with the weights turned round, then back through BatchNorm and GELU if x is."""
     image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
@@ -238,7 +227,7 @@ def of_input_kernel(
     lower = taps(weight, 2, channel, channels)
     above = tl.zeros((tile_columns, tile_channels), tl.float32)
     here = above
-    for row in range(first - 1, last + 1):
+    for row in tl.range(first - 1, last + 1, num_stages=stages):
         left = load_row(gradient, row, columns - 1, channel, height, width, channels)
         centre = load_row(gradient, row, columns, channel, height, width, channels)
         right = load_row(gradient, row, columns + 1, channel, height, width, channels)
@@ -247,10 +236,10 @@ def of_input_kernel(
         there = there & (row > first)
         if x is not None:
             value = tl.load(x + at, there, other=0.0).to(tl.float32)
-            below = normal_below(value)
+            below, density = normal(value)
             normed = (value * below - mean) * rstd
             done = slope * (done - of_shift - normed * of_scale)
-            done *= below + value * 0.3989422804014327 * tl.exp(-0.5 * value * value)
+            done *= below + value * density
         tl.store(of_x + at, done, there)
         above = here + left * middle[2] + centre * middle[1] + right * middle[0]
         here = left * lower[2] + centre * lower[1] + right * lower[0]
@@ -270,22 +259,23 @@ def sums_kernel(
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
     tile_channels: tl.constexpr,
+    stages: tl.constexpr,
 ) -> None:
     """A row of the input meets three of the gradient, those of its outputs, of which this part's alone count here."""
     image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
     gradient += image * height * width * channels
     x += image * height * width * channels
-    if norm == "norm":
+    if norm == "layer":
         mean += image * height * width
         rstd += image * height * width
-    if norm == "gelu":
+    if norm == "batch":
         mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
     zeros = tl.zeros((tile_columns, tile_channels), tl.float32)
     above = tl.zeros((tile_columns, tile_channels), tl.float32)  # two values: of one and the same, handed from name
     here = tl.zeros((tile_columns, tile_channels), tl.float32)  # to name, Triton's compiler would not see a change
     upper, middle, lower = (zeros, zeros, zeros), (zeros, zeros, zeros), (zeros, zeros, zeros)
     upper_inside, middle_inside, lower_inside = zeros, zeros, zeros
-    for row in range(first - 1, last + 1):
+    for row in tl.range(first - 1, last + 1, num_stages=stages):
         below = load_row(gradient, row + 1, columns, channel, last, width, channels)
         left = normed_row(x, mean, rstd, row, columns - 1, channel, height, width, channels, norm)
         centre = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .batchnorm import count_batch, counts_ordinarily
 from .precision import compute_dtype
 from .triton_depthwise import convolve, of_input, sums_over_taps
-from .triton_norms import channel_statistics, of_layer_norm, token_statistics
+from .triton_norms import gelu_statistics, of_layer_norm, token_statistics
 
 Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
@@ -33,13 +33,13 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
     if not counts_ordinarily(bn, x):
         return depthwise(bn(F.gelu(x).mT.unflatten(-1, grid)).flatten(2).mT, weight, bias, grid)
     momentum, count = count_batch(bn), x.shape[0] * x.shape[1]
-    mean, variance = channel_statistics(x.detach())
+    activated, mean, variance = gelu_statistics(x.detach())
     assert bn.running_mean is not None and bn.running_var is not None
     with torch.no_grad():
         bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
         bn.running_var.lerp_((variance * (count / (count - 1))).to(bn.running_var.dtype), momentum)
     rstd = (variance + bn.eps).rsqrt()
-    return GELUBatchNormDepthwise.apply(x, mean, rstd, bn.weight, bn.bias, weight, bias, grid, compute_dtype(x))
+    return GELUBatchNormDepthwise.apply(x, activated, mean, rstd, bn.weight, bn.bias, weight, bias, grid)
 
 
 def folded_local_patch(
@@ -53,9 +53,9 @@ def folded_local_patch(
 ) -> Tensor:
     """As in local_patch.py; the weights and what else is of the channels may be of another type than x."""
     dtype, statistics = compute_dtype(x), token_statistics(x, norm.eps)
-    convolved = convolve(x, *first, grid, dtype, "norm", *statistics, norm.weight, norm.bias)
-    zeros = torch.zeros_like(slope, dtype=torch.float32)
-    return convolve(convolved, *second, grid, dtype, "gelu", zeros, zeros + 1, slope, shift)
+    activated = convolve(x, *first, grid, dtype, True, "layer", *statistics, norm.weight, norm.bias)
+    zeros = torch.zeros_like(slope)
+    return convolve(activated, *second, grid, dtype, False, "batch", zeros, zeros + 1, slope, shift)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
@@ -69,7 +69,7 @@ class Depthwise(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype, "none", *NOTHING[:4])
+        return convolve(x, weight, bias, grid, dtype, False, "none", *NOTHING[:4])
 
     @staticmethod
     @once_differentiable
@@ -98,25 +98,26 @@ class NormDepthwise(torch.autograd.Function):
         mean, rstd = token_statistics(x, eps)
         ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype, "norm", mean, rstd, scale, shift)
+        return convolve(x, weight, bias, grid, dtype, False, "layer", mean, rstd, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight, mean, rstd = ctx.saved_tensors
         gradient = gradient.contiguous()
-        sums = sums_over_taps(gradient, x, ctx.grid, "norm", mean, rstd)
+        sums = sums_over_taps(gradient, x, ctx.grid, "layer", mean, rstd)
         of_normed = of_input(gradient, weight, ctx.grid, gradient.dtype, *NOTHING)
         return of_layer_norm(of_normed, x, mean, rstd, scale), *of_parameters(*sums, weight, scale, shift), *[None] * 3
 
 
 class GELUBatchNormDepthwise(torch.autograd.Function):
-    """mean and rstd are those of gelu(x), and count as made of it in the backward pass."""
+    """activated, mean and rstd are gelu(x) and its statistics, and count as made of x in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        activated: Tensor,
         mean: Tensor,
         rstd: Tensor,
         scale: Tensor,
@@ -124,24 +125,22 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         grid: Grid,
-        dtype: torch.dtype,
     ) -> Tensor:
-        x = x.contiguous()
         ctx.save_for_backward(x, mean, rstd, scale, shift, weight)
         ctx.grid = grid
-        return convolve(x, weight, bias, grid, dtype, "gelu", mean, rstd, scale, shift)
+        return convolve(activated, weight, bias, grid, compute_dtype(x), False, "batch", mean, rstd, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, mean, rstd, scale, shift, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        sums = sums_over_taps(gradient, x, ctx.grid, "gelu", mean, rstd)
+        sums = sums_over_taps(gradient, F.gelu(x), ctx.grid, "batch", mean, rstd)
         of_scale, of_shift, of_weight, of_bias = of_parameters(*sums, weight, scale, shift)
         count = x.shape[0] * x.shape[1]
         batchnorm = x, mean, rstd, scale * rstd, of_scale / count, of_shift / count
         of_x = of_input(gradient, weight, ctx.grid, x.dtype, *batchnorm)
-        return of_x, None, None, of_scale, of_shift, of_weight, of_bias, None, None
+        return of_x, None, None, None, of_scale, of_shift, of_weight, of_bias, None
 
 
 def of_parameters(

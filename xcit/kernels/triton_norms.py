@@ -1,4 +1,4 @@
-"""The statistics of LayerNorm and of the BatchNorm behind a GELU in Triton, and the way back through LayerNorm."""
+"""LayerNorm there and back in Triton, and the GELU with the statistics of the BatchNorm behind it."""
 
 import torch
 import triton
@@ -7,10 +7,11 @@ from torch import Tensor
 
 from .opaque import opaque
 from .triton_cross_covariance import device_of
-from .triton_rows import normal_below, of_channels
+from .triton_gelu import normal
+from .triton_rows import of_channels
 
 TOKENS, CHANNELS = 64, 64
-"""How many tokens and channels a program of BatchNorm holds. Its tokens share one partial mean."""
+"""How many tokens and channels a program of the GELU holds. Its tokens share one partial mean."""
 VALUES = 4096
 """How many values a program of the layer norm holds: whole tokens."""
 PARTS = 1024
@@ -88,24 +89,23 @@ def whole_tokens(x: Tensor) -> tuple[int, int, int]:
     return triton.cdiv(x.numel() // x.shape[-1], tile), padded, tile
 
 
-def like_channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def like_gelu_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.new_empty(x.shape[-1], dtype=torch.float32)
-    return mean, torch.empty_like(mean)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), mean, torch.empty_like(mean)
 
 
-@opaque("xcit::channel_statistics_by_triton", like_channel_statistics)
-def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of gelu(x) in every channel, (C,), in fp32; of parts first, so that nothing cancels."""
+@opaque("xcit::gelu_statistics_by_triton", like_gelu_statistics)
+def gelu_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """gelu(x), and the mean and biased variance of every channel, (C,), in fp32; of parts first, so nothing cancels."""
     x = x.contiguous()
     count, C = x.shape[0] * x.shape[1], x.shape[-1]
     programs = triton.cdiv(count, TOKENS)
+    activated, mean, variance = like_gelu_statistics(x)
     partial = x.new_empty(2, programs, C, dtype=torch.float32)
     with device_of(x):
-        channel_statistics_kernel[(programs, triton.cdiv(C, CHANNELS))](x, partial, count, C, TOKENS, CHANNELS)
-    means, squares = partial
-    counts = (count - TOKENS * torch.arange(programs, device=x.device)[:, None]).clamp_max(TOKENS)
-    mean = (counts * means).sum(0) / count
-    return mean, (squares + counts * (means - mean).square()).sum(0) / count
+        gelu_statistics_kernel[(programs, triton.cdiv(C, CHANNELS))](x, activated, partial, count, C, TOKENS, CHANNELS)
+        merge_kernel[(triton.cdiv(C, 16),)](partial, mean, variance, count, programs, C, TOKENS, 16)
+    return activated, mean, variance
 
 
 @triton.jit
@@ -155,8 +155,8 @@ def of_layer_norm_kernel(
     """The gradient less its mean and less its share along x̂: neither can change what the norm puts out."""
     channel = tl.arange(0, padded)
     weight = of_channels(scale, channel, channels)
-    of_scale = tl.zeros((padded,), tl.float32)
-    of_shift = tl.zeros((padded,), tl.float32)
+    of_scale = tl.zeros((tile, padded), tl.float32)
+    of_shift = tl.zeros((tile, padded), tl.float32)
     for start in range(tl.program_id(0) * tile, tokens, tl.num_programs(0) * tile):
         token = start + tl.arange(0, tile)
         there = (token < tokens)[:, None] & (channel < channels)[None, :]
@@ -165,36 +165,78 @@ def of_layer_norm_kernel(
         inverse = tl.load(rstd + token, token < tokens, other=0.0)[:, None]
         normed = (tl.load(x + at, there, other=0.0).to(tl.float32) - average) * inverse
         gradient = tl.load(of_normed + at, there, other=0.0).to(tl.float32)
-        of_scale += tl.sum(gradient * normed, 0)
-        of_shift += tl.sum(gradient, 0)
+        of_scale += gradient * normed
+        of_shift += gradient
         gradient *= weight
         along = tl.sum(gradient * normed, 1)[:, None] / channels
         tl.store(of_x + at, inverse * (gradient - tl.sum(gradient, 1)[:, None] / channels - normed * along), there)
     if sums is not None:
         sums += tl.program_id(0).to(tl.int64) * 2 * channels + channel
-        tl.store(sums, of_scale, channel < channels)
-        tl.store(sums + channels, of_shift, channel < channels)
+        tl.store(sums, tl.sum(of_scale, 0), channel < channels)
+        tl.store(sums + channels, tl.sum(of_shift, 0), channel < channels)
 
 
 @triton.jit
-def channel_statistics_kernel(
+def gelu_statistics_kernel(
     x: tl.tensor,
+    activated: tl.tensor,
     partial: tl.tensor,
     tokens: int,
     channels: int,
     tile: tl.constexpr,
     tile_channels: tl.constexpr,
 ) -> None:
-    """Of one tile of tokens the mean of gelu(x) and the sum of its squared distances from that mean."""
+    """Of one tile of tokens gelu(x), its mean, and the sum of its squared distances from that mean."""
     program = tl.program_id(0).to(tl.int64)
     token = program * tile + tl.arange(0, tile)
     channel = tl.program_id(1) * tile_channels + tl.arange(0, tile_channels)
     there = (token < tokens)[:, None] & (channel < channels)[None, :]
-    value = tl.load(x + token[:, None] * channels + channel[None, :], there, other=0.0).to(tl.float32)
-    activated = value * normal_below(value)
-    average = tl.sum(activated, 0) / tl.minimum(tokens - program * tile, tile)
-    centred = tl.where(there, activated - average[None, :], 0.0)
+    at = token[:, None] * channels + channel[None, :]
+    value = tl.load(x + at, there, other=0.0).to(tl.float32)
+    below, _ = normal(value)
+    value *= below
+    tl.store(activated + at, value, there)
+    average = tl.sum(value, 0) / tl.minimum(tokens - program * tile, tile)
+    centred = tl.where(there, value - average[None, :], 0.0)
     partial += program * channels + channel
     tl.store(partial, average, channel < channels)
     partial += tl.num_programs(0).to(tl.int64) * channels
     tl.store(partial, tl.sum(centred * centred, 0), channel < channels)
+
+
+@triton.jit
+def merge_kernel(
+    partial: tl.tensor,
+    mean: tl.tensor,
+    variance: tl.tensor,
+    tokens: int,
+    parts: int,
+    channels: int,
+    tile: tl.constexpr,
+    tile_channels: tl.constexpr,
+) -> None:
+    """Mean and variance of all tokens from those of the parts, which hold `tile` tokens each, the last what is left."""
+    channel = tl.program_id(0) * tile_channels + tl.arange(0, tile_channels)
+    total = tl.zeros((128, tile_channels), tl.float32)
+    for start in range(0, parts, 128):
+        average, count = load_parts(partial, start, tokens, parts, channel, channels, tile)
+        total += count * average
+    overall = tl.sum(total, 0) / tokens
+    total = tl.zeros((128, tile_channels), tl.float32)
+    for start in range(0, parts, 128):
+        average, count = load_parts(partial, start, tokens, parts, channel, channels, tile)
+        squares, _ = load_parts(partial + parts * channels, start, tokens, parts, channel, channels, tile)
+        total += squares + count * (average - overall[None, :]) * (average - overall[None, :])
+    tl.store(mean + channel, overall, channel < channels)
+    tl.store(variance + channel, tl.sum(total, 0) / tokens, channel < channels)
+
+
+@triton.jit
+def load_parts(
+    partial: tl.tensor, start: int, tokens: int, parts: int, channel: tl.tensor, channels: int, tile: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """The values of 128 parts, (128, channels), and how many tokens each part holds, (128, 1)."""
+    part = start + tl.arange(0, 128)
+    there = (part < parts)[:, None] & (channel < channels)[None, :]
+    values = tl.load(partial + part[:, None] * channels + channel[None, :], there, other=0.0)
+    return values, tl.minimum(tl.maximum(tokens - part * tile, 0), tile)[:, None].to(tl.float32)

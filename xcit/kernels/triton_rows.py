@@ -1,7 +1,7 @@
 """A row of a map as the convolutions in Triton see it: where it lies, with the norm applied, and zero outside.
 
 Of the input the kernels keep the x̂ that the norm would scale and shift only in registers: x̂ is (x - mean) · rstd with
-the mean and rstd of each token, or the same of gelu(x) with those of each channel.
+the mean and rstd of each token ("layer"), or with those of each channel ("batch").
 """
 
 import triton
@@ -53,13 +53,13 @@ def normed_row(
     """A row of x̂, zero outside the image. mean, rstd: where those of the tokens lie, or those of the channels."""
     value = load_row(x, row, columns, channel, height, width, channels)
     inside = (row >= 0) & (row < height) & (columns >= 0) & (columns < width)
-    if norm == "norm":
+    if norm == "layer":
         token = row * width + columns
         average = tl.load(mean + token, inside, other=0.0)
         inverse = tl.load(rstd + token, inside, other=0.0)
         value = (value - average[:, None]) * inverse[:, None]
-    if norm == "gelu":
-        value = tl.where(inside[:, None], (value * normal_below(value) - mean) * rstd, 0.0)
+    if norm == "batch":
+        value = tl.where(inside[:, None], (value - mean) * rstd, 0.0)
     return value
 
 
@@ -110,9 +110,3 @@ def store_sums(
     tl.store(sums, tl.sum(left, 0), channel < channels)
     tl.store(sums + channels, tl.sum(centre, 0), channel < channels)
     tl.store(sums + 2 * channels, tl.sum(right, 0), channel < channels)
-
-
-@triton.jit
-def normal_below(x: tl.tensor) -> tl.tensor:
-    """The share of the normal distribution below x: gelu(x) is x times it."""
-    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
