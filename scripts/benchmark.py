@@ -1,10 +1,12 @@
 """How fast our XCiT is beside timm's: same weights, same inputs, turn by turn in one process.
 
     python scripts/benchmark.py                                  # the cases of the README, half an hour on two cores
+                                                                 # of a CPU; in bf16, where there is a GPU
     python scripts/benchmark.py --cases s12/16@224x8 --figures inference,training,memory --rounds 10
 
 Each side runs as its users run it: ours folded for inference and compiled layer by layer, with the optimiser that
-train.py makes; timm's as it is, compiled as a whole, with the optimiser that timm makes.
+train.py makes; timm's as it is, compiled as a whole, with the optimiser that timm makes; on a GPU both with their
+channels last.
 
 Prints a row for each case (model/patch@pixels x batch) and figure, with the medians of both sides, their ratio and the
 range of the ratio over the rounds, and writes the rows to bench.json: model, image_size, batch_size, mode, figure,
@@ -48,7 +50,10 @@ from xcit.models.compiling import compile_model
 from xcit.models.published import long_name
 from xcit.storage import write_text
 
-CASES = ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1")
+CASES = {
+    "cpu": ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1"),
+    "cuda": ("s12/16@224x256", "s12/16@224x1024"),
+}
 SECONDS = 0.5
 """A turn repeats its step for about as long, so that a reading of the clock does not matter."""
 
@@ -81,10 +86,14 @@ class Case:
         theirs = timm.create_model(f"{long_name(self.model, self.patch_size)}_224")
         ours = xcit.create_model(self.model, patch_size=self.patch_size)
         xcit.load_weights(ours, theirs.state_dict())
-        return {"ours": ours.to(device), "timm": theirs.to(device)}
+        models = {"ours": ours.to(device), "timm": theirs.to(device)}
+        if device.type == "cuda":
+            theirs.to(memory_format=torch.channels_last)
+        return models
 
     def images(self, device: torch.device) -> Tensor:
-        return torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=device)
+        images = torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=device)
+        return images.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,14 @@ TIMED = {
     "inference_compiled": Figure(training=False, compiled=True),
     "training_compiled": Figure(training=True, compiled=True),
     "training_checkpointed": Figure(training=True, checkpointed=True),
+    "inference_bf16_compiled": Figure(training=False, dtype=torch.bfloat16, compiled=True),
+    "training_bf16_compiled": Figure(training=True, dtype=torch.bfloat16, compiled=True),
 }
 FIGURES = (*TIMED, "memory")
+USUAL = {
+    "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled")],
+    "cuda": [name for name in FIGURES if "bf16" in name or name == "memory"],
+}
 
 
 def inference(model: nn.Module, images: Tensor) -> Step:
@@ -175,18 +190,18 @@ def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
 @guarded()
 def main() -> None:
     arguments = parse_arguments()
-    cases = [Case.read(text) for text in arguments.cases.split(",")]
-    asked = arguments.figures or ",".join(FIGURES)
-    figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in asked.split(",")]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = [Case.read(text) for text in (arguments.cases.split(",") if arguments.cases else CASES[device.type])]
+    asked = arguments.figures.split(",") if arguments.figures else USUAL[device.type]
+    figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in asked]
     kernels = choose({kind: kind for kind in KINDS}, arguments.kernels, "--kernels")
     if arguments.rounds < 1:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
     if not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"--json={arguments.json}: must be in a folder that exists")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch._inductor.config.force_disable_caches = True  # the time to compile is one of the figures
-    best = measure_machine(device)
-    if not arguments.figures and best[torch.bfloat16] < best[torch.float32]:
+    best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
+    if not arguments.figures and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
         print("bf16 is slower than fp32 on this machine: not measured, unless --figures asks for it")
         figures = [name for name in figures if not name.endswith("_bf16")]
     rows: list[Row] = []
@@ -204,7 +219,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--cases", default=",".join(CASES), help="MODEL/PATCH@PIXELSxBATCH, with commas")
+    parser.add_argument("--cases", help=f"MODEL/PATCH@PIXELSxBATCH, with commas; by default {','.join(CASES['cpu'])}")
     parser.add_argument("--figures", help=f"of {', '.join(FIGURES)}; by default all that this machine is for")
     parser.add_argument("--kernels", default="auto", help=f"what ours is forced to run: {', '.join(KINDS)}")
     parser.add_argument("--rounds", type=int, default=10)
@@ -215,7 +230,7 @@ def parse_arguments() -> argparse.Namespace:
 def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates) -> list[Row]:
     """Images/s, and for what is compiled the seconds of the first step."""
     figure, images, models = TIMED[name], case.images(device), case.models(device)
-    operations = operations_of(models["timm"], images, figure.training)
+    operations = case.batch_size * operations_of(models["timm"], images[:1], figure.training)
     steps = {side: figure.step(model, images) for side, model in models.items()}
     del models
     if figure.compiled:
@@ -315,13 +330,14 @@ def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[floa
     return Row(model, case.image_size, case.batch_size, mode, figure, *medians, *spread, share)
 
 
-def measure_machine(device: torch.device) -> Rates:
+def measure_machine(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
     """What the machine can do at best: the products of the s12's FFN, by each route, in each type."""
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
     best: Rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        tokens = torch.randn(8, 196, 384, device=device, dtype=dtype)
+    images = 8 if device.type == "cpu" else 512
+    for dtype in sorted(dtypes, key=lambda dtype: -dtype.itemsize):
+        tokens = torch.randn(images, 196, 384, device=device, dtype=dtype)
         with torch.inference_mode():
             found = in_turns(routes(tokens, 1536), 5, device)
         rates = {name: 2 * tokens.numel() * 1536 * statistics.median(each) for name, each in found.items()}

@@ -218,7 +218,8 @@ def test_local_patch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In parts so small that a map has several each way."""
-    monkeypatch.setattr(triton_depthwise, "PART", (2, 2, 16, 1))
+    monkeypatch.setattr(triton_depthwise, "PART", (2, 2, 16, 3))
+    monkeypatch.setattr(triton_depthwise, "SUMS_PART", (1, 4, 16, 1))
     for name, size in {"TOKENS": 8, "CHANNELS": 16, "VALUES": 256}.items():
         monkeypatch.setattr(triton_norms, name, size)
     B, H, W, C = shape

@@ -62,10 +62,13 @@ def folded_local_patch(
         from .triton_local_patch import folded_local_patch as twin
 
         return twin(x, norm, first, slope, shift, second, grid)
-    normed, dtype = norm(x), compute_dtype(x)
-    activated = as_tokens(convolution(as_map(normed.to(dtype), grid), *(t.to(dtype) for t in first), 1, gelu=True))
-    normed = torch.addcmul(shift.to(dtype), activated, slope.to(dtype))
-    return as_tokens(convolution(as_map(normed, grid), *(t.to(dtype) for t in second), 1, gelu=False))
+    dtype = compute_dtype(x)
+    (weight, bias), (second_weight, second_bias) = first, second
+    normed = as_map(norm(x).to(dtype), grid)
+    activated = convolution(normed, weight.to(dtype), bias.to(dtype), stride=1, gelu=True)
+    normed = torch.addcmul(shift.to(dtype), as_tokens(activated), slope.to(dtype))
+    convolved = convolution(as_map(normed, grid), second_weight.to(dtype), second_bias.to(dtype), stride=1, gelu=False)
+    return as_tokens(convolved)
 
 
 class NormDepthwise(torch.autograd.Function):
