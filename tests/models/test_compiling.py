@@ -32,7 +32,7 @@ def test_a_compiled_model_learns_the_same_and_its_layers_are_compiled_once() -> 
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 4  # the stem, a layer, a class-attention layer before the last, the last
+    assert counters["stats"]["unique_graphs"] == 4  # stem, layer, class attention before the last, the last
 
 
 @pytest.mark.usefixtures("each_product_route")

@@ -15,6 +15,8 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 
 _kind: Kernels = "auto"
 
+_verdicts: dict[int | None, bool] = {}  # by the GPU's number
+
 HAS_TRITON = find_spec("triton") is not None
 
 BATCHNORMS = nn.modules.batchnorm._BatchNorm
@@ -32,6 +34,7 @@ def forced(wanted: Kernels) -> Iterator[None]:
     """Within it every XCiT layer runs its "plain" form, or its "fast" one wherever that can be; "auto" chooses.
 
     "triton" is the fast form with the GPU's kernels where they can run, "fast" is without them: torch's everywhere.
+    "auto" runs them where they were found to agree with torch's.
 
     Second derivatives and forward-mode derivatives need "plain".
     """
@@ -79,7 +82,18 @@ def by_triton(x: Tensor) -> bool:
     """Whether a kernel of the fast form is to hand x over to its twin in Triton."""
     if _kind in ("plain", "fast") or x.device.type != "cuda" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return HAS_TRITON and possible(x) and (torch.compiler.is_compiling() or is_ordinary(x))
+    if not HAS_TRITON or not possible(x) or not (torch.compiler.is_compiling() or is_ordinary(x)):
+        return False
+    return _kind == "triton" or is_trusted(x.device)
+
+
+def is_trusted(device: torch.device) -> bool:
+    """Whether the Triton kernels agree with torch's on this GPU: tried out at the first call that is not compiled."""
+    if device.index not in _verdicts and not torch.compiler.is_compiling():
+        from .triton_check import agrees
+
+        _verdicts[device.index] = agrees(device)
+    return _verdicts.get(device.index, False)
 
 
 def is_ordinary(x: Tensor) -> bool:

@@ -1,7 +1,9 @@
 """torch.compile, a layer at a time: the layers are alike, so that one is compiled and serves all."""
 
+import torch
 from torch import nn
 
+from ..kernels.choice import HAS_TRITON, is_trusted
 from ..kernels.products import by_onednn
 from .fused import FusedLayer, FusedPatchEmbed
 from .xcit import XCiT
@@ -15,6 +17,9 @@ def compile_model(model: nn.Module) -> None:
     compiler has nothing to add, and cannot read the weights that they have packed.
     """
     parts = [model.patch_embed, *model.blocks, *model.cls_attn_blocks] if isinstance(model, XCiT) else [model]
+    device = next(model.parameters(), torch.empty(0)).device
+    if device.type == "cuda" and HAS_TRITON:
+        is_trusted(device)  # which cannot be found out while something is compiled
     for part in parts:
         folded = isinstance(part, FusedLayer | FusedPatchEmbed)
         if not (folded and by_onednn(next(part.parameters()))):
