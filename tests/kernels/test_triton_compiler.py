@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -114,13 +115,23 @@ def changed(kernel: Any) -> list[set[str]]:
 def read_before_written(statements: list[ast.stmt]) -> set[str]:
     read: set[str] = set()
     written: set[str] = set()
-    for statement in statements:
+    for statement in flat(statements):
         loaded = {name.id for name in names(statement, ast.Load)}
         if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
             loaded.add(statement.target.id)
         read |= loaded - written
         written |= {name.id for name in names(statement, ast.Store)}
     return read
+
+
+def flat(statements: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Each statement, and what stands under an if after its condition."""
+    for statement in statements:
+        if isinstance(statement, ast.If):
+            yield statement.test
+            yield from flat(statement.body + statement.orelse)
+        else:
+            yield statement
 
 
 def names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
