@@ -13,6 +13,7 @@ from xcit.kernels.passes import (
     attend_backward_pass,
     attend_pass,
     gelu_backward_pass,
+    gelu_gradient_pass,
     gelu_pass,
     native,
     takes_attention,
@@ -58,9 +59,12 @@ def test_gelu(calls: list[str], in_place: bool) -> None:
 @compiled
 def test_the_gradient_of_gelu(calls: list[str]) -> None:
     x, gradient = 3 * tokens(3, 7, 48), tokens(3, 7, 48, seed=2)
-    exact = torch.ops.aten.gelu_backward(gradient.double(), x.double())
+    exact, given = torch.ops.aten.gelu_backward(gradient.double(), x.double()), gradient.clone()
+    alone = gelu_gradient_pass(x, gradient)
+    assert torch.equal(gradient, given)
     activated, of_x = gelu_backward_pass(x, gradient)
-    assert calls == ["gelu_backward"]
+    assert calls == ["gelu_backward", "gelu_backward"]
+    assert torch.equal(alone, of_x)
     assert error(activated, F.gelu(x.double())) < 2e-7
     assert error(of_x, exact) < 2e-7
 
@@ -115,6 +119,7 @@ def test_a_gradient_that_lies_otherwise_in_memory_is_torchs(calls: list[str]) ->
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
     exact = torch.ops.aten.gelu_backward(gradient, x)
     assert torch.equal(gelu_backward_pass(x, gradient)[1], exact)
+    assert torch.equal(gelu_gradient_pass(x, gradient), exact)
     assert calls == []
 
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_batch, counts_ordinarily
 from .choice import by_triton
-from .passes import gelu_pass
+from .passes import gelu_gradient_pass, gelu_pass
 from .precision import compute_dtype
 from .products import convolution
 
@@ -142,7 +142,7 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
             ctx.eps,
             [True, True, True],
         )
-        of_x = torch.ops.aten.gelu_backward(as_tokens(of_activated), x)
+        of_x = gelu_gradient_pass(x, as_tokens(of_activated))
         return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 5
 
 

@@ -70,13 +70,14 @@ extern "C" void gelu(const float* x, float* y, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) store(y + i, gelu_of(load(x + i)).value);
 }
 
-// activated = gelu(x); the gradient of that becomes the gradient of x, in place. count is a multiple of 16.
-extern "C" void gelu_backward(const float* x, float* activated, float* gradient, int64_t count) {
+// The gradient of x, given that of gelu(x), and gelu(x) unless that is missing; of_x may be the gradient. count is a
+// multiple of 16.
+extern "C" void gelu_backward(const float* x, const float* gradient, float* activated, float* of_x, int64_t count) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
-        const Gelu of_x = gelu_of(load(x + i));
-        store(activated + i, of_x.value);
-        store(gradient + i, load(gradient + i) * of_x.slope);
+        const Gelu of = gelu_of(load(x + i));
+        if (activated) store(activated + i, of.value);
+        store(of_x + i, load(gradient + i) * of.slope);
     }
 }
 

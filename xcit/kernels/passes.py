@@ -7,6 +7,7 @@ CPU, torch's operations run.
 import ctypes
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +50,15 @@ def is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def call(function: str, *arguments: Tensor | int) -> None:
+def call(function: str, *arguments: Tensor | int | None) -> None:
     assert LIBRARY is not None
-    converted = (ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
-    getattr(LIBRARY, function)(*converted)
+    getattr(LIBRARY, function)(*map(for_c, arguments))
+
+
+def for_c(argument: Tensor | int | None) -> Any:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
 def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
@@ -66,11 +72,24 @@ def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
 
 def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be written over."""
-    if not native(x, gradient) or x.stride() != gradient.stride() or x.numel() % TILE:
+    if not takes_gradient(x, gradient):
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
     activated = torch.empty_like(x)
-    call("gelu_backward", x, activated, gradient, x.numel())
+    call("gelu_backward", x, gradient, activated, gradient, x.numel())
     return activated, gradient
+
+
+def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of x, given that of gelu(x)."""
+    if not takes_gradient(x, gradient):
+        return torch.ops.aten.gelu_backward(gradient, x)
+    of_x = torch.empty_like(x)
+    call("gelu_backward", x, gradient, None, of_x, x.numel())
+    return of_x
+
+
+def takes_gradient(x: Tensor, gradient: Tensor) -> bool:
+    return native(x, gradient) and x.stride() == gradient.stride() and x.numel() % TILE == 0
 
 
 def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:
