@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xcit import kernels
 from xcit.kernels import choice
 from xcit.kernels.choice import by_triton
+from xcit.models import xcit as xcit_module
 
+from ..models.examples import tiny
 from .test_layers import tokens
 
 triton = pytest.importorskip("triton")
@@ -42,7 +44,7 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(map(by_triton, (fp32, bf16)))  # stand-ins have no memory
     monkeypatch.setattr(choice, "is_ordinary", lambda x: True)
     for agrees, runs_by_itself in ((True, True), (False, False)):
-        monkeypatch.setattr(choice, "_verdicts", {0: agrees})
+        monkeypatch.setattr(choice, "verdicts", {0: agrees})
         assert by_triton(fp32) == by_triton(bf16) == runs_by_itself
         with kernels.forced("triton"):
             assert by_triton(fp32) and by_triton(bf16)
@@ -54,14 +56,23 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_is_tried_out_once_and_not_while_something_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
-    monkeypatch.setattr(triton_check, "agrees", lambda device: tried.append(device) or True)
-    monkeypatch.setattr(choice, "_verdicts", {})
+    verdicts: dict[int | None, bool] = {}
+    monkeypatch.setattr(triton_check, "agrees", lambda device: not tried.append(device))
+    monkeypatch.setattr(triton_check, "verdicts", verdicts)
     one, other = torch.device("cuda", 0), torch.device("cuda", 1)
-    assert not torch.compile(lambda: choice.is_trusted(one), backend="eager")()
+    torch.compile(lambda: triton_check.try_out(one), backend="eager")()
+    triton_check.try_out(torch.device("cpu"))
     assert tried == []
-    assert choice.is_trusted(one) and choice.is_trusted(one) and choice.is_trusted(other)
-    assert tried == [one, other]
-    assert torch.compile(lambda: choice.is_trusted(one), backend="eager")()
+    for device in (one, one, other):
+        triton_check.try_out(device)
+    assert tried == [one, other] and verdicts == {0: True, 1: True}
+
+
+def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(xcit_module, "try_out", asked.append)
+    tiny()(torch.randn(1, 3, 32, 32))
+    assert asked == [torch.device("cpu")]
 
 
 def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 
 _kind: Kernels = "auto"
 
-_verdicts: dict[int | None, bool] = {}  # by the GPU's number
+verdicts: dict[int | None, bool] = {}
+"""Whether Triton's kernels agree with torch's, by the number of the GPU; triton_check.py finds out."""
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -84,16 +85,7 @@ def by_triton(x: Tensor) -> bool:
         return False
     if not HAS_TRITON or not possible(x) or not (torch.compiler.is_compiling() or is_ordinary(x)):
         return False
-    return _kind == "triton" or is_trusted(x.device)
-
-
-def is_trusted(device: torch.device) -> bool:
-    """Whether the Triton kernels agree with torch's on this GPU: tried out at the first call that is not compiled."""
-    if device.index not in _verdicts and not torch.compiler.is_compiling():
-        from .triton_check import agrees
-
-        _verdicts[device.index] = agrees(device)
-    return _verdicts.get(device.index, False)
+    return _kind == "triton" or verdicts.get(x.device.index, False)
 
 
 def is_ordinary(x: Tensor) -> bool:

@@ -1,17 +1,17 @@
 """Whether the Triton kernels, as this machine's Triton compiles them for this GPU, compute what torch's kernels do.
 
 Compilers have faults: one that Triton 3.6 and 3.8 share made gradients wrong in silence. So before a GPU's first use a
-small batch goes there and back by both routes. The kernels are then compiled for the fp32 and bf16 of the run, too.
+small batch goes there and back by both routes. Until then torch's kernels run.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 
 import torch
-import triton
 from torch import Tensor, nn
 
-from .choice import Kernels, forced
+from .choice import HAS_TRITON, Kernels, forced, verdicts
 from .cross_covariance import attend
 from .linear import gelu_linear, norm_linear
 from .local_patch import gelu_batchnorm_depthwise, norm_depthwise
@@ -40,6 +40,13 @@ class Parts(nn.Module):
         return x + gelu_linear(norm_linear(x, self.other_norm, self.fc1), self.fc2, self.scale)
 
 
+def try_out(device: torch.device) -> None:
+    """Finds out whether this GPU's kernels are to be Triton's, once a process, unless something is being compiled."""
+    if device.type != "cuda" or not HAS_TRITON or torch.compiler.is_compiling() or device.index in verdicts:
+        return
+    verdicts[device.index] = agrees(device)
+
+
 def agrees(device: torch.device) -> bool:
     """Compares both routes in fp32 and bf16. Where they differ, or Triton cannot run, a warning says so."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
@@ -50,7 +57,7 @@ def agrees(device: torch.device) -> bool:
         except Exception as error:  # what a compiler may raise is its own affair
             complaint = f"they do not run ({str(error).splitlines()[0]})"
     if complaint:
-        versions = f"torch {torch.__version__}, Triton {triton.__version__}"
+        versions = f"torch {torch.__version__}, Triton {sys.modules['triton'].__version__}"
         warnings.warn(f"Triton's kernels on {device}: {complaint}; torch's run instead ({versions})", stacklevel=2)
     return complaint is None
 

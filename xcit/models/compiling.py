@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ..kernels.choice import HAS_TRITON, is_trusted
 from ..kernels.products import by_onednn
+from ..kernels.triton_check import try_out
 from .fused import FusedLayer
 from .xcit import XCiT
 
@@ -17,12 +17,11 @@ def compile_model(model: nn.Module) -> None:
     where it consists of oneDNN's fused operators: the compiler has nothing to add, and cannot read the weights that
     they have packed.
     """
-    on_gpu = next(model.parameters(), torch.empty(0)).device.type == "cuda"
+    device = next(model.parameters(), torch.empty(0)).device
     parts = list(model.blocks) if isinstance(model, XCiT) else [model]
-    if on_gpu and isinstance(model, XCiT):
+    if device.type == "cuda" and isinstance(model, XCiT):
         parts += [model.patch_embed, *model.cls_attn_blocks]
-    if on_gpu and HAS_TRITON:
-        is_trusted(next(model.parameters()).device)  # which cannot be found out while something is compiled
+        try_out(device)  # as that cannot be done while something is compiled
     for part in parts:
         if not (isinstance(part, FusedLayer) and by_onednn(part.slope)):
             part.compile()
