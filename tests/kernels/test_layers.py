@@ -102,7 +102,7 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     call = passes.call
     monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
     compiled = outcome("fast", layer, x, forward)
-    assert names == ["attend", "gelu", "gelu", "gelu_backward", "gelu", "gelu_backward", "attend_backward"]
+    assert names == ["attend", "gelu", "gelu", "gelu_gradient", "gelu", "gelu_gradient", "attend_backward"]
     monkeypatch.setattr(passes, "LIBRARY", None)
     assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
     assert len(names) == 7

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit import kernels
-from xcit.kernels import choice, cross_covariance, gelu, local_patch, norms
+from xcit.kernels import choice, cross_covariance, local_patch, norms, trial
 from xcit.models.fused import FusedLayer
 from xcit.models.layer import XCiTLayer
 
@@ -29,7 +30,6 @@ from .test_layers import difference, nodes, randomised, tokens
 
 triton = pytest.importorskip("triton")
 from xcit.kernels import (  # noqa: E402
-    triton_check,
     triton_cross_covariance,
     triton_depthwise,
     triton_gelu,
@@ -141,15 +141,14 @@ class LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, kernels: ModuleType) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
-        ctx.kernels = kernels
-        return kernels.layer_norm(x, scale, shift, 1e-6, x.dtype)[0]
+        ctx.by_triton = kernels is triton_norms
+        return norms.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = ctx.saved_tensors
-        _, *statistics = ctx.kernels.layer_norm(x, scale, shift, 1e-6, x.dtype)
-        further = () if ctx.kernels is triton_norms else (shift, [True] * 3)
-        return *ctx.kernels.layer_norm_backward(gradient, x, *statistics, scale, *further), None
+        _, *statistics = norms.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)
+        return *norms.layer_norm_backward(gradient, x, *statistics, scale, shift, ctx.by_triton), None
 
 
 LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)
@@ -159,7 +158,7 @@ def outcome(module: nn.Module, x: Tensor, gradient: Tensor, kernels: Any) -> dic
     """Everything that a training step finds, by name. kernels: a module of them, or None for the plain form."""
     module, x = deepcopy(module), x.clone().requires_grad_()
     y = module(x, kernels)
-    y.backward(gradient.to(y.dtype))
+    y.backward(gradient.to(y.dtype))  # whatever is forced here: the forward pass has decided
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     found = {"output": y.detach(), "input": x.grad} | gradients | dict(module.named_buffers())
     return {name: value.cpu() for name, value in found.items()}
@@ -167,7 +166,8 @@ def outcome(module: nn.Module, x: Tensor, gradient: Tensor, kernels: Any) -> dic
 
 def check(module: nn.Module, x: Tensor, tolerance: float, outputs: int) -> None:
     """Against the plain form in fp64, and against torch's kernels. outputs: how many channels are put out."""
-    gradient = tokens(outputs, x.shape[1], x.shape[0], seed=2).permute(2, 1, 0)  # not contiguous
+    gradient = tokens(outputs, x.shape[1], x.shape[0], seed=2).permute(2, 1, 0)  # not contiguous, nor is x
+    x = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     found = outcome(module.to(DEVICE), x.to(DEVICE), gradient.to(DEVICE), module.triton)
     module.cpu()
     assert found["output"].dtype == found["input"].dtype == x.dtype
@@ -243,12 +243,14 @@ def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatc
 
 
 @runs
-def test_gelu_backward() -> None:
-    x, gradient = 3 * tokens(3, 7, 50), tokens(3, 7, 50, seed=2)
+@precisions
+def test_gelu_backward(dtype: torch.dtype, tolerance: float) -> None:
+    x, gradient = (3 * tokens(50, 7, 3)).to(dtype).permute(2, 1, 0), tokens(3, 7, 50, seed=2).to(dtype)
     exact = F.gelu(x.double()), torch.ops.aten.gelu_backward(gradient.double(), x.double())
     found = triton_gelu.gelu_backward(x.to(DEVICE), gradient.to(DEVICE))
     for one, other in zip(found, exact, strict=True):
-        assert (one.cpu().double() - other).norm() < 1e-6 * other.norm()
+        assert one.dtype == dtype
+        assert (one.cpu().double() - other).norm() < tolerance * other.norm()
 
 
 @runs
@@ -331,7 +333,7 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
     """As if the tokens were on a GPU."""
-    for module in (cross_covariance, gelu, local_patch, norms):
+    for module in (choice, cross_covariance, local_patch):
         monkeypatch.setattr(module, "by_triton", wanted)
 
 
@@ -367,9 +369,20 @@ def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mo
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.no_grad():
         with kernels.forced("plain"):
             expected = layer(x, (2, 3))
+        launches = counted(monkeypatch)
         with kernels.forced("triton"):
             found = folded(x, (2, 3))
     assert (found - expected).norm() < tolerance * expected.norm()
+    assert launches == {"triton_cross_covariance": 1, "triton_depthwise": 2, "triton_norms": 1}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each module launches kernels from now on."""
+    launches: Counter[str] = Counter()
+    for package in (triton_cross_covariance, triton_depthwise, triton_norms):
+        name = package.__name__.rsplit(".")[-1]
+        monkeypatch.setattr(package, "device_of", lambda x, name=name: launches.update([name]) or nullcontext())
+    return launches
 
 
 class CompiledLayer(Layer):
@@ -389,54 +402,85 @@ def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypat
     compiled.load_state_dict(module.state_dict())
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
         expected = outcome(module, x, gradient, "triton")
-        launches: list[str] = []
-        for package in (triton_cross_covariance, triton_depthwise, triton_norms):
-            name = package.__name__.rsplit(".")[-1]
-            monkeypatch.setattr(package, "device_of", lambda x, name=name: launches.append(name) or nullcontext())
+        launches = counted(monkeypatch)
         found = outcome(compiled, x, gradient, "triton")
     assert max(difference(expected, found).values()) < tolerance
-    assert {name: launches.count(name) for name in launches} == {
+    assert launches == {
         "triton_cross_covariance": 2,  # forward, backward
         "triton_depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
         "triton_norms": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
     }
 
 
+@runs
+@pytest.mark.parametrize("frozen", ["norm2", "mlp.fc1", "mlp.fc2", "local_mp.conv1", "norm3", "attn.qkv"])
+def test_a_layer_of_which_a_part_is_frozen(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    module, x = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE)
+    module.layer.get_submodule(frozen).requires_grad_(False)
+    plain, fast = ({} for _ in range(2))
+    for kind, found in (("plain", plain), ("triton", fast)):
+        copy = deepcopy(module)
+        copy(x, kind).square().sum().backward()
+        found |= {name: parameter.grad for name, parameter in copy.named_parameters() if parameter.grad is not None}
+    assert plain.keys() == fast.keys()
+    assert max(difference(plain, fast).values()) < 1e-5
+
+
 @pytest.fixture
-def small_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes half a minute for the whole."""
+def small_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes a minute for the whole."""
     if INTERPRETED:
         hand_over(monkeypatch, lambda x: choice.kind() == "triton")
-        monkeypatch.setattr(triton_check, "GRID", (3, 2))
-        monkeypatch.setattr(triton_check, "D", 8)
+        monkeypatch.setattr(trial, "SHAPES", ((16, (3, 2)),))
 
 
 @runs
-@pytest.mark.usefixtures("small_check")
-def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.usefixtures("small_trial")
+def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are the run's"))
     before = torch.get_rng_state()
+    launches = counted(monkeypatch)
     with torch.inference_mode():
-        assert triton_check.agrees(torch.device(DEVICE))
+        assert trial.agrees(torch.device(DEVICE))
     assert torch.equal(torch.get_rng_state(), before)
     assert not [warning for warning in recwarn if "Triton" in str(warning.message)]
+    assert min(launches.values()) > 3 and len(launches) == 3
+
+
+def fails(*given: Any) -> Any:
+    raise AssertionError
+
+
+def fails_at_length(*given: Any) -> Any:
+    raise RuntimeError("no compiler\nand much more")
+
+
+def wrong_by_a_fifth(*given: Any) -> Any:
+    of_taps, of_inside = triton_depthwise.sums_over_taps(*given)
+    return 0.8 * of_taps, of_inside
+
+
+def not_a_number(*given: Any) -> Any:
+    return tuple(torch.nan * sums for sums in triton_depthwise.sums_over_taps(*given))
 
 
 @runs
-@pytest.mark.usefixtures("small_check")
-def test_kernels_that_are_wrong_or_do_not_run_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    sums = triton_local_patch.sums_over_taps
-    with monkeypatch.context() as patch:
-        patch.setattr(triton_local_patch, "sums_over_taps", lambda *given: (0.8 * sums(*given)[0], sums(*given)[1]))
-        with pytest.warns(
-            UserWarning, match=r"^Triton's kernels on \w+: \S+ is off by .* in float32; torch's run instead"
-        ):
-            assert not triton_check.agrees(torch.device(DEVICE))
-
-    def broken(*given: Any) -> Any:
-        raise RuntimeError("no compiler\nand much more")
-
-    monkeypatch.setattr(triton_local_patch, "convolve", broken)
-    with pytest.warns(
-        UserWarning, match=r": they do not run \(no compiler\); torch's run instead \(torch .*, Triton .*\)$"
-    ):
-        assert not triton_check.agrees(torch.device(DEVICE))
+@pytest.mark.usefixtures("small_trial")
+@pytest.mark.parametrize(
+    ("name", "fault", "told"),
+    [
+        ("sums_over_taps", wrong_by_a_fifth, r"\S+ is off by \d+.\d% in float32"),
+        ("sums_over_taps", not_a_number, r"\S+ is off by nan% in float32"),
+        ("convolve", fails, r"they do not run \(AssertionError: \)"),
+        ("convolve", fails_at_length, r"they do not run \(RuntimeError: no compiler\)"),
+    ],
+)
+def test_kernels_that_are_wrong_or_do_not_run_are_told(
+    name: str, fault: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_local_patch, name, fault)
+    line = rf"^Triton's kernels on \w+: {told}; torch's run instead \(torch .+, triton .+\)$"
+    with pytest.warns(UserWarning, match=line):
+        assert not trial.agrees(torch.device(DEVICE))

@@ -16,7 +16,7 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 _kind: Kernels = "auto"
 
 verdicts: dict[int | None, bool] = {}
-"""Whether Triton's kernels agree with torch's, by the number of the GPU; triton_check.py finds out."""
+"""Whether Triton's kernels agree with torch's, by the number of the GPU; trial.py finds out."""
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -86,6 +86,11 @@ def by_triton(x: Tensor) -> bool:
     if not HAS_TRITON or not possible(x) or not (torch.compiler.is_compiling() or is_ordinary(x)):
         return False
     return _kind == "triton" or verdicts.get(x.device.index, False)
+
+
+def by_triton_uncompiled(x: Tensor) -> bool:
+    """The same where the compiler has no need of a twin: it makes such a pass together with those around it."""
+    return not torch.compiler.is_compiling() and by_triton(x)
 
 
 def is_ordinary(x: Tensor) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .choice import by_triton_uncompiled
 from .gelu import gelu_backward
 from .norms import layer_norm, layer_norm_backward
 from .passes import gelu_pass
@@ -50,6 +51,7 @@ class GELULinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
+        ctx.by_triton = by_triton_uncompiled(x)
         return product(gelu_pass(x), weight, bias.to(dtype))
 
     @staticmethod
@@ -58,7 +60,10 @@ class GELULinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous()
         of_activated = of_input(ctx, gradient, weight)
-        activated, of_x = (gelu_pass(x), None) if of_activated is None else gelu_backward(x, of_activated)
+        if of_activated is None:
+            activated, of_x = gelu_pass(x), None
+        else:
+            activated, of_x = gelu_backward(x, of_activated, ctx.by_triton)
         return of_x, *of_weight_and_bias(ctx, 1, gradient, activated), None
 
 
@@ -68,8 +73,8 @@ class NormLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
     ) -> Tensor:
         ctx.save_for_backward(x, scale, shift, weight)
-        ctx.eps, ctx.dtype = eps, dtype
-        normed, *_ = layer_norm(x, scale, shift, eps, dtype)
+        ctx.eps, ctx.dtype, ctx.by_triton = eps, dtype, by_triton_uncompiled(x)
+        normed, *_ = layer_norm(x, scale, shift, eps, dtype, ctx.by_triton)
         return product(normed, weight.to(dtype), bias.to(dtype))
 
     @staticmethod
@@ -77,13 +82,13 @@ class NormLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        normed, mean, rstd = layer_norm(x, scale, shift, ctx.eps, ctx.dtype)
+        normed, mean, rstd = layer_norm(x, scale, shift, ctx.eps, ctx.dtype, ctx.by_triton)
         weight_and_bias = of_weight_and_bias(ctx, 3, gradient, normed)
         del normed
         of_norm: Gradients = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
             of_normed = product(gradient, weight.to(ctx.dtype).mT)
-            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, list(ctx.needs_input_grad[:3]))
+            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, ctx.by_triton)
         return *of_norm, *weight_and_bias, None, None
 
 

@@ -72,7 +72,7 @@ extern "C" void gelu(const float* x, float* y, int64_t count) {
 
 // The gradient of x, given that of gelu(x), and gelu(x) unless that is missing; of_x may be the gradient. count is a
 // multiple of 16.
-extern "C" void gelu_backward(const float* x, const float* gradient, float* activated, float* of_x, int64_t count) {
+extern "C" void gelu_gradient(const float* x, const float* gradient, float* activated, float* of_x, int64_t count) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
         const Gelu of = gelu_of(load(x + i));

@@ -20,13 +20,17 @@ TILE = 16
 """Numbers that the passes take at a time."""
 
 
+FUNCTIONS = ("gelu", "gelu_gradient", "attend", "attend_backward")
+
+
 def load() -> ctypes.CDLL | None:
-    """What was compiled for the instructions of this CPU, if anything was."""
+    """What was compiled for the instructions of this CPU, if anything was, and not from an older source."""
     instructions = torch.backends.cpu.get_cpu_capability().lower()
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_passes_{instructions}{suffix}")
         if path.is_file():
-            return ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(path))
+            return library if all(hasattr(library, name) for name in FUNCTIONS) else None
     return None
 
 
@@ -75,7 +79,7 @@ def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     if not takes_gradient(x, gradient):
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
     activated = torch.empty_like(x)
-    call("gelu_backward", x, gradient, activated, gradient, x.numel())
+    call("gelu_gradient", x, gradient, activated, gradient, x.numel())
     return activated, gradient
 
 
@@ -84,7 +88,7 @@ def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
     if not takes_gradient(x, gradient):
         return torch.ops.aten.gelu_backward(gradient, x)
     of_x = torch.empty_like(x)
-    call("gelu_backward", x, gradient, None, of_x, x.numel())
+    call("gelu_gradient", x, gradient, None, of_x, x.numel())
     return of_x
 
 

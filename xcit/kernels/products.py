@@ -80,7 +80,7 @@ def onednn_weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """The weight as oneDNN lays it out, for `product` and `product_gelu`: done once instead of at every call."""
+    """The weight as oneDNN lays it out, for `product`: done once instead of at every call."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 

@@ -3,8 +3,6 @@
 In each direction one kernel reads the tokens of a head once, for its d × d matrices, and a second writes the tokens.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from .opaque import opaque
 from .passes import like_attend, like_attend_backward
+from .triton_launch import device_of
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter on the CPU takes the bits of bf16 for integers in a product."""
@@ -69,11 +68,6 @@ def tiling(d: int, dtype: torch.dtype) -> tuple[int, int, int]:
     padded = max(16, triton.next_power_of_2(d))
     small = dtype == torch.bfloat16 and padded <= 64
     return padded, (64 if dtype == torch.bfloat16 else 32) // (1 if padded <= 64 else 2), 4 if small else 8
-
-
-def device_of(x: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which may not be that of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit

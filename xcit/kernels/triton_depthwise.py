@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .opaque import opaque
-from .triton_cross_covariance import device_of
 from .triton_gelu import normal
-from .triton_rows import input_row, load_row, normed_row, of_channels, part, places, store_sums, taps
+from .triton_launch import device_of, of_channels
+from .triton_rows import input_row, load_row, normed_row, part, places, store_sums, taps
 
 PART, WARPS = (16, 16, 64, 3), 2
 """Rows, columns and channels of a program's part of a map, how many rows are under way from memory at a time, and the
@@ -42,7 +42,10 @@ def convolve(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """The convolution of what the norm ("none", "layer", "batch") makes of x, (B, N, C) → (B, N, C); a GELU of that."""
+    """The convolution of what the norm makes of x, (B, N, C) → (B, N, C), and if so told a GELU of it.
+
+    norm: "layer" or "batch", with the mean and rstd of each token or channel; "affine" scales and shifts alone; "none".
+    """
     x = x.contiguous()
     y = torch.empty_like(x, dtype=dtype)
     parameters = mean, rstd, scale, shift
@@ -71,6 +74,7 @@ def of_input(
     slope: scale · rstd. of_scale, of_shift: their gradients, divided by B · N.
     """
     gradient = gradient.contiguous()
+    x = None if x is None else x.contiguous()
     of_x = torch.empty_like(gradient, dtype=dtype)
     batchnorm = x, mean, rstd, slope, of_scale, of_shift
     with device_of(gradient):
@@ -112,10 +116,10 @@ def partial_sums(
     return sums
 
 
-def parts(x: Tensor, grid: Sequence[int], part: tuple[int, int, int, int]) -> tuple[int, int]:
+def parts(x: Tensor, grid: Sequence[int], size: tuple[int, int, int, int]) -> tuple[int, int]:
     """How many programs share the maps, and how many the channels."""
     B, _, C = x.shape
-    rows, columns, channels, _ = part
+    rows, columns, channels, _ = size
     return B * -(-grid[0] // rows) * -(-grid[1] // columns), -(-C // channels)
 
 

@@ -54,8 +54,7 @@ def folded_local_patch(
     """As in local_patch.py; the weights and what else is of the channels may be of another type than x."""
     dtype, statistics = compute_dtype(x), token_statistics(x, norm.eps)
     activated = convolve(x, *first, grid, dtype, True, "layer", *statistics, norm.weight, norm.bias)
-    zeros = torch.zeros_like(slope)
-    return convolve(activated, *second, grid, dtype, False, "batch", zeros, zeros + 1, slope, shift)
+    return convolve(activated, *second, grid, dtype, False, "affine", None, None, slope, shift)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:

@@ -87,12 +87,6 @@ def input_row(
 
 
 @triton.jit
-def of_channels(parameter: tl.tensor, channel: tl.tensor, channels: int) -> tl.tensor:
-    """A parameter's values, (1, channels), in fp32."""
-    return tl.load(parameter + channel, channel < channels, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
 def taps(weight: tl.tensor, row: int, channel: tl.tensor, channels: int) -> tuple[tl.tensor, ...]:
     """The three weights in one row of every channel's 3 × 3."""
     at = weight + channel * 9 + row * 3

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from ..kernels.products import by_onednn
-from ..kernels.triton_check import try_out
 from .fused import FusedLayer
 from .xcit import XCiT
 
@@ -21,7 +20,6 @@ def compile_model(model: nn.Module) -> None:
     parts = list(model.blocks) if isinstance(model, XCiT) else [model]
     if device.type == "cuda" and isinstance(model, XCiT):
         parts += [model.patch_embed, *model.cls_attn_blocks]
-        try_out(device)  # as that cannot be done while something is compiled
     for part in parts:
         if not (isinstance(part, FusedLayer) and by_onednn(part.slope)):
             part.compile()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.choice import is_ordinary, possible
-from ..kernels.triton_check import try_out
+from ..kernels.choice import possible
+from ..kernels.trial import try_out
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
 from .data_settings import IMAGENET_MEAN, IMAGENET_STD
@@ -196,8 +196,7 @@ class XCiT(HubMixin):
             raise InputError(
                 f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}"
             )
-        if is_ordinary(images):
-            try_out(images.device)
+        try_out(images)
         if possible(images):  # with the channels last the stem is faster, and its map is the tokens as they are
             images = images.contiguous(memory_format=torch.channels_last)
         x = self.patch_embed(images)
