@@ -2,24 +2,20 @@
 
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import tarfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import xcit.storage
 from data.images import ImageFiles
 from data.shard_index import INDEX, parse_index
 
-from ..conftest import Result
+from ..conftest import Result, launch
 
 Command = Callable[..., Result]
 SCRIPT = "scripts/make_shards.py"
@@ -112,35 +108,32 @@ def test_large_images_are_shrunk_and_small_ones_left_alone(
         assert abs(before - np.asarray(image, dtype=float)).mean() < 12
 
 
-def stopped_after_three(number: signal.Signals, command: Command, *arguments: str) -> None:
-    """Run the script until three shards are finished; then it dies as by `kill -9`, or Ctrl-C reaches all processes."""
-    os.setsid()
-    main = os.getpid()
-    write_text = xcit.storage.write_text
+# In every process of the script: three shards are finished, then it dies as by `kill -9`, or Ctrl-C reaches them all.
+STOPS_AFTER_THREE = """
+import signal
+from contextlib import suppress
+from pathlib import Path
+import xcit.storage
+os.setsid()
+main, number, write_text = os.getpid(), signal.{}, xcit.storage.write_text
+def write_and_stop(path, text):
+    write_text(path, text)
+    if len(list(path.parent.glob("*.tar.json"))) >= 3:
+        with suppress(FileExistsError):
+            Path("stopping").mkdir()  # by one process alone
+            os.kill(main, number) if number == signal.SIGKILL else os.killpg(main, number)
+        signal.pause()
+xcit.storage.write_text = write_and_stop
+"""
 
-    def write_and_stop(path: Path, text: str) -> None:
-        write_text(path, text)
-        if len(list(path.parent.glob("*.tar.json"))) >= 3:
-            with suppress(FileExistsError):
-                Path("stopping").mkdir()  # by one process alone
-                os.kill(main, number) if number == signal.SIGKILL else os.killpg(main, number)
-            signal.pause()
 
-    xcit.storage.write_text = write_and_stop
-    result = command(*arguments)
-    assert (result.status, result.stderr) == (1, "error: interrupted\n")
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("number", "status", "told"), [("SIGKILL", -9, ""), ("SIGINT", 1, "error: interrupted\n")])
 def test_a_stopped_run_goes_on_and_keeps_what_was_finished(
-    command: Command, tree: Path, tmp_path: Path, number: signal.Signals, status: int
+    command: Command, tree: Path, tmp_path: Path, number: str, status: int, told: str
 ) -> None:
     arguments = (SCRIPT, str(tree), "shards", "--samples", "4", "--workers", "2")
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=stopped_after_three, args=(number, command, *arguments))
-    process.start()
-    process.join(60)
-    assert process.exitcode == status
+    stopped = launch(*arguments, cwd=tmp_path, before=STOPS_AFTER_THREE.format(number))
+    assert (stopped.status, stopped.stderr) == (status, told)
     train = tmp_path / "shards" / "train"
     assert not (train / INDEX).exists()
     finished = {path.name.removesuffix(".json") for path in (train / ".unfinished").glob("*.tar.json")}
