@@ -18,12 +18,13 @@ by the operations of timm's model. First come the machine's own rates: of a line
 import argparse
 import gc
 import json
+import os
 import platform
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,17 +193,20 @@ def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
 def main() -> None:
     arguments = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = [Case.read(text) for text in (arguments.cases.split(",") if arguments.cases else CASES[device.type])]
-    asked = arguments.figures.split(",") if arguments.figures else USUAL[device.type]
-    figures = [choose({name: name for name in FIGURES}, name, "--figures") for name in asked]
+    cases = [Case.read(text) for text in named(arguments.cases, CASES[device.type])]
+    figures = [
+        choose({name: name for name in FIGURES}, name, "--figures")
+        for name in named(arguments.figures, USUAL[device.type])
+    ]
     kernels = choose({kind: kind for kind in KINDS}, arguments.kernels, "--kernels")
     if arguments.rounds < 1:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
-    if not Path(arguments.json).absolute().parent.is_dir():
-        raise InputError(f"--json={arguments.json}: must be in a folder that exists")
+    table = Path(arguments.json).absolute()
+    if table.is_dir() or not os.access(table.parent, os.W_OK):
+        raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
     torch._inductor.config.force_disable_caches = True  # the time to compile is one of the figures
     best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
-    if not arguments.figures and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
+    if arguments.figures is None and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
         print("bf16 is slower than fp32 on this machine: not measured, unless --figures asks for it")
         figures = [name for name in figures if not name.endswith("_bf16")]
     rows: list[Row] = []
@@ -215,14 +219,19 @@ def main() -> None:
                     rows += saved_tensors(case, device)
                 else:
                     rows += timed(case, figure, arguments.rounds, device, best)
-            write_text(Path(arguments.json), json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+            write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print_table(rows)
+
+
+def named(listed: str | None, usual: Sequence[str]) -> Sequence[str]:
+    """What an option lists with commas, each once."""
+    return usual if listed is None else list(dict.fromkeys(name.strip() for name in listed.split(",")))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     usual = "; ".join(f"on {device} by default {','.join(cases)}" for device, cases in CASES.items())
-    parser.add_argument("--cases", help=f"MODEL/PATCH@PIXELSxBATCH, with commas; {usual}")
+    parser.add_argument("--cases", help=f"MODEL/PATCH@PIXELSxBATCH, the patch 8 or 16, with commas; {usual}")
     parser.add_argument("--figures", help=f"of {', '.join(FIGURES)}; by default all that this machine is for")
     parser.add_argument("--kernels", default="auto", help=f"what ours is forced to run: {', '.join(KINDS)}")
     parser.add_argument("--rounds", type=int, default=10)

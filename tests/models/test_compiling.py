@@ -35,6 +35,18 @@ def test_a_compiled_model_learns_the_same_and_its_layers_are_compiled_once() -> 
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_it_goes_on_learning_with_images_of_another_size() -> None:
+    torch._dynamo.reset()
+    plain = tiny(depth=1).train()
+    compiled = copy.deepcopy(plain)
+    compile_model(compiled)
+    for size in (32, 48):
+        images = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(
+            step(compiled, images)["logits"], step(plain, images)["logits"], atol=1e-4, rtol=1e-3
+        )
+
+
 @pytest.mark.usefixtures("each_product_route")
 def test_a_folded_copy_is_compiled_where_there_is_something_to_gain() -> None:
     torch._dynamo.reset()

@@ -145,8 +145,9 @@ def test_what_traces_and_maps_can_have_it() -> None:
         expected = model(images)
         traced = torch.jit.trace(fused, images)
         torch.testing.assert_close(traced(images), expected, atol=1e-5, rtol=1e-4)
-        mapped = torch.vmap(model)(images[:, None])
-        torch.testing.assert_close(mapped[:, 0], expected, atol=1e-5, rtol=1e-4)
+        for maps in (model, fused):
+            mapped = torch.vmap(maps)(images[:, None])
+            torch.testing.assert_close(mapped[:, 0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_model_is_left_alone() -> None:

@@ -29,7 +29,11 @@ def test_a_case_or_figure_that_is_none_is_one_line(command: Command) -> None:
         (("--cases", "s13/16@224x8"), "--cases=xcit_s13: unknown; did you mean xcit_s12?"),
         (("--cases", "n12/7@64x2"), "--cases=n12/7@64x2: must have a patch of 8 or 16"),
         (("--rounds", "0"), "--rounds=0: must be at least 1"),
-        (("--json", "nowhere/a.json"), "--json=nowhere/a.json: must be in a folder that exists"),
+        (("--json", "nowhere/a.json"), "--json=nowhere/a.json: must be a file in a folder that exists"),
+        (("--json", "/"), "--json=/: must be a file in a folder that exists"),
+        (("--json", ""), "--json=: must be a file in a folder that exists"),
+        (("--figures", ""), "--figures=: unknown"),
+        (("--cases", ""), "--cases=: must be MODEL/PATCH@PIXELSxBATCH"),
         (("--figures", "inferense"), "--figures=inferense: unknown; did you mean inference?"),
     ):
         result = command(SCRIPT, *arguments)

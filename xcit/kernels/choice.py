@@ -37,7 +37,7 @@ def forced(wanted: Kernels) -> Iterator[None]:
     "triton" is the fast form with the GPU's kernels where they can run, "fast" is without them: torch's everywhere.
     "auto" runs them where they were found to agree with torch's.
 
-    Second derivatives and forward-mode derivatives need "plain".
+    Second derivatives and forward-mode derivatives need "plain". It holds for all threads of the process.
     """
     global _kind
     if wanted not in KINDS:
