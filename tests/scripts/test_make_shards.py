@@ -115,6 +115,7 @@ from contextlib import suppress
 from pathlib import Path
 import xcit.storage
 os.setsid()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background is started without
 main, number, write_text = os.getpid(), signal.{}, xcit.storage.write_text
 def write_and_stop(path, text):
     write_text(path, text)
