@@ -88,7 +88,8 @@ class NormLinear(torch.autograd.Function):
         of_norm: Gradients = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
             of_normed = product(gradient, weight.to(ctx.dtype).mT)
-            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, ctx.by_triton)
+            wanted = list(ctx.needs_input_grad[:3])
+            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, wanted, ctx.by_triton)
         return *of_norm, *weight_and_bias, None, None
 
 

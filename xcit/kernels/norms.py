@@ -20,12 +20,19 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, by_triton: bool
-) -> tuple[Tensor, ...]:
-    """The gradients of x, scale and shift."""
+    of_normed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    wanted: list[bool],
+    by_triton: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, scale and shift, at least those that are wanted."""
     if by_triton:
         from .triton_norms import layer_norm_backward as twin
 
         return twin(of_normed, x, mean, rstd, scale)
     given = of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, shift
-    return torch.ops.aten.native_layer_norm_backward(*given, [True, True, True])
+    return torch.ops.aten.native_layer_norm_backward(*given, wanted)
