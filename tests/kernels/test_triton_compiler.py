@@ -22,17 +22,18 @@ from xcit.models import xcit as xcit_module
 
 from ..models.examples import tiny
 from .test_layers import tokens
-
-triton = pytest.importorskip("triton")
-from xcit.kernels import (  # noqa: E402
+from .test_triton import (
+    LOCAL,
+    Attention,
+    Norm,
+    NormDepthwise,
+    triton,
     triton_cross_covariance,
     triton_depthwise,
     triton_gelu,
     triton_local_patch,
     triton_norms,
 )
-
-from .test_triton import LOCAL, Attention, Norm, NormDepthwise  # noqa: E402
 
 
 def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:

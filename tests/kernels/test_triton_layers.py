@@ -1,0 +1,205 @@
+"""Whole layers by Triton's kernels, and the trial that they pass first: test_triton.py runs this in the interpreter."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xcit import kernels
+from xcit.kernels import choice, cross_covariance, local_patch, trial
+from xcit.models.fused import FusedLayer
+from xcit.models.layer import XCiTLayer
+
+from .test_layers import difference, nodes, randomised, tokens
+from .test_triton import (
+    DEVICE,
+    INTERPRETED,
+    outcome,
+    runs,
+    triton_cross_covariance,
+    triton_depthwise,
+    triton_local_patch,
+    triton_norms,
+)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = XCiTLayer(32, 2, 1.0)
+
+    def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
+        with kernels.forced(kind):
+            return self.layer(x, (2, 3))
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    module, x = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        plain, fast = (outcome(module, x, tokens(2, 6, 32, seed=2).to(DEVICE), kind) for kind in ("plain", "triton"))
+    assert max(difference(plain, fast).values()) < tolerance
+    assert plain["output"].dtype == fast["output"].dtype
+
+
+def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
+    """As if the tokens were on a GPU."""
+    for module in (choice, cross_covariance, local_patch):
+        monkeypatch.setattr(module, "by_triton", wanted)
+
+
+def by_triton_in(output: Tensor) -> set[str]:
+    """Which parts' backward pass, of those that the output waits for, is Triton's."""
+    found = [node for node in nodes(output) if hasattr(node, "_forward_cls")]
+    attention = {"attention" for node in found if getattr(node, "route", None) == "triton"}
+    return attention | {
+        node._forward_cls.__name__ for node in found if node._forward_cls.__module__ == triton_local_patch.__name__
+    }
+
+
+@runs
+def test_the_kernels_hand_over_to_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = XCiTLayer(32, 2, 1.0).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
+    with kernels.forced("fast"):
+        assert by_triton_in(layer(x, (1, 3))) == set()
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    with kernels.forced("triton"):
+        assert by_triton_in(layer(x, (1, 3))) == {"attention", "NormDepthwise", "GELUBatchNormDepthwise"}
+        wide = tokens(1, 3, 3 * 129).to(DEVICE).requires_grad_()
+        assert by_triton_in(cross_covariance.attend(wide, torch.ones(1, 1, 1, device=DEVICE))) == set()
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    layer, x = randomised(lambda: XCiTLayer(32, 2, 1.0)).to(DEVICE).eval(), tokens(2, 6, 32).to(DEVICE)
+    folded = FusedLayer(layer).requires_grad_(False)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.no_grad():
+        with kernels.forced("plain"):
+            expected = layer(x, (2, 3))
+        launches = counted(monkeypatch)
+        with kernels.forced("triton"):
+            found = folded(x, (2, 3))
+    assert (found - expected).norm() < tolerance * expected.norm()
+    assert launches == {"triton_cross_covariance": 1, "triton_depthwise": 2, "triton_norms": 1}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each module launches kernels from now on."""
+    launches: Counter[str] = Counter()
+    for package in (triton_cross_covariance, triton_depthwise, triton_norms):
+        name = package.__name__.rsplit(".")[-1]
+        monkeypatch.setattr(package, "device_of", lambda x, name=name: launches.update([name]) or nullcontext())
+    return launches
+
+
+class CompiledLayer(Layer):
+    def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
+        with kernels.forced(kind):
+            return torch.compile(self.layer, fullgraph=True)(x, (2, 3))
+
+
+@runs
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
+def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    torch.compiler.reset()
+    module, x, gradient = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE), tokens(2, 6, 32, seed=2).to(DEVICE)
+    compiled = CompiledLayer().to(DEVICE)
+    compiled.load_state_dict(module.state_dict())
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        expected = outcome(module, x, gradient, "triton")
+        launches = counted(monkeypatch)
+        found = outcome(compiled, x, gradient, "triton")
+    assert max(difference(expected, found).values()) < tolerance
+    assert launches == {
+        "triton_cross_covariance": 2,  # forward, backward
+        "triton_depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
+        "triton_norms": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
+    }
+
+
+@runs
+@pytest.mark.parametrize("frozen", ["norm2", "mlp.fc1", "mlp.fc2", "local_mp.conv1", "norm3", "attn.qkv"])
+def test_a_layer_of_which_a_part_is_frozen(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        hand_over(monkeypatch)
+    module, x = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE)
+    module.layer.get_submodule(frozen).requires_grad_(False)
+    plain, fast = ({} for _ in range(2))
+    for kind, found in (("plain", plain), ("triton", fast)):
+        copy = deepcopy(module)
+        copy(x, kind).square().sum().backward()
+        found |= {name: parameter.grad for name, parameter in copy.named_parameters() if parameter.grad is not None}
+    assert plain.keys() == fast.keys()
+    assert max(difference(plain, fast).values()) < 1e-5
+
+
+@pytest.fixture
+def small_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes a minute for the whole."""
+    if INTERPRETED:
+        hand_over(monkeypatch, lambda x: choice.kind() == "triton")
+        monkeypatch.setattr(trial, "SHAPES", ((16, (3, 2)),))
+
+
+@runs
+@pytest.mark.usefixtures("small_trial")
+def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are the run's"))
+    before = torch.get_rng_state()
+    launches = counted(monkeypatch)
+    with torch.inference_mode():
+        assert trial.agrees(torch.device(DEVICE))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not [warning for warning in recwarn if "Triton" in str(warning.message)]
+    assert min(launches.values()) > 3 and len(launches) == 3
+
+
+def fails(*given: Any) -> Any:
+    raise AssertionError
+
+
+def fails_at_length(*given: Any) -> Any:
+    raise RuntimeError("no compiler\nand much more")
+
+
+def wrong_by_a_fifth(*given: Any) -> Any:
+    of_taps, of_inside = triton_depthwise.sums_over_taps(*given)
+    return 0.8 * of_taps, of_inside
+
+
+def not_a_number(*given: Any) -> Any:
+    return tuple(torch.nan * sums for sums in triton_depthwise.sums_over_taps(*given))
+
+
+@runs
+@pytest.mark.usefixtures("small_trial")
+@pytest.mark.parametrize(
+    ("name", "fault", "told"),
+    [
+        ("sums_over_taps", wrong_by_a_fifth, r"\S+ is off by \d+.\d% in float32"),
+        ("sums_over_taps", not_a_number, r"\S+ is off by nan% in float32"),
+        ("convolve", fails, r"they do not run \(AssertionError: \)"),
+        ("convolve", fails_at_length, r"they do not run \(RuntimeError: no compiler\)"),
+    ],
+)
+def test_kernels_that_are_wrong_or_do_not_run_are_told(
+    name: str, fault: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_local_patch, name, fault)
+    line = rf"^Triton's kernels on \w+: {told}; torch's run instead \(torch .+, triton .+\)$"
+    with pytest.warns(UserWarning, match=line):
+        assert not trial.agrees(torch.device(DEVICE))
