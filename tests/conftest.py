@@ -106,4 +106,5 @@ def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """Both ways that a product can take on a CPU, whichever of them this one prefers."""
     if request.param == "oneDNN" and not products.HAS_ONEDNN:
         pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
-    monkeypatch.setattr(products, "ONEDNN", request.param == "oneDNN")
+    for route in ("ONEDNN", "ONEDNN_BACKWARD"):
+        monkeypatch.setattr(products, route, request.param == "oneDNN")

@@ -11,7 +11,7 @@ from .gelu import gelu_backward
 from .norms import layer_norm, layer_norm_backward
 from .passes import gelu_pass
 from .precision import compute_dtype
-from .products import product, weight_gradient
+from .products import input_gradient, product, weight_gradient
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -87,14 +87,14 @@ class NormLinear(torch.autograd.Function):
         del normed
         of_norm: Gradients = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
-            of_normed = product(gradient, weight.to(ctx.dtype).mT)
+            of_normed = input_gradient(gradient, weight.to(ctx.dtype))
             wanted = list(ctx.needs_input_grad[:3])
             of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, wanted, ctx.by_triton)
         return *of_norm, *weight_and_bias, None, None
 
 
 def of_input(ctx: Any, gradient: Tensor, weight: Tensor) -> Tensor | None:
-    return product(gradient, weight.mT) if ctx.needs_input_grad[0] else None
+    return input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
 
 
 def of_weight_and_bias(ctx: Any, place: int, gradient: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
