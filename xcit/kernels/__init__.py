@@ -4,6 +4,7 @@ Each stands for one or two modules, says which, and keeps less for the backward 
 form, in xcit/models, is the reference that each is tested against. Which of the two runs is decided in choice.py.
 """
 
+from .batchnorm import batchnorm_gelu
 from .choice import Kernels, chosen, forced
 from .class_attention import attend_class
 from .cross_covariance import attend
@@ -14,6 +15,7 @@ __all__ = [
     "Kernels",
     "attend",
     "attend_class",
+    "batchnorm_gelu",
     "chosen",
     "forced",
     "gelu_batchnorm_depthwise",

@@ -115,13 +115,12 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         eps: float,
         grid: Grid,
     ) -> Tensor:
-        activated = as_map(gelu_pass(x), grid)
-        normed, mean, rstd = torch.native_batch_norm(
-            activated, scale, shift, running_mean, running_var, True, momentum, eps
-        )
+        rows = gelu_pass(x).flatten(0, 1)  # of which torch's BatchNorm is sooner done than of a map
+        running = running_mean, running_var
+        normed, mean, rstd = torch.native_batch_norm(rows, scale, shift, *running, True, momentum, eps)
         ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
         ctx.eps, ctx.grid = eps, grid
-        return depthwise(as_tokens(normed), weight, bias, grid)
+        return depthwise(normed.view(x.shape), weight, bias, grid)
 
     @staticmethod
     @once_differentiable
@@ -130,19 +129,11 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         activated, slope = gelu_pass(x), scale * rstd
         normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
         of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
+        rows = of_normed.flatten(0, 1), activated.flatten(0, 1)
         of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
-            as_map(of_normed.contiguous(), ctx.grid),  # of two layouts torch 2.14 takes one for what it is not
-            as_map(activated.contiguous(), ctx.grid),
-            scale,
-            None,
-            None,
-            mean,
-            rstd,
-            True,
-            ctx.eps,
-            [True, True, True],
+            *rows, scale, None, None, mean, rstd, True, ctx.eps, [True, True, True]
         )
-        of_x = gelu_gradient_pass(x, as_tokens(of_activated))
+        of_x = gelu_gradient_pass(x, of_activated.view(x.shape))
         return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 5
 
 

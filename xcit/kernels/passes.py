@@ -1,4 +1,4 @@
-"""Passes over the tokens in C++ (passes.cpp), each beside the operations of torch that it stands for.
+"""Passes over the tokens in C++ (passes_*.cpp), each beside the operations of torch that it stands for.
 
 pip compiles them for x86 CPUs where it finds a compiler. Where they are missing, and for all but contiguous fp32 on a
 CPU, torch's operations run.
@@ -20,7 +20,7 @@ TILE = 16
 """Numbers that the passes take at a time."""
 
 
-FUNCTIONS = ("gelu", "gelu_gradient", "attend", "attend_backward")
+FUNCTIONS = ("gelu", "gelu_gradient", "moments", "affine_gelu", "batchnorm_gelu_gradient", "attend", "attend_backward")
 
 
 def load() -> ctypes.CDLL | None:
@@ -94,6 +94,38 @@ def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
 
 def takes_gradient(x: Tensor, gradient: Tensor) -> bool:
     return native(x, gradient) and x.stride() == gradient.stride() and x.numel() % TILE == 0
+
+
+def takes_channels(x: Tensor) -> bool:
+    """Whether the passes of BatchNorm take x, (…, C)."""
+    return native(x) and x.is_contiguous() and x.shape[-1] % TILE == 0
+
+
+def moments_pass(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, (…, C) → (C,), (C,)."""
+    C = x.shape[-1]
+    mean, var = x.new_empty(2, C)
+    call("moments", x, mean, var, x.numel() // C, C)
+    return mean, var
+
+
+def affine_gelu_pass(x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """gelu(slope · x + shift), (…, C), (C,), (C,) → (…, C)."""
+    C = x.shape[-1]
+    y = torch.empty_like(x)
+    call("affine_gelu", x, slope, shift, y, x.numel() // C, C)
+    return y
+
+
+def batchnorm_gelu_gradient_pass(
+    gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, scale and shift, given that of gelu(scale · (x - mean) · rstd + shift)."""
+    C = x.shape[-1]
+    of_x, (of_scale, of_shift) = torch.empty_like(x), x.new_empty(2, C)
+    given = (x, gradient.contiguous(), mean, rstd, scale, shift)
+    call("batchnorm_gelu_gradient", *given, of_x, of_scale, of_shift, x.numel() // C, C)
+    return of_x, of_scale, of_shift
 
 
 def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:

@@ -1,85 +1,16 @@
-// Passes over the tokens on an x86 CPU, in fp32: what torch does in several, here in one. passes.py calls them.
+// Attention with its backward pass on an x86 CPU, in fp32, without copies of the heads. passes.py calls them.
 //
 // Sums over the tokens are taken in blocks, so that their rounding does not grow with the image.
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-#ifdef __AVX512F__
-constexpr int LANES = 16, ROWS = 8, VECTORS = 1;
-#else
-constexpr int LANES = 8, ROWS = 4, VECTORS = 2;
-#endif
-constexpr int COLUMNS = LANES * VECTORS;  // 16: a tile of ROWS x COLUMNS sums fits into the registers
-constexpr int64_t BLOCK = 256;            // tokens whose head's share stays in the nearest cache
+#include "passes_vectors.h"
 
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-static inline Floats load(const float* from) {
-    Floats value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-static inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
-
-// exp(x) for x <= 0, to two units in the last place; below -87 it stays at exp(-87).
-static inline Floats exp_of_negative(Floats x) {
-    const Floats lowest = Floats{} - 87.0f;
-    x = x < lowest ? lowest : x;  // NaN stays NaN
-    const Floats shifted = x * 1.44269504f + 12582912.0f;  // the whole number of halvings is in the lowest bits
-    const Floats whole = shifted - 12582912.0f;
-    const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Floats series = 1.3888889e-3f + rest * 1.9841270e-4f;
-    series = 8.3333333e-3f + rest * series;
-    series = 4.1666667e-2f + rest * series;
-    series = 1.6666667e-1f + rest * series;
-    series = 0.5f + rest * series;
-    series = 1.0f + rest * (1.0f + rest * series);
-    const Ints exponent = ((Ints)shifted + 127) << 23;
-    return series * (Floats)exponent;
-}
-
-struct Gelu {
-    Floats value, slope;
-};
-
-// x P(x) and P(x) + x p(x), P the normal distribution and p its density: one exponential serves both. P by Abramowitz
-// and Stegun, Handbook of Mathematical Functions, 7.1.26, to 1e-7.
-static inline Gelu gelu_of(Floats x) {
-    const Floats zero = {};
-    const Floats size = x < zero ? -x : x;
-    const Floats t = 1.0f / (1.0f + 0.23164189f * size);
-    const Floats bell = exp_of_negative(-0.5f * x * x);
-    Floats tail = 1.061405429f * t - 1.453152027f;
-    tail = tail * t + 1.421413741f;
-    tail = tail * t - 0.284496736f;
-    tail = tail * t + 0.254829592f;
-    tail = 0.5f * tail * t * bell;
-    const Floats below = x < zero ? tail : 1.0f - tail;
-    return {x * below, below + x * bell * 0.39894228f};
-}
-
-// y = gelu(x); y may be x. count is a multiple of 16.
-extern "C" void gelu(const float* x, float* y, int64_t count) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i += LANES) store(y + i, gelu_of(load(x + i)).value);
-}
-
-// The gradient of x, given that of gelu(x), and gelu(x) unless that is missing; of_x may be the gradient. count is a
-// multiple of 16.
-extern "C" void gelu_gradient(const float* x, const float* gradient, float* activated, float* of_x, int64_t count) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i += LANES) {
-        const Gelu of = gelu_of(load(x + i));
-        if (activated) store(activated + i, of.value);
-        store(of_x + i, load(gradient + i) * of.slope);
-    }
-}
+constexpr int ROWS = LANES / 2, VECTORS = 16 / LANES;  // a tile of ROWS x COLUMNS sums fits into the registers
+constexpr int COLUMNS = LANES * VECTORS;
+constexpr int64_t BLOCK = 256;  // tokens whose head's share stays in the nearest cache
 
 // out (d, d) += a^T b of a block of tokens; rows of a and b are `stride` floats apart, or `stride_b`.
 static void add_covariance(const float* a, int64_t stride, const float* b, int64_t stride_b, int64_t tokens, int64_t d,
