@@ -4,31 +4,63 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "passes_vectors.h"
 
-constexpr int ROWS = LANES / 2, VECTORS = 16 / LANES;  // a tile of ROWS x COLUMNS sums fits into the registers
-constexpr int COLUMNS = LANES * VECTORS;
-constexpr int64_t BLOCK = 256;  // tokens whose head's share stays in the nearest cache
+// A tile of sums, ROWS x so many times 16 columns, fits into the registers.
+constexpr int ROWS = LANES / 2, VECTORS = 16 / LANES, WIDEST = LANES == 16 ? 3 : 1;
+constexpr int64_t BLOCK = 16;  // tokens whose sums are taken at a time, while those after them are fetched
+
+// The numbers of a vector, put together two by two.
+template <class Join>
+static float reduced(Floats vector, Join join) {
+    float numbers[LANES];
+    store(numbers, vector);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) numbers[i] = join(numbers[i], numbers[i + half]);
+    return numbers[0];
+}
+
+// Calls tile(j, std::integral_constant<int, V>) for columns j to j + V * LANES until all d have had their turn.
+template <class Tile>
+static void in_tiles(int64_t d, Tile tile) {
+    for (int64_t j = 0; j < d;) {
+        const int64_t width = std::min<int64_t>((d - j) / 16, WIDEST);
+        if (width == 3) tile(j, std::integral_constant<int, 3 * VECTORS>());
+        if (width == 2) tile(j, std::integral_constant<int, 2 * VECTORS>());
+        if (width == 1) tile(j, std::integral_constant<int, VECTORS>());
+        j += 16 * width;
+    }
+}
+
+// Have rows `first` to `last` of a head fetched: they lie too far apart for the processor to foresee them.
+static inline void fetch(const float* x, int64_t stride, int64_t first, int64_t last, int64_t d) {
+    for (int64_t n = first; n < last; ++n)
+        for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(x + n * stride + j);
+}
 
 // out (d, d) += a^T b of a block of tokens; rows of a and b are `stride` floats apart, or `stride_b`.
 static void add_covariance(const float* a, int64_t stride, const float* b, int64_t stride_b, int64_t tokens, int64_t d,
                            float* out) {
-    for (int64_t i = 0; i < d; i += ROWS)
-        for (int64_t j = 0; j < d; j += COLUMNS) {
-            Floats sums[ROWS][VECTORS] = {};
+    in_tiles(d, [=](int64_t j, auto vectors) {
+        constexpr int V = vectors;
+        for (int64_t i = 0; i < d; i += ROWS) {
+            Floats sums[ROWS][V] = {};
             for (int64_t n = 0; n < tokens; ++n)
-                for (int v = 0; v < VECTORS; ++v) {
+                for (int v = 0; v < V; ++v) {
                     const Floats row = load(b + n * stride_b + j + v * LANES);
                     for (int r = 0; r < ROWS; ++r) sums[r][v] += a[n * stride + i + r] * row;
                 }
             for (int r = 0; r < ROWS; ++r)
-                for (int v = 0; v < VECTORS; ++v) {
+                for (int v = 0; v < V; ++v) {
                     float* to = out + (i + r) * d + j + v * LANES;
                     store(to, load(to) + sums[r][v]);
                 }
         }
+    });
 }
 
 // y = x w - share * z of all tokens, w (d, d); z and share may be missing. Rows are so many floats apart.
@@ -36,22 +68,27 @@ static void times_matrix(const float* x, int64_t stride, const float* w, const f
                          int64_t stride_y, int64_t tokens, int64_t d) {
     for (int64_t n = 0; n < tokens; n += ROWS) {
         const int64_t last = tokens - 1;  // the last tile may repeat a token
-        for (int64_t j = 0; j < d; j += COLUMNS) {
-            Floats sums[ROWS][VECTORS] = {};
+        const int64_t soon = std::min(n + 2 * ROWS, tokens), after = std::min(n + 3 * ROWS, tokens);
+        fetch(x, stride, soon, after, d);
+        fetch(y, stride_y, soon, after, d);
+        if (z) fetch(z, stride, soon, after, d);
+        in_tiles(d, [=](int64_t j, auto vectors) {
+            constexpr int V = vectors;
+            Floats sums[ROWS][V] = {};
             const float* rows[ROWS];
             for (int r = 0; r < ROWS; ++r) rows[r] = x + std::min(n + r, last) * stride;
             for (int64_t i = 0; i < d; ++i)
-                for (int v = 0; v < VECTORS; ++v) {
+                for (int v = 0; v < V; ++v) {
                     const Floats row = load(w + i * d + j + v * LANES);
                     for (int r = 0; r < ROWS; ++r) sums[r][v] += rows[r][i] * row;
                 }
             for (int r = 0; r < ROWS && n + r <= last; ++r)
-                for (int v = 0; v < VECTORS; ++v) {
+                for (int v = 0; v < V; ++v) {
                     const int64_t c = j + v * LANES;
                     if (z) sums[r][v] -= load(share + c) * load(z + (n + r) * stride + c);
                     store(y + (n + r) * stride_y + c, sums[r][v]);
                 }
-        }
+        });
     }
 }
 
@@ -64,6 +101,8 @@ static void attend_head(const float* q, const float* k, const float* v, float te
     std::fill_n(inverse_k, d, 0.0f);
     for (int64_t n = 0; n < N; n += BLOCK) {
         const int64_t tokens = std::min(BLOCK, N - n);
+        fetch(q, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
+        fetch(k, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
         add_covariance(q + n * 3 * C, 3 * C, k + n * 3 * C, 3 * C, tokens, d, cosines);
         for (int64_t j = 0; j < d; j += LANES) {
             Floats of_q = {}, of_k = {};
@@ -82,16 +121,23 @@ static void attend_head(const float* q, const float* k, const float* v, float te
     }
     std::vector<float> turned(d * d);  // the attention, its rows and columns exchanged
     for (int64_t i = 0; i < d; ++i) {
-        float* row = attention + i * d;
-        float highest = -INFINITY, total = 0;
-        for (int64_t j = 0; j < d; ++j) {
-            cosines[i * d + j] *= inverse_q[i] * inverse_k[j];
-            row[j] = cosines[i * d + j] * temperature;
-            highest = row[j] > highest ? row[j] : highest;
+        float *scaled = cosines + i * d, *row = attention + i * d;
+        Floats highest = Floats{} - INFINITY, total = {};
+        for (int64_t j = 0; j < d; j += LANES) {
+            store(scaled + j, load(scaled + j) * load(inverse_k + j) * inverse_q[i]);
+            const Floats score = load(scaled + j) * temperature;
+            highest = score > highest ? score : highest;
+            store(row + j, score);
         }
-        for (int64_t j = 0; j < d; j += LANES) store(row + j, exp_of_negative(load(row + j) - highest));
-        for (int64_t j = 0; j < d; ++j) total += row[j];
-        for (int64_t j = 0; j < d; ++j) turned[j * d + i] = row[j] /= total;
+        const float most = reduced(highest, [](float one, float other) { return std::max(one, other); });
+        for (int64_t j = 0; j < d; j += LANES) {
+            const Floats weight = exp_of_negative(load(row + j) - most);
+            total += weight;
+            store(row + j, weight);
+        }
+        const float share = 1.0f / reduced(total, std::plus<float>());
+        for (int64_t j = 0; j < d; j += LANES) store(row + j, load(row + j) * share);
+        for (int64_t j = 0; j < d; ++j) turned[j * d + i] = row[j];
     }
     times_matrix(v, 3 * C, turned.data(), nullptr, nullptr, y, C, N, d);
 }
@@ -117,21 +163,28 @@ static float attend_head_backward(const float* q, const float* k, const float* v
                                   int64_t d) {
     std::vector<float> buffer(2 * d * d + 2 * d, 0.0f);
     float *of_products = buffer.data(), *turned = of_products + d * d, *share_q = turned + d * d, *share_k = share_q + d;
-    for (int64_t n = 0; n < N; n += BLOCK)
+    for (int64_t n = 0; n < N; n += BLOCK) {
+        fetch(g, C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
+        fetch(v, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
         add_covariance(g + n * C, C, v + n * 3 * C, 3 * C, std::min(BLOCK, N - n), d, of_products);
-    float of_temperature = 0;
+    }
+    Floats of_temperature = {};
     for (int64_t i = 0; i < d; ++i) {
         float* row = of_products + i * d;  // of the attention, then of the scores, the cosines, the products
-        float mean = 0;
-        for (int64_t j = 0; j < d; ++j) mean += row[j] * attention[i * d + j];
-        for (int64_t j = 0; j < d; ++j) {
-            const float cosine = cosines[i * d + j], of_score = (row[j] - mean) * attention[i * d + j];
-            const float of_cosine = of_score * temperature;
+        Floats along = {}, own_share = {};
+        for (int64_t j = 0; j < d; j += LANES) along += load(row + j) * load(attention + i * d + j);
+        const float mean = reduced(along, std::plus<float>());
+        for (int64_t j = 0; j < d; j += LANES) {
+            const Floats cosine = load(cosines + i * d + j);
+            const Floats of_score = (load(row + j) - mean) * load(attention + i * d + j);
+            const Floats of_cosine = of_score * temperature;
             of_temperature += of_score * cosine;
-            share_q[i] += of_cosine * cosine;
-            share_k[j] += of_cosine * cosine;
-            turned[j * d + i] = row[j] = of_cosine * inverse_q[i] * inverse_k[j];
+            own_share += of_cosine * cosine;
+            store(share_k + j, load(share_k + j) + of_cosine * cosine);
+            store(row + j, of_cosine * load(inverse_k + j) * inverse_q[i]);
         }
+        share_q[i] = reduced(own_share, std::plus<float>());
+        for (int64_t j = 0; j < d; ++j) turned[j * d + i] = row[j];
     }
     // A column's own norm takes back what the product gives it in its own direction.
     for (int64_t j = 0; j < d; ++j) {
@@ -141,7 +194,7 @@ static float attend_head_backward(const float* q, const float* k, const float* v
     times_matrix(k, 3 * C, turned, q, share_q, of_q, 3 * C, N, d);
     times_matrix(q, 3 * C, of_products, k, share_k, of_k, 3 * C, N, d);
     times_matrix(g, C, attention, nullptr, nullptr, of_v, 3 * C, N, d);
-    return of_temperature;
+    return reduced(of_temperature, std::plus<float>());
 }
 
 // As `attend`; gradient (B, N, C), of_qkv (B, N, 3C), of_temperature (B, heads).
