@@ -67,8 +67,10 @@ def for_c(argument: Tensor | int | None) -> Any:
 
 def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
     """A GELU, without a graph; in place where that can be, if so told."""
-    if not native(x) or x.numel() % TILE:
+    if not takes_gelu(x):
         return F.gelu(x)
+    if torch.compiler.is_compiling():
+        return compiled_gelu(x)
     y = x if in_place else torch.empty_like(x)
     call("gelu", x, y, x.numel())
     return y
@@ -76,8 +78,10 @@ def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
 
 def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be written over."""
-    if not takes_gradient(x, gradient):
+    if not takes_gelu(x, gradient):
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
+    if torch.compiler.is_compiling():
+        return compiled_gelu_backward(x, gradient)
     activated = torch.empty_like(x)
     call("gelu_gradient", x, gradient, activated, gradient, x.numel())
     return activated, gradient
@@ -85,15 +89,44 @@ def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of x, given that of gelu(x)."""
-    if not takes_gradient(x, gradient):
+    if not takes_gelu(x, gradient):
         return torch.ops.aten.gelu_backward(gradient, x)
+    if torch.compiler.is_compiling():
+        return compiled_gelu_gradient(x, gradient)
     of_x = torch.empty_like(x)
     call("gelu_gradient", x, gradient, None, of_x, x.numel())
     return of_x
 
 
-def takes_gradient(x: Tensor, gradient: Tensor) -> bool:
-    return native(x, gradient) and x.stride() == gradient.stride() and x.numel() % TILE == 0
+def takes_gelu(*tensors: Tensor) -> bool:
+    """Whether the passes of the GELU take x, or x and a gradient."""
+    if tensors[0].numel() % TILE:
+        return False
+    if torch.compiler.is_compiling():  # what is compiled calls the pass: its own GELU takes several times as long
+        return compiled_for(*tensors)
+    return native(*tensors) and len({x.stride() for x in tensors}) == 1
+
+
+def like_contiguous(x: Tensor, *others: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@opaque("xcit::gelu_pass", like_contiguous)
+def compiled_gelu(x: Tensor) -> Tensor:
+    return gelu_pass(x.contiguous())
+
+
+@opaque("xcit::gelu_backward_pass", lambda x, gradient: (like_contiguous(x), like_contiguous(x)))
+def compiled_gelu_backward(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x, gradient = x.contiguous(), gradient.contiguous()
+    activated, of_x = torch.empty_like(x), torch.empty_like(x)
+    call("gelu_gradient", x, gradient, activated, of_x, x.numel())
+    return activated, of_x
+
+
+@opaque("xcit::gelu_gradient_pass", like_contiguous)
+def compiled_gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    return gelu_gradient_pass(x.contiguous(), gradient.contiguous())
 
 
 def takes_channels(x: Tensor) -> bool:
