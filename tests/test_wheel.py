@@ -48,7 +48,9 @@ def test_the_wheel_holds_xcit_alone(wheel: Path) -> None:
     compiled = {name for name in shipped if name.startswith("xcit/kernels/_passes_avx")}
     assert len(compiled) == (2 if X86 and shutil.which("c++") else 0)
     sources = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "xcit").rglob("*") if path.suffix in (".py", ".typed", ".cpp")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "xcit").rglob("*")
+        if path.suffix in (".py", ".typed", ".cpp", ".h")
     }
     assert shipped - compiled == sources
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]

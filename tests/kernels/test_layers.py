@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from xcit import kernels
 from xcit.kernels import forced, passes
 from xcit.kernels.covariance import is_cheaper
+from xcit.kernels.local_patch import as_map, as_tokens
 from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
 from xcit.models.layer import XCiTLayer
@@ -96,8 +97,10 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
 
 
 @pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
-def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("images", [1, 6])
+def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     layer, x, forward = whole_tiles()
+    x = x[:images]
     names: list[str] = []
     call = passes.call
     monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
@@ -106,6 +109,17 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(passes, "LIBRARY", None)
     assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
     assert len(names) == 7
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
+    """So that a convolution copies neither what it is given nor what it makes."""
+    x, conv = tokens(images, 20, 48), nn.Conv2d(48, 48, 3, padding=1, groups=48)
+    image = as_map(x, GRID)
+    assert image.data_ptr() == x.data_ptr() and torch.equal(image[:, :, 1, 2], x[:, 7])
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    convolved = conv(image)
+    assert as_tokens(convolved).is_contiguous() and as_tokens(convolved).data_ptr() == convolved.data_ptr()
 
 
 @pytest.mark.parametrize("name", LAYERS)

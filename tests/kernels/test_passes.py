@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from xcit.kernels import cross_covariance, passes
+from xcit.kernels import cross_covariance, gelu_linear, passes
 from xcit.kernels.passes import (
     attend_backward_pass,
     attend_pass,
@@ -21,6 +21,12 @@ from xcit.kernels.passes import (
 
 X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention's pass is taken with a thread for each head, at least."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 @pytest.fixture
@@ -162,6 +168,28 @@ def test_the_compiler_calls_the_passes_of_attention(calls: list[str]) -> None:
     for one, other in zip(torch.autograd.grad(found.square().sum(), (qkv, temperature)), gradients, strict=True):
         torch.testing.assert_close(one, other)
     assert calls == ["attend", "attend_backward"]
+
+
+@compiled
+def test_the_compiler_calls_the_passes_of_the_gelu(calls: list[str]) -> None:
+    x, layer, scale = tokens(3, 20, 64).requires_grad_(), nn.Linear(64, 16), torch.ones(16)
+    for operator, arguments in (
+        (torch.ops.xcit.gelu_pass, (x.detach(),)),
+        (torch.ops.xcit.gelu_backward_pass, (x.detach(), x.detach())),
+        (torch.ops.xcit.gelu_gradient_pass, (x.detach(), x.detach())),
+    ):
+        torch.library.opcheck(operator.default, arguments)
+    eager = gelu_linear(x, layer, scale)
+    gradients = torch.autograd.grad(eager.square().sum(), (x, *layer.parameters()))
+    calls.clear()
+    found = torch.compile(gelu_linear, fullgraph=True)(x, layer, scale)
+    torch.testing.assert_close(found, eager)
+    for one, other in zip(torch.autograd.grad(found.square().sum(), (x, *layer.parameters())), gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert calls == ["gelu", "gelu_gradient"]
+    gradient = torch.compile(gelu_gradient_pass, fullgraph=True)(x.detach(), torch.ones_like(x))
+    torch.testing.assert_close(gradient, gelu_gradient_pass(x.detach(), torch.ones_like(x)))
+    assert calls == ["gelu", "gelu_gradient", "gelu_gradient", "gelu_gradient"]
 
 
 @compiled

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .passes import affine_gelu_pass, batchnorm_gelu_gradient_pass, moments_pass, native, takes_channels
+from .passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass, native, takes_channels
 
 
 def counts_ordinarily(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
@@ -41,8 +41,7 @@ class BatchNormGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         ctx.save_for_backward(x, mean, rstd, scale, shift)
-        slope = scale * rstd
-        return affine_gelu_pass(x, slope, shift - mean * slope)
+        return batchnorm_gelu_pass(x, mean, scale * rstd, shift)
 
     @staticmethod
     @once_differentiable

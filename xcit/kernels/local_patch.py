@@ -153,10 +153,10 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) 
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) → (B, C, H, W), the same memory."""
-    return tokens.mT.unflatten(-1, grid)
+    """(B, N, C) → (B, C, H, W), the same memory; also of one image torch sees that its channels are last."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def as_tokens(image: Tensor) -> Tensor:
     """(B, C, H, W) → (B, N, C), the same memory where the channels are last."""
-    return image.flatten(2).mT
+    return image.permute(0, 2, 3, 1).flatten(1, 2)

@@ -20,7 +20,15 @@ TILE = 16
 """Numbers that the passes take at a time."""
 
 
-FUNCTIONS = ("gelu", "gelu_gradient", "moments", "affine_gelu", "batchnorm_gelu_gradient", "attend", "attend_backward")
+FUNCTIONS = (
+    "gelu",
+    "gelu_gradient",
+    "moments",
+    "batchnorm_gelu",
+    "batchnorm_gelu_gradient",
+    "attend",
+    "attend_backward",
+)
 
 
 def load() -> ctypes.CDLL | None:
@@ -142,11 +150,11 @@ def moments_pass(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def affine_gelu_pass(x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """gelu(slope · x + shift), (…, C), (C,), (C,) → (…, C)."""
+def batchnorm_gelu_pass(x: Tensor, mean: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """gelu(slope · (x - mean) + shift), (…, C) and three of (C,) → (…, C)."""
     C = x.shape[-1]
     y = torch.empty_like(x)
-    call("affine_gelu", x, slope, shift, y, x.numel() // C, C)
+    call("batchnorm_gelu", x, mean, slope, shift, y, x.numel() // C, C)
     return y
 
 

@@ -30,21 +30,23 @@ static std::vector<double> two_sums(int64_t rows, int64_t C, Add add) {
 // mean and biased var (C) over the rows of x.
 extern "C" void moments(const float* x, float* mean, float* var, int64_t rows, int64_t C) {
     const std::vector<double> totals = two_sums(rows, C, [=](int64_t first, int64_t last, double* totals) {
-        // Squares are summed about the mean of these rows, so that nothing cancels.
+        // Squares are summed about the mean of these rows in fp32, then moved to zero in fp64: little cancels.
         std::vector<float> buffer(2 * C, 0.0f);
         float *middle = buffer.data(), *squares = middle + C;
         for (int64_t n = first; n < last; ++n)
             for (int64_t j = 0; j < C; j += LANES) store(middle + j, load(middle + j) + load(x + n * C + j));
         for (int64_t j = 0; j < C; ++j) {
-            totals[j] += middle[j];
+            const double sum = middle[j];
             middle[j] /= last - first;
+            totals[j] += sum;
+            totals[C + j] += middle[j] * (2 * sum - (double)middle[j] * (last - first));
         }
         for (int64_t n = first; n < last; ++n)
             for (int64_t j = 0; j < C; j += LANES) {
                 const Floats off = load(x + n * C + j) - load(middle + j);
                 store(squares + j, load(squares + j) + off * off);
             }
-        for (int64_t j = 0; j < C; ++j) totals[C + j] += squares[j] + (double)middle[j] * middle[j] * (last - first);
+        for (int64_t j = 0; j < C; ++j) totals[C + j] += squares[j];
     });
     for (int64_t j = 0; j < C; ++j) {
         const double middle = totals[j] / rows;
@@ -53,12 +55,15 @@ extern "C" void moments(const float* x, float* mean, float* var, int64_t rows, i
     }
 }
 
-// y = gelu(x slope + shift).
-extern "C" void affine_gelu(const float* x, const float* slope, const float* shift, float* y, int64_t rows, int64_t C) {
+// y = gelu((x - mean) slope + shift).
+extern "C" void batchnorm_gelu(const float* x, const float* mean, const float* slope, const float* shift, float* y,
+                               int64_t rows, int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; ++n)
-        for (int64_t j = 0; j < C; j += LANES)
-            store(y + n * C + j, gelu_of(load(x + n * C + j) * load(slope + j) + load(shift + j)).value);
+        for (int64_t j = 0; j < C; j += LANES) {
+            const Floats off = load(x + n * C + j) - load(mean + j);
+            store(y + n * C + j, gelu_of(off * load(slope + j) + load(shift + j)).value);
+        }
 }
 
 // The gradients of x, scale and shift, given that of gelu(x̂ scale + shift), where x̂ = (x - mean) rstd is the norm of

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.choice import possible
+from ..kernels.local_patch import as_map
 from ..kernels.trial import try_out
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
@@ -178,7 +179,7 @@ class XCiT(HubMixin):
         for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x = self.run(block, x, grid)
             if i in wanted:
-                maps[i] = x.mT.unflatten(-1, grid)
+                maps[i] = as_map(x, grid)
         return [maps[i] for i in wanted]
 
     def layer_numbers(self, indices: Sequence[int]) -> list[int]:
