@@ -101,10 +101,10 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(params=["oneDNN", "torch"])
+@pytest.fixture(params=["oneDNN", "oneDNN forward", "torch"])
 def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways that a product can take on a CPU, whichever of them this one prefers."""
-    if request.param == "oneDNN" and not products.HAS_ONEDNN:
+    """All ways that products can take on a CPU, whichever of them this one prefers."""
+    if request.param != "torch" and not products.HAS_ONEDNN:
         pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
-    for route in ("ONEDNN", "ONEDNN_BACKWARD"):
-        monkeypatch.setattr(products, route, request.param == "oneDNN")
+    monkeypatch.setattr(products, "ONEDNN", request.param != "torch")
+    monkeypatch.setattr(products, "ONEDNN_BACKWARD", request.param == "oneDNN")

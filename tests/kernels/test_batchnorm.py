@@ -1,6 +1,7 @@
 """The stem's BatchNorm with its GELU: the passes find what torch finds, run where they can, and leave the rest."""
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -15,15 +16,6 @@ from xcit.models.patch_embed import ConvPatchEmbed
 PASSES = ["moments", "batchnorm_gelu", "batchnorm_gelu_gradient"]
 
 compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The passes that are called."""
-    names: list[str] = []
-    call = passes.call
-    monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
-    return names
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
@@ -54,14 +46,6 @@ def outcome(function: Callable[[Tensor, nn.Module], Tensor], x: Tensor, bn: nn.M
 
 def plain(x: Tensor, bn: nn.Module) -> Tensor:
     return F.gelu(bn(x))
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 @compiled
@@ -142,9 +126,119 @@ def test_one_value_a_channel_is_complained_of() -> None:
 
 
 @compiled
-def test_the_stem_by_both_forms(calls: list[str]) -> None:
+@pytest.mark.parametrize("what", ["gradient", "saved"])
+def test_torch_runs_backwards_where_the_pass_cannot(calls: list[str], what: str) -> None:
+    """Gradients that are mapped over, and what comes back from saving with other strides."""
+    x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
+    if what == "gradient":
+        y = batchnorm_gelu(x, bn)
+        gradients = torch.stack([torch.ones_like(y), y.detach()])
+        (found,) = torch.autograd.grad(y, x, gradients, is_grads_batched=True, retain_graph=True)
+        expected = torch.stack([torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in gradients])
+        assert calls == PASSES[:2] + PASSES[2:] * 2
+    else:
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: t, lambda t: t.mT.contiguous().mT if t.dim() > 1 else t
+        ):
+            y = batchnorm_gelu(x, bn)
+        (found,) = torch.autograd.grad(y.square().sum(), x)
+        assert calls == PASSES[:2]
+        (expected,) = torch.autograd.grad(batchnorm_gelu(x, bn).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_any_gradient_will_do(calls: list[str]) -> None:
+    x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
+    (found,) = torch.autograd.grad(batchnorm_gelu(x, bn).sum(), x)  # of a sum it is one number, expanded
+    assert calls == PASSES
+    torch.testing.assert_close(found, torch.autograd.grad(plain(x, bn).sum(), x)[0], rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_what_is_no_number_stays_none() -> None:
+    x = image(2, 16, 5, 5)
+    x[1, 3, 2, 2] = torch.nan
+    bad = batchnorm_gelu(x, batchnorm(16)).isnan().flatten(2).any(-1).any(0)
+    assert bad.tolist() == [channel == 3 for channel in range(16)]
+
+
+@compiled
+def test_statistics_move_also_without_gradients(calls: list[str]) -> None:
+    x, bn, torchs = image(2, 16, 5, 5), batchnorm(16), batchnorm(16)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            torch.testing.assert_close(batchnorm_gelu(x, bn), plain(x, torchs))
+    assert calls == PASSES[:2] * 2
+    torch.testing.assert_close(bn.running_var, torchs.running_var)
+    assert bn.num_batches_tracked == 2
+
+
+@compiled
+def test_frozen_parameters_and_inputs() -> None:
+    for frozen in ("input", "weight", "bias"):
+        x, bn = image(2, 16, 5, 5), batchnorm(16)
+        x.requires_grad_(frozen != "input")
+        bn.weight.requires_grad_(frozen != "weight")
+        bn.bias.requires_grad_(frozen != "bias")
+        wanted = [tensor for tensor in (x, bn.weight, bn.bias) if tensor.requires_grad]
+        found, torchs = (torch.autograd.grad(f(x, bn).square().sum(), wanted) for f in (batchnorm_gelu, plain))
+        torch.testing.assert_close(found, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_of_another_width_are_refused(calls: list[str]) -> None:
+    bn = batchnorm(32)
+    bn.bias = nn.Parameter(torch.zeros(16))
+    with pytest.raises(RuntimeError, match="32 elements"):
+        batchnorm_gelu(image(2, 32, 5, 5), bn)
+    assert calls == []
+
+
+def stem_and_images() -> tuple[ConvPatchEmbed, Tensor]:
     torch.manual_seed(0)
-    stem, images = ConvPatchEmbed(8, 3, 64), image(4, 3, 24, 32)
+    return ConvPatchEmbed(8, 3, 64), image(4, 3, 24, 32)
+
+
+@compiled
+def test_a_synchronised_batchnorm_is_called(calls: list[str]) -> None:
+    stem, images = stem_and_images()
+    stem = nn.SyncBatchNorm.convert_sync_batchnorm(stem)
+    outcome(lambda x, stem: stem(x), images, stem)
+    assert calls == []
+
+
+@compiled
+def test_the_stem_under_autocast_and_compiled(calls: list[str]) -> None:
+    stem, images = stem_and_images()
+    expected = outcome(lambda x, stem: stem(x), images, stem)
+    calls.clear()
+    found = outcome(lambda x, stem: torch.compile(stem, fullgraph=True)(x), images, stem)
+    assert calls == []
+    for name, value in expected.items():
+        assert (found[name] - value).double().norm() <= 1e-5 * value.double().norm(), name
+    with torch.autocast("cpu", torch.bfloat16):
+        assert stem(images).dtype == torch.bfloat16
+    assert calls == []
+
+
+@compiled
+def test_a_stem_from_an_older_file_runs_as_it_is(calls: list[str]) -> None:
+    stem, images = stem_and_images()
+    expected = stem(images)
+    assert calls
+    calls.clear()
+    copy = pickle.loads(pickle.dumps(stem))
+    torch.testing.assert_close(copy(images), expected)
+    assert calls
+    calls.clear()
+    del copy.made_of
+    torch.testing.assert_close(copy(images), expected)
+    assert calls == []
+
+
+@compiled
+def test_the_stem_by_both_forms(calls: list[str]) -> None:
+    stem, images = stem_and_images()
     with forced("plain"):
         expected = outcome(lambda x, stem: stem(x), images, stem)
     assert calls == []

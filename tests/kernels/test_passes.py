@@ -19,23 +19,10 @@ from xcit.kernels.passes import (
     takes_attention,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention's pass is taken with a thread for each head, at least."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The passes that are called."""
-    names: list[str] = []
-    call = passes.call
-    monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
-    return names
 
 
 def tokens(*shape: int, seed: int = 1) -> Tensor:
@@ -78,7 +65,7 @@ def test_the_gradient_of_gelu(calls: list[str]) -> None:
 @compiled
 @pytest.mark.parametrize(
     ("images", "length", "heads", "d"),
-    [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128)],
+    [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128), (1, 9000, 1, 32)],
 )
 def test_attention(calls: list[str], images: int, length: int, heads: int, d: int) -> None:
     """As near to torch in fp64 as torch in fp32 is; also where tokens are no multiple of a tile or a block."""
@@ -111,12 +98,20 @@ def test_what_is_no_number_stays_none() -> None:
 
 
 @compiled
-def test_the_channels_last_are_dense_too(calls: list[str]) -> None:
+@pytest.mark.parametrize("form", ["eager", "compiled"])
+def test_the_channels_last_are_dense_too(calls: list[str], form: str) -> None:
+    """Eager, the passes take such a map. The compiler may lay it out otherwise: there they leave it alone."""
     x = tokens(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
-    y = gelu_pass(x)
-    assert calls == ["gelu"]
-    assert y.stride() == x.stride()
-    torch.testing.assert_close(y, F.gelu(x), rtol=0, atol=1e-6)
+    gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
+    functions = (gelu_pass, gelu_gradient_pass, gelu_backward_pass)
+    gelu, gelu_gradient, gelu_backward = functions if form == "eager" else map(torch.compile, functions)
+    exact = torch.ops.aten.gelu_backward(gradient, x)
+    found = {"gelu": gelu(x), "gradient": gelu_gradient(x, gradient)}
+    found["again"], found["of_x"] = gelu_backward(x, gradient.clone())
+    assert calls == (["gelu", "gelu_gradient", "gelu_gradient"] if form == "eager" else [])
+    for name, value in found.items():
+        assert value.stride() == x.stride(), name
+        torch.testing.assert_close(value, F.gelu(x) if name in ("gelu", "again") else exact, rtol=0, atol=1e-6)
 
 
 @compiled

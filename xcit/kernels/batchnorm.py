@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass, native, takes_channels
+from .passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass, takes_channels
 
 
 def counts_ordinarily(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether bn is the ordinary one in training, with no complaint to make (of a single value a channel) of (…, C)."""
+    """Whether bn is the ordinary one in training, without a complaint (of a single value a channel) of x, (…, C)."""
     ordinary = type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.track_running_stats
     return ordinary and x.shape[:-1].numel() > 1
 
@@ -26,18 +26,25 @@ def count_batch(bn: nn.BatchNorm2d) -> float:
 def batchnorm_gelu(image: Tensor, bn: nn.Module) -> Tensor:
     """gelu(bn(image)), (B, C, H, W) → (B, C, H, W). Keeps its input alone, where there are passes for it."""
     x = image.permute(0, 2, 3, 1)
-    if not (counts_ordinarily(bn, x) and takes_channels(x) and native(bn.weight, bn.bias)):
+    if not counts_ordinarily(bn, x) or not takes_channels(x, *bn.parameters(), *statistics(bn)):
         return F.gelu(bn(image))
-    mean, var = moments_pass(x.detach())
+    mean, var = moments_pass(x)
     momentum, places = count_batch(bn), x.shape[:-1].numel()
-    assert bn.running_mean is not None and bn.running_var is not None
-    bn.running_mean.lerp_(mean, momentum)
-    bn.running_var.lerp_(var * (places / (places - 1)), momentum)
+    for running, found in zip(statistics(bn), (mean, var * (places / (places - 1))), strict=True):
+        running.lerp_(found, momentum)
     y = BatchNormGELU.apply(x, bn.weight, bn.bias, mean, (var + bn.eps).rsqrt())
     return y.permute(0, 3, 1, 2)
 
 
+def statistics(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The running mean and variance of one that tracks them."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    return bn.running_mean, bn.running_var
+
+
 class BatchNormGELU(torch.autograd.Function):
+    """Of the batch's own mean and 1 / deviation, `rstd`, which get no gradients: their shares are in that of x."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         ctx.save_for_backward(x, mean, rstd, scale, shift)

@@ -94,8 +94,8 @@ def by_triton_uncompiled(x: Tensor) -> bool:
 
 
 def is_ordinary(x: Tensor) -> bool:
-    """Whether x is no stand-in for a tensor: a fake one, one of several devices."""
-    return type(x) in (Tensor, nn.Parameter)
+    """Whether x is no stand-in for a tensor: a fake one, one of several devices, one that gradients are mapped over."""
+    return type(x) in (Tensor, nn.Parameter) and torch._C._has_storage(x)
 
 
 def untouched(layer: nn.Module) -> bool:
@@ -103,13 +103,14 @@ def untouched(layer: nn.Module) -> bool:
 
     A part may have been replaced by one that does something else: LoRA, quantisation, another activation.
     """
-    return parts_of(layer) == layer.made_of and not any(
+    return parts_of(layer) == getattr(layer, "made_of", None) and not any(
         getattr(part, name) for part in layer.modules() if part is not layer for name in HOOKS
     )
 
 
 def parts_of(layer: nn.Module) -> tuple[object, ...]:
-    """What the kernels rely on: the kinds of the parts and their form. A layer notes it as `made_of` when it is made.
+    """What the kernels rely on: the kinds of the parts and their form. A layer notes it as `made_of` when it is made;
+    without it, as in a file from before, it is not known to be untouched.
 
     BatchNorm is not among them: the kernels call it where it is not the ordinary one.
     """

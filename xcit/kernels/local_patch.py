@@ -153,7 +153,7 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) 
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) → (B, C, H, W), the same memory; also of one image torch sees that its channels are last."""
+    """(B, N, C) → (B, C, H, W), the same memory, with strides that say so for a single image, too."""
     return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 

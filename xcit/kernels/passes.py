@@ -1,7 +1,7 @@
 """Passes over the tokens in C++ (passes_*.cpp), each beside the operations of torch that it stands for.
 
 pip compiles them for x86 CPUs where it finds a compiler. Where they are missing, and for all but contiguous fp32 on a
-CPU, torch's operations run.
+CPU, torch's operations run: here, or, for attention, where `takes_attention` is asked.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ FUNCTIONS = (
 
 
 def load() -> ctypes.CDLL | None:
-    """What was compiled for the instructions of this CPU, if anything was, and not from an older source."""
+    """What was compiled for the instructions of this CPU, if anything was, and not before one of the functions."""
     instructions = torch.backends.cpu.get_cpu_capability().lower()
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_passes_{instructions}{suffix}")
@@ -108,23 +108,27 @@ def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
 
 def takes_gelu(*tensors: Tensor) -> bool:
     """Whether the passes of the GELU take x, or x and a gradient."""
-    if tensors[0].numel() % TILE:
-        return False
-    if torch.compiler.is_compiling():  # what is compiled calls the pass: its own GELU takes several times as long
-        return compiled_for(*tensors)
-    return native(*tensors) and len({x.stride() for x in tensors}) == 1
+    x = tensors[0]
+    if torch.compiler.is_compiling():
+        # What is compiled calls the pass, since its own GELU takes several times as long. But how a map lies in memory
+        # is the compiler's affair.
+        return compiled_for(*tensors) and x.dim() < 4 and x.numel() % TILE == 0
+    return native(*tensors) and x.numel() % TILE == 0 and len({t.stride() for t in tensors}) == 1
 
 
-def like_contiguous(x: Tensor, *others: Tensor) -> Tensor:
+def like_gelu(x: Tensor, gradient: Tensor | None = None) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@opaque("xcit::gelu_pass", like_contiguous)
+@opaque("xcit::gelu_pass", like_gelu)
 def compiled_gelu(x: Tensor) -> Tensor:
-    return gelu_pass(x.contiguous())
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    call("gelu", x, y, x.numel())
+    return y
 
 
-@opaque("xcit::gelu_backward_pass", lambda x, gradient: (like_contiguous(x), like_contiguous(x)))
+@opaque("xcit::gelu_backward_pass", lambda x, gradient: (like_gelu(x), like_gelu(x)))
 def compiled_gelu_backward(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     x, gradient = x.contiguous(), gradient.contiguous()
     activated, of_x = torch.empty_like(x), torch.empty_like(x)
@@ -132,18 +136,19 @@ def compiled_gelu_backward(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]
     return activated, of_x
 
 
-@opaque("xcit::gelu_gradient_pass", like_contiguous)
+@opaque("xcit::gelu_gradient_pass", like_gelu)
 def compiled_gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    return gelu_gradient_pass(x.contiguous(), gradient.contiguous())
-
-
-def takes_channels(x: Tensor) -> bool:
-    """Whether the passes of BatchNorm take x, (…, C)."""
-    return native(x) and x.is_contiguous() and x.shape[-1] % TILE == 0
+    x, gradient = x.contiguous(), gradient.contiguous()
+    of_x = torch.empty_like(x)
+    call("gelu_gradient", x, gradient, None, of_x, x.numel())
+    return of_x
 
 
 def moments_pass(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, (…, C) → (C,), (C,)."""
+    """Mean and biased variance of each channel, without a graph: (…, C) → (C,), (C,)."""
+    if not takes_channels(x):
+        var, mean = torch.var_mean(x.flatten(0, -2), 0, correction=0)
+        return mean, var
     C = x.shape[-1]
     mean, var = x.new_empty(2, C)
     call("moments", x, mean, var, x.numel() // C, C)
@@ -151,7 +156,9 @@ def moments_pass(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batchnorm_gelu_pass(x: Tensor, mean: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """gelu(slope · (x - mean) + shift), (…, C) and three of (C,) → (…, C)."""
+    """gelu(slope · (x - mean) + shift), without a graph: (…, C) and three of (C,) → (…, C)."""
+    if not takes_channels(x, mean, slope, shift):
+        return F.gelu((x - mean) * slope + shift)
     C = x.shape[-1]
     y = torch.empty_like(x)
     call("batchnorm_gelu", x, mean, slope, shift, y, x.numel() // C, C)
@@ -162,11 +169,24 @@ def batchnorm_gelu_gradient_pass(
     gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, scale and shift, given that of gelu(scale · (x - mean) · rstd + shift)."""
-    C = x.shape[-1]
+    C, gradient = x.shape[-1], gradient.contiguous()
+    places = x.shape[:-1].numel()
+    given = (x, gradient, mean, rstd, scale, shift)
+    if not (takes_channels(x, mean, rstd, scale, shift) and takes_channels(gradient)):
+        hat = (x - mean) * rstd
+        of_normed = torch.ops.aten.gelu_backward(gradient, hat * scale + shift)
+        of_scale, of_shift = ((of_normed * by).sum(tuple(range(x.dim() - 1))) for by in (hat, 1))
+        return (of_normed - (of_shift + hat * of_scale) / places) * (rstd * scale), of_scale, of_shift
     of_x, (of_scale, of_shift) = torch.empty_like(x), x.new_empty(2, C)
-    given = (x, gradient.contiguous(), mean, rstd, scale, shift)
-    call("batchnorm_gelu_gradient", *given, of_x, of_scale, of_shift, x.numel() // C, C)
+    call("batchnorm_gelu_gradient", *given, of_x, of_scale, of_shift, places, C)
     return of_x, of_scale, of_shift
+
+
+def takes_channels(x: Tensor, *of_channels: Tensor) -> bool:
+    """Whether the passes of BatchNorm take x, (…, C), with what each channel has, (C,)."""
+    if not native(x, *of_channels) or x.shape[-1] % TILE:
+        return False
+    return x.is_contiguous() and all(t.is_contiguous() and t.shape == x.shape[-1:] for t in of_channels)
 
 
 def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:

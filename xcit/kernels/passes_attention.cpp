@@ -1,6 +1,7 @@
 // Attention with its backward pass on an x86 CPU, in fp32, without copies of the heads. passes.py calls them.
 //
-// Sums over the tokens are taken in blocks, so that their rounding does not grow with the image.
+// Sums over the tokens are taken in blocks, and those in blocks of blocks, so that their rounding hardly grows with the
+// image.
 
 #include <algorithm>
 #include <cmath>
@@ -92,39 +93,51 @@ static void times_matrix(const float* x, int64_t stride, const float* w, const f
     }
 }
 
+// The sums (count) over all tokens: add(first, last, sums) adds those of some tokens.
+template <class Add>
+static std::vector<float> summed(int64_t N, int64_t count, Add add) {
+    std::vector<float> total(count, 0.0f), sums(count);
+    for (int64_t first = 0; first < N; first += BLOCK * BLOCK) {
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t n = first; n < std::min(first + BLOCK * BLOCK, N); n += BLOCK)
+            add(n, std::min(n + BLOCK, N), sums.data());
+        for (int64_t i = 0; i < count; ++i) total[i] += sums[i];
+    }
+    return total;
+}
+
 // Attention of one head. q, k and v have rows 3C apart, y has rows C apart; kept for the backward pass: inverse_q and
 // inverse_k (d), cosines and attention (d, d).
 static void attend_head(const float* q, const float* k, const float* v, float temperature, float* y, float* inverse_q,
                         float* inverse_k, float* cosines, float* attention, int64_t N, int64_t C, int64_t d) {
-    std::fill_n(cosines, d * d, 0.0f);
-    std::fill_n(inverse_q, d, 0.0f);
-    std::fill_n(inverse_k, d, 0.0f);
-    for (int64_t n = 0; n < N; n += BLOCK) {
-        const int64_t tokens = std::min(BLOCK, N - n);
-        fetch(q, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
-        fetch(k, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
-        add_covariance(q + n * 3 * C, 3 * C, k + n * 3 * C, 3 * C, tokens, d, cosines);
+    const auto add = [=](int64_t first, int64_t last, float* sums) {
+        fetch(q, 3 * C, last, std::min(last + BLOCK, N), d);
+        fetch(k, 3 * C, last, std::min(last + BLOCK, N), d);
+        add_covariance(q + first * 3 * C, 3 * C, k + first * 3 * C, 3 * C, last - first, d, sums);
+        float *squares_q = sums + d * d, *squares_k = squares_q + d;
         for (int64_t j = 0; j < d; j += LANES) {
-            Floats of_q = {}, of_k = {};
-            for (int64_t m = n; m < n + tokens; ++m) {
-                const Floats from_q = load(q + m * 3 * C + j), from_k = load(k + m * 3 * C + j);
+            Floats of_q = load(squares_q + j), of_k = load(squares_k + j);
+            for (int64_t n = first; n < last; ++n) {
+                const Floats from_q = load(q + n * 3 * C + j), from_k = load(k + n * 3 * C + j);
                 of_q += from_q * from_q;
                 of_k += from_k * from_k;
             }
-            store(inverse_q + j, load(inverse_q + j) + of_q);
-            store(inverse_k + j, load(inverse_k + j) + of_k);
+            store(squares_q + j, of_q);
+            store(squares_k + j, of_k);
         }
-    }
+    };
+    const std::vector<float> sums = summed(N, d * d + 2 * d, add);
+    const float *products = sums.data(), *squares_q = products + d * d, *squares_k = squares_q + d;
     for (int64_t j = 0; j < d; ++j) {
-        inverse_q[j] = 1.0f / std::max(std::sqrt(inverse_q[j]), 1e-12f);
-        inverse_k[j] = 1.0f / std::max(std::sqrt(inverse_k[j]), 1e-12f);
+        inverse_q[j] = 1.0f / std::max(std::sqrt(squares_q[j]), 1e-12f);
+        inverse_k[j] = 1.0f / std::max(std::sqrt(squares_k[j]), 1e-12f);
     }
     std::vector<float> turned(d * d);  // the attention, its rows and columns exchanged
     for (int64_t i = 0; i < d; ++i) {
         float *scaled = cosines + i * d, *row = attention + i * d;
         Floats highest = Floats{} - INFINITY, total = {};
         for (int64_t j = 0; j < d; j += LANES) {
-            store(scaled + j, load(scaled + j) * load(inverse_k + j) * inverse_q[i]);
+            store(scaled + j, load(products + i * d + j) * load(inverse_k + j) * inverse_q[i]);
             const Floats score = load(scaled + j) * temperature;
             highest = score > highest ? score : highest;
             store(row + j, score);
@@ -161,13 +174,13 @@ static float attend_head_backward(const float* q, const float* k, const float* v
                                   const float* inverse_q, const float* inverse_k, const float* cosines,
                                   const float* attention, float* of_q, float* of_k, float* of_v, int64_t N, int64_t C,
                                   int64_t d) {
-    std::vector<float> buffer(2 * d * d + 2 * d, 0.0f);
-    float *of_products = buffer.data(), *turned = of_products + d * d, *share_q = turned + d * d, *share_k = share_q + d;
-    for (int64_t n = 0; n < N; n += BLOCK) {
-        fetch(g, C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
-        fetch(v, 3 * C, n + BLOCK, std::min(n + 2 * BLOCK, N), d);
-        add_covariance(g + n * C, C, v + n * 3 * C, 3 * C, std::min(BLOCK, N - n), d, of_products);
-    }
+    const auto add = [=](int64_t first, int64_t last, float* sums) {
+        fetch(g, C, last, std::min(last + BLOCK, N), d);
+        fetch(v, 3 * C, last, std::min(last + BLOCK, N), d);
+        add_covariance(g + first * C, C, v + first * 3 * C, 3 * C, last - first, d, sums);
+    };
+    std::vector<float> sums = summed(N, d * d, add), buffer(d * d + 2 * d, 0.0f);
+    float *of_products = sums.data(), *turned = buffer.data(), *share_q = turned + d * d, *share_k = share_q + d;
     Floats of_temperature = {};
     for (int64_t i = 0; i < d; ++i) {
         float* row = of_products + i * d;  // of the attention, then of the scores, the cosines, the products

@@ -10,11 +10,11 @@
 
 #include "passes_vectors.h"
 
-// Rows whose values stay in the nearest cache.
+// Rows whose values stay in the nearest cache, or the one after it.
 static int64_t rows_at_a_time(int64_t C) { return std::max<int64_t>(8, 6144 / C); }
 
-// Two sums for each channel over all rows, (2, C): add(first, last, totals) adds those of some rows, one cacheful
-// at a time. The same number of threads finds the same sums.
+// Two sums for each channel over all rows, (2, C): add(first, last, own) adds those of some rows to
+// what a thread has. The same number of threads finds the same sums.
 template <class Add>
 static std::vector<double> two_sums(int64_t rows, int64_t C, Add add) {
     const int64_t most = rows_at_a_time(C), threads = omp_get_max_threads();
@@ -29,7 +29,7 @@ static std::vector<double> two_sums(int64_t rows, int64_t C, Add add) {
 
 // mean and biased var (C) over the rows of x.
 extern "C" void moments(const float* x, float* mean, float* var, int64_t rows, int64_t C) {
-    const std::vector<double> totals = two_sums(rows, C, [=](int64_t first, int64_t last, double* totals) {
+    const std::vector<double> totals = two_sums(rows, C, [=](int64_t first, int64_t last, double* own) {
         // Squares are summed about the mean of these rows in fp32, then moved to zero in fp64: little cancels.
         std::vector<float> buffer(2 * C, 0.0f);
         float *middle = buffer.data(), *squares = middle + C;
@@ -38,15 +38,15 @@ extern "C" void moments(const float* x, float* mean, float* var, int64_t rows, i
         for (int64_t j = 0; j < C; ++j) {
             const double sum = middle[j];
             middle[j] /= last - first;
-            totals[j] += sum;
-            totals[C + j] += middle[j] * (2 * sum - (double)middle[j] * (last - first));
+            own[j] += sum;
+            own[C + j] += middle[j] * (2 * sum - (double)middle[j] * (last - first));
         }
         for (int64_t n = first; n < last; ++n)
             for (int64_t j = 0; j < C; j += LANES) {
                 const Floats off = load(x + n * C + j) - load(middle + j);
                 store(squares + j, load(squares + j) + off * off);
             }
-        for (int64_t j = 0; j < C; ++j) totals[C + j] += squares[j];
+        for (int64_t j = 0; j < C; ++j) own[C + j] += squares[j];
     });
     for (int64_t j = 0; j < C; ++j) {
         const double middle = totals[j] / rows;
@@ -66,8 +66,8 @@ extern "C" void batchnorm_gelu(const float* x, const float* mean, const float* s
         }
 }
 
-// The gradients of x, scale and shift, given that of gelu(x̂ scale + shift), where x̂ = (x - mean) rstd is the norm of
-// the batch.
+// The gradients of x, scale and shift, given that of gelu(x̂ scale + shift), where x̂ = (x - mean) rstd, and mean and
+// rstd are those of x.
 extern "C" void batchnorm_gelu_gradient(const float* x, const float* gradient, const float* mean, const float* rstd,
                                         const float* scale, const float* shift, float* of_x, float* of_scale,
                                         float* of_shift, int64_t rows, int64_t C) {
@@ -79,7 +79,7 @@ extern "C" void batchnorm_gelu_gradient(const float* x, const float* gradient, c
         const Gelu of = gelu_of(hat * load(scale + j) + load(shift + j));
         return {hat, load(gradient + n * C + j) * of.slope};
     };
-    const std::vector<double> totals = two_sums(rows, C, [=](int64_t first, int64_t last, double* totals) {
+    const std::vector<double> totals = two_sums(rows, C, [=](int64_t first, int64_t last, double* own) {
         std::vector<float> sums(2 * C, 0.0f);
         float *to_shift = sums.data(), *to_scale = to_shift + C;
         for (int64_t n = first; n < last; ++n)
@@ -88,7 +88,7 @@ extern "C" void batchnorm_gelu_gradient(const float* x, const float* gradient, c
                 store(to_shift + j, load(to_shift + j) + here.of_normed);
                 store(to_scale + j, load(to_scale + j) + here.of_normed * here.hat);
             }
-        for (int64_t i = 0; i < 2 * C; ++i) totals[i] += sums[i];
+        for (int64_t i = 0; i < 2 * C; ++i) own[i] += sums[i];
     });
     std::copy_n(totals.begin(), C, of_shift);
     std::copy_n(totals.begin() + C, C, of_scale);

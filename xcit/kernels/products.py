@@ -2,8 +2,8 @@
 
 On x86 CPUs torch's linear layer goes to MKL; the operator that torch's own compiler emits goes to oneDNN. With AVX-512
 that was faster on every CPU by AMD that we measured, by 10 to 130 %, and it can apply a GELU on the way. On one by
-Intel both are as fast, but MKL makes the products of the backward pass 5 to 20 % sooner. With AVX2 alone oneDNN is
-slower, by up to 27 %: there torch's choice stands.
+Intel the two libraries are as fast, but MKL makes the products of the backward pass 5 to 20 % sooner. With AVX2 alone
+oneDNN is slower, by up to 27 %: there torch's choice stands.
 """
 
 import math
@@ -57,7 +57,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """gradient W, without a graph: (…, O), (O, I) → (…, I)."""
-    return product(gradient, weight.mT) if ONEDNN_BACKWARD else gradient @ weight
+    return product(gradient, weight.mT) if ONEDNN_BACKWARD and by_onednn(gradient) else gradient @ weight
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:

@@ -47,11 +47,7 @@ def fuse_for_inference(model: nn.Module) -> XCiT:
 
 def can_be_folded(part: nn.Module) -> bool:
     """Whether it is a layer or a stem as they are made, with statistics in its BatchNorms, that nobody listens to."""
-    if isinstance(part, XCiTLayer):
-        known = part.is_whole and untouched(part)
-    else:
-        kinds = (nn.Sequential, nn.Conv2d, nn.GELU, BATCHNORMS)
-        known = type(part) is ConvPatchEmbed and all(isinstance(inner, kinds) for inner in part.proj.modules())
+    known = untouched(part) and (part.is_whole if isinstance(part, XCiTLayer) else type(part) is ConvPatchEmbed)
     norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
     heard = any(getattr(inner, name) for inner in part.modules() for name in HOOKS)
     return known and not heard and all(norm.affine and norm.running_mean is not None for norm in norms)

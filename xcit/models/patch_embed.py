@@ -36,10 +36,11 @@ class ConvPatchEmbed(nn.Module):
 
     def fast(self, x: Tensor) -> Tensor:
         """The same, each BatchNorm in one with the GELU behind it."""
-        *steps, (convolution, bn) = (step for step in self.proj if isinstance(step, nn.Sequential))
-        for convolution_, bn_ in steps:
-            x = batchnorm_gelu(convolution_(x), bn_)
-        return bn(convolution(x))
+        *steps, last = [step for step in self.proj if isinstance(step, nn.Sequential)]
+        for step in steps:
+            convolution, bn = step
+            x = batchnorm_gelu(convolution(x), bn)
+        return last(x)
 
 
 class LinearPatchEmbed(nn.Module):
