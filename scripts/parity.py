@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import xcit
+from xcit.command import ArgumentParser, guarded
 
 TIMM_WIDTHS = {"n": "nano", "t": "tiny", "s": "small", "m": "medium", "l": "large"}
 IMAGE_SIZES = ((224, 224), (192, 272))
@@ -52,7 +53,9 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@guarded()
 def main() -> None:
+    ArgumentParser(__doc__).parse_args()
     print(f"{'model':<9} {'patch':>5} {'M params':>9}", *(f"{f'{h}x{w}':>9}" for h, w in IMAGE_SIZES))
     for name in xcit.list_models():
         for patch_size in (16, 8):

@@ -34,6 +34,12 @@ def batchnorm(channels: int, **options: object) -> nn.BatchNorm2d:
     return bn
 
 
+def uncounted() -> nn.BatchNorm2d:
+    bn = batchnorm(16)
+    bn.num_batches_tracked = None
+    return bn
+
+
 def outcome(function: Callable[[Tensor, nn.Module], Tensor], x: Tensor, bn: nn.Module) -> dict[str, Tensor]:
     """Everything that a training step finds, by name."""
     x, bn = x.clone().requires_grad_(), deepcopy(bn)
@@ -102,6 +108,7 @@ def test_batches_are_counted_as_torch_counts_them() -> None:
         (image(2, 16, 5, 5), nn.BatchNorm2d(16, affine=False)),
         (image(2, 16, 5, 5), nn.BatchNorm2d(16, track_running_stats=False)),
         (image(2, 16, 5, 5), nn.InstanceNorm2d(16, affine=True)),
+        (image(2, 16, 5, 5), uncounted()),
     ],
     ids=[
         "no whole tile",
@@ -112,6 +119,7 @@ def test_batches_are_counted_as_torch_counts_them() -> None:
         "no affine",
         "no statistics",
         "another norm",
+        "no count",
     ],
 )
 def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor, bn: nn.Module) -> None:

@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import kernels
 from xcit.kernels import forced, passes
@@ -192,6 +193,21 @@ def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
     assert not is_fast(layer, x)
 
 
+def test_whoever_takes_a_place_is_noticed() -> None:
+    """A `forward` of its own, and hooks for all modules: those of torch's counter of operations."""
+    layer, x, _ = xcit_layer()
+    layer.mlp.fc1.forward = lambda t: torch.zeros(*t.shape[:-1], 192)
+    assert not is_fast(layer, x)
+    del layer.mlp.fc1.forward
+    assert is_fast(layer, x)
+    with FlopCounterMode(display=False) as counted:
+        layer(x, GRID)
+    with forced("plain"), FlopCounterMode(display=False) as expected:
+        layer(x, GRID)
+    assert counted.get_total_flops() == expected.get_total_flops()
+    assert is_fast(layer, x)
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -203,6 +219,7 @@ def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
         ("attn.qkv", nn.Linear(48, 144, bias=False)),
         ("local_mp.act", nn.ReLU()),
         ("local_mp.conv1", nn.Conv2d(48, 48, 5, padding=2, groups=48)),
+        ("local_mp.conv2", nn.Conv2d(48, 48, 3, padding=1, groups=48, padding_mode="reflect")),
         ("norm2", nn.LayerNorm(48, elementwise_affine=False)),
         ("norm1", nn.Identity()),
     ],

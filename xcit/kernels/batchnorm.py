@@ -12,8 +12,9 @@ from .passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_p
 
 def counts_ordinarily(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
     """Whether bn is the ordinary one in training, without a complaint (of a single value a channel) of x, (…, C)."""
-    ordinary = type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.track_running_stats
-    return ordinary and x.shape[:-1].numel() > 1
+    if type(bn) is not nn.BatchNorm2d or not bn.training or not bn.affine or x.shape[:-1].numel() < 2:
+        return False
+    return all(value is not None for value in (bn.running_mean, bn.running_var, bn.num_batches_tracked))
 
 
 def count_batch(bn: nn.BatchNorm2d) -> float:

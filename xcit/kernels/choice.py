@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from ..errors import InputError
 
@@ -25,9 +26,10 @@ FORM = {
     nn.Linear: ("bias",),
     nn.LayerNorm: ("bias",),
     nn.GELU: ("approximate",),
-    nn.Conv2d: ("bias", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.Conv2d: ("bias", "kernel_size", "stride", "padding", "padding_mode", "dilation", "groups"),
 }
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
 @contextmanager
@@ -103,9 +105,14 @@ def untouched(layer: nn.Module) -> bool:
 
     A part may have been replaced by one that does something else: LoRA, quantisation, another activation.
     """
-    return parts_of(layer) == getattr(layer, "made_of", None) and not any(
-        getattr(part, name) for part in layer.modules() if part is not layer for name in HOOKS
-    )
+    if parts_of(layer) != getattr(layer, "made_of", None) or any(getattr(modules, name) for name in GLOBAL_HOOKS):
+        return False
+    return not any(is_watched(part) for part in layer.modules() if part is not layer)
+
+
+def is_watched(part: nn.Module) -> bool:
+    """Whether it has hooks, or a `forward` of its own in the place of its kind's."""
+    return "forward" in vars(part) or any(getattr(part, name) for name in HOOKS)
 
 
 def parts_of(layer: nn.Module) -> tuple[object, ...]:

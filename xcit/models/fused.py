@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import attend
-from ..kernels.choice import BATCHNORMS, HOOKS, untouched
+from ..kernels.choice import BATCHNORMS, is_watched, untouched
 from ..kernels.covariance import attend_by_covariance, is_cheaper
 from ..kernels.local_patch import folded_local_patch
 from ..kernels.precision import compute_dtype
@@ -49,8 +49,7 @@ def can_be_folded(part: nn.Module) -> bool:
     """Whether it is a layer or a stem as they are made, with statistics in its BatchNorms, that nobody listens to."""
     known = untouched(part) and (part.is_whole if isinstance(part, XCiTLayer) else type(part) is ConvPatchEmbed)
     norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
-    heard = any(getattr(inner, name) for inner in part.modules() for name in HOOKS)
-    return known and not heard and all(norm.affine and norm.running_mean is not None for norm in norms)
+    return known and not is_watched(part) and all(norm.affine and norm.running_mean is not None for norm in norms)
 
 
 def ready_for_inference(model: nn.Module) -> nn.Module:
