@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.kernels import batchnorm_gelu, forced, passes
-from xcit.kernels.passes import moments_pass
+from xcit.kernels.passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass
 from xcit.models.patch_embed import ConvPatchEmbed
 
 PASSES = ["moments", "batchnorm_gelu", "batchnorm_gelu_gradient"]
@@ -76,6 +76,25 @@ def test_moments_of_what_lies_far_from_zero() -> None:
     mean, var = moments_pass(x)
     torch.testing.assert_close(mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
     torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=3e-5, atol=0)
+
+
+@compiled
+def test_each_pass_is_its_twin_in_torch(calls: list[str]) -> None:
+    """Which runs in fp64."""
+    x, gradient = normal(3, 7, 48), normal(3, 7, 48, seed=2)
+    scale, shift = torch.linspace(-1, 2, 48), torch.linspace(1, -1, 48)
+
+    def outcomes(dtype: torch.dtype) -> list[Tensor]:
+        of, by, a, b = (t.to(dtype) for t in (x, gradient, scale, shift))
+        mean, var = moments_pass(of)
+        y = batchnorm_gelu_pass(of, mean, a, b)
+        return [mean, var, y, *batchnorm_gelu_gradient_pass(by, of, mean, (var + 1e-5).rsqrt(), a, b)]
+
+    twins = outcomes(torch.float64)
+    assert calls == []
+    for found, twin in zip(outcomes(torch.float32), twins, strict=True):
+        assert (found.double() - twin).norm() <= 1e-6 * twin.norm()
+    assert calls == PASSES
 
 
 @compiled

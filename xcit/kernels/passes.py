@@ -62,6 +62,11 @@ def is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def dense(x: Tensor) -> Tensor:
+    """x as a pass can take it; a copy only of what a compiled function may bring."""
+    return x if is_dense(x) else x.contiguous()
+
+
 def call(function: str, *arguments: Tensor | int | None) -> None:
     assert LIBRARY is not None
     getattr(LIBRARY, function)(*map(for_c, arguments))
@@ -77,11 +82,10 @@ def gelu_pass(x: Tensor, *, in_place: bool = False) -> Tensor:
     """A GELU, without a graph; in place where that can be, if so told."""
     if not takes_gelu(x):
         return F.gelu(x)
-    if torch.compiler.is_compiling():
-        return compiled_gelu(x)
-    y = x if in_place else torch.empty_like(x)
-    call("gelu", x, y, x.numel())
-    return y
+    if torch.compiler.is_compiling() or not in_place:
+        return new_gelu(x)
+    call("gelu", x, x, x.numel())
+    return x
 
 
 def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +93,7 @@ def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     if not takes_gelu(x, gradient):
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient, x)
     if torch.compiler.is_compiling():
-        return compiled_gelu_backward(x, gradient)
+        return new_gelu_backward(x, gradient)
     activated = torch.empty_like(x)
     call("gelu_gradient", x, gradient, activated, gradient, x.numel())
     return activated, gradient
@@ -97,13 +101,7 @@ def gelu_backward_pass(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 def gelu_gradient_pass(x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of x, given that of gelu(x)."""
-    if not takes_gelu(x, gradient):
-        return torch.ops.aten.gelu_backward(gradient, x)
-    if torch.compiler.is_compiling():
-        return compiled_gelu_gradient(x, gradient)
-    of_x = torch.empty_like(x)
-    call("gelu_gradient", x, gradient, None, of_x, x.numel())
-    return of_x
+    return new_gelu_gradient(x, gradient) if takes_gelu(x, gradient) else torch.ops.aten.gelu_backward(gradient, x)
 
 
 def takes_gelu(*tensors: Tensor) -> bool:
@@ -121,24 +119,24 @@ def like_gelu(x: Tensor, gradient: Tensor | None = None) -> Tensor:
 
 
 @opaque("xcit::gelu_pass", like_gelu)
-def compiled_gelu(x: Tensor) -> Tensor:
-    x = x.contiguous()
+def new_gelu(x: Tensor) -> Tensor:
+    x = dense(x)
     y = torch.empty_like(x)
     call("gelu", x, y, x.numel())
     return y
 
 
 @opaque("xcit::gelu_backward_pass", lambda x, gradient: (like_gelu(x), like_gelu(x)))
-def compiled_gelu_backward(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    x, gradient = x.contiguous(), gradient.contiguous()
+def new_gelu_backward(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x, gradient = dense(x), dense(gradient)
     activated, of_x = torch.empty_like(x), torch.empty_like(x)
     call("gelu_gradient", x, gradient, activated, of_x, x.numel())
     return activated, of_x
 
 
 @opaque("xcit::gelu_gradient_pass", like_gelu)
-def compiled_gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    x, gradient = x.contiguous(), gradient.contiguous()
+def new_gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    x, gradient = dense(x), dense(gradient)
     of_x = torch.empty_like(x)
     call("gelu_gradient", x, gradient, None, of_x, x.numel())
     return of_x
