@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from xcit import kernels
 from xcit.kernels import forced, passes
 from xcit.kernels.covariance import is_cheaper
-from xcit.kernels.local_patch import as_map, as_tokens
+from xcit.kernels.depthwise import as_map, as_tokens
 from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
 from xcit.models.layer import XCiTLayer
@@ -104,10 +104,11 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
     layer, x, forward = whole_tiles()
     x = x[:images]
     compiled = outcome("fast", layer, x, forward)
-    assert calls == ["attend", "gelu", "gelu", "gelu_gradient", "gelu", "gelu_gradient", "attend_backward"]
+    there = ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
+    assert calls == [*there, "gelu_gradient", "gelu_affine_taps", "local_patch_gradient", "attend_backward"]
     monkeypatch.setattr(passes, "LIBRARY", None)
     assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
-    assert len(calls) == 7
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize("images", [1, 2])

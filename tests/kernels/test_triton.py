@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.kernels import cross_covariance, local_patch, norms
+from xcit.kernels import cross_covariance, depthwise, norms
 
 from .test_layers import difference, randomised, tokens
 
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
 
 class Depthwise(nn.Module):
-    torch, triton = local_patch, triton_local_patch
+    torch, triton = depthwise, triton_local_patch
 
     def __init__(self, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
-from xcit.kernels import choice, cross_covariance, local_patch, trial
+from xcit.kernels import choice, cross_covariance, depthwise, local_patch, trial
 from xcit.models.fused import FusedLayer
 from xcit.models.layer import XCiTLayer
 
@@ -52,7 +52,7 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
     """As if the tokens were on a GPU."""
-    for module in (choice, cross_covariance, local_patch):
+    for module in (choice, cross_covariance, depthwise, local_patch):
         monkeypatch.setattr(module, "by_triton", wanted)
 
 

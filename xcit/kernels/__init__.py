@@ -1,6 +1,6 @@
 """Fast paths: functions of tokens that compute what the layers of xcit/models compute, in fewer passes.
 
-Each stands for one or two modules, says which, and keeps less for the backward pass than autograd would. The plain
+Each stands for a few modules, says which, and keeps less for the backward pass than autograd would. The plain
 form, in xcit/models, is the reference that each is tested against. Which of the two runs is decided in choice.py.
 """
 
@@ -9,18 +9,17 @@ from .choice import Kernels, chosen, forced
 from .class_attention import attend_class
 from .cross_covariance import attend
 from .linear import gelu_linear, norm_linear, scaled_linear
-from .local_patch import gelu_batchnorm_depthwise, norm_depthwise
+from .local_patch import add_local_patch
 
 __all__ = [
     "Kernels",
+    "add_local_patch",
     "attend",
     "attend_class",
     "batchnorm_gelu",
     "chosen",
     "forced",
-    "gelu_batchnorm_depthwise",
     "gelu_linear",
-    "norm_depthwise",
     "norm_linear",
     "scaled_linear",
 ]

@@ -24,15 +24,24 @@ def count_batch(bn: nn.BatchNorm2d) -> float:
     return bn.momentum if bn.momentum is not None else 1 / int(bn.num_batches_tracked)
 
 
+def count_statistics(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, places: int) -> None:
+    """Counts one batch more, of so many places, and moves the running statistics towards its own.
+
+    variance: biased; the running one is not.
+    """
+    momentum = count_batch(bn)
+    with torch.no_grad():
+        for running, found in zip(statistics(bn), (mean, variance * (places / (places - 1))), strict=True):
+            running.lerp_(found.to(running.dtype), momentum)
+
+
 def batchnorm_gelu(image: Tensor, bn: nn.Module) -> Tensor:
     """gelu(bn(image)), (B, C, H, W) → (B, C, H, W). Keeps its input alone, where there are passes for it."""
     x = image.permute(0, 2, 3, 1)
     if not counts_ordinarily(bn, x) or not takes_channels(x, *bn.parameters(), *statistics(bn)):
         return F.gelu(bn(image))
     mean, var = moments_pass(x)
-    momentum, places = count_batch(bn), x.shape[:-1].numel()
-    for running, found in zip(statistics(bn), (mean, var * (places / (places - 1))), strict=True):
-        running.lerp_(found, momentum)
+    count_statistics(bn, mean, var, x.shape[:-1].numel())
     y = BatchNormGELU.apply(x, bn.weight, bn.bias, mean, (var + bn.eps).rsqrt())
     return y.permute(0, 3, 1, 2)
 

@@ -1,51 +1,144 @@
-"""Local patch interaction on the tokens as they lie: they are a map with its channels last, and need no copy."""
+"""Local patch interaction (LPI): in fp32 on an x86 CPU in few passes, elsewhere a convolution after the other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .batchnorm import count_batch, counts_ordinarily
+from .batchnorm import count_statistics, counts_ordinarily
 from .choice import by_triton
-from .passes import gelu_gradient_pass, gelu_pass
+from .depthwise import (
+    Grid,
+    as_map,
+    as_tokens,
+    gelu_batchnorm_depthwise,
+    gelu_batchnorm_depthwise_backward,
+    norm_depthwise,
+    norm_depthwise_backward,
+)
+from .passes_local_patch import (
+    gelu_affine_depthwise_pass,
+    local_patch_backward_pass,
+    local_patch_pass,
+    norm_depthwise_pass,
+    takes_local_patch,
+)
 from .precision import compute_dtype
 from .products import convolution
 
-Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
 
 
-def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
-    """conv(norm(x)) over the grid, (B, N, C) → (B, N, C). Keeps x alone."""
-    if by_triton(x):
-        from .triton_local_patch import norm_depthwise as twin
+def add_local_patch(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: nn.Conv2d,
+    bn: nn.Module,
+    second: nn.Conv2d,
+    scale: Tensor,
+    grid: Grid,
+    shares: Tensor | None = None,
+) -> Tensor:
+    """x + shares · scale · second(bn(gelu(first(norm(x))))) over the grid, (B, N, C) → (B, N, C).
 
-        return twin(x, norm, conv, grid)
-    return NormDepthwise.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.eps, grid, compute_dtype(x))
-
-
-def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
-    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts.
-
-    A bn that is not the ordinary one, or has a complaint to make (of a single value a channel), is called as it is.
+    shares: what each image's branch is multiplied by, (B,). Keeps x and what the first convolution makes of it.
     """
-    if by_triton(x):
-        from .triton_local_patch import gelu_batchnorm_depthwise as twin
-
-        return twin(x, bn, conv, scale, grid)
-    assert conv.bias is not None
-    weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
-    if not counts_ordinarily(bn, x):
-        return depthwise(as_tokens(bn(as_map(F.gelu(x), grid))), weight, bias, grid)
-    momentum = count_batch(bn)
-    return GELUBatchNormDepthwise.apply(
-        x, bn.weight, bn.bias, weight, bias, bn.running_mean, bn.running_var, momentum, bn.eps, grid
-    )
+    parameters = (parameter for part in (norm, first, bn, second) for parameter in part.parameters())
+    if not by_triton(x) and counts_ordinarily(bn, x) and takes_local_patch(x, scale, *parameters):
+        return local_patch_by_passes(x, norm, first, bn, second, scale, grid, shares)
+    branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
+    return x + (branch if shares is None else branch * shares[:, None, None].to(branch.dtype))
 
 
-def folded_local_patch(
+def local_patch_by_passes(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: nn.Conv2d,
+    bn: nn.BatchNorm2d,
+    second: nn.Conv2d,
+    scale: Tensor,
+    grid: Grid,
+    shares: Tensor | None,
+) -> Tensor:
+    assert first.bias is not None and second.bias is not None
+    normed, convolution = (x, norm.weight, norm.bias), (first.weight, first.bias)
+    with torch.no_grad():
+        convolved, mean, rstd, bn_mean, variance = norm_depthwise_pass(*normed, norm.eps, *convolution, grid)
+    count_statistics(bn, bn_mean, variance, x.shape[:2].numel())
+    made = convolved, mean, rstd, bn_mean, (variance + bn.eps).rsqrt()
+    scaled = scale[:, None, None, None] * second.weight, scale * second.bias
+    return LocalPatch.apply(*normed, *convolution, bn.weight, bn.bias, *scaled, *made, shares, grid)
+
+
+class LocalPatch(torch.autograd.Function):
+    """By the passes in C++. convolved and the statistics are made of x and count as made here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        first: Tensor,
+        first_bias: Tensor,
+        bn_scale: Tensor,
+        bn_shift: Tensor,
+        second: Tensor,
+        second_bias: Tensor,
+        convolved: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        bn_mean: Tensor,
+        bn_rstd: Tensor,
+        shares: Tensor | None,
+        grid: Grid,
+    ) -> Tensor:
+        norm = x, mean, rstd, scale, shift, first
+        ctx.save_for_backward(shares, *norm, convolved, bn_mean, bn_rstd, bn_scale, bn_shift, second)
+        ctx.grid = grid
+        slope = bn_scale * bn_rstd
+        affine = slope, bn_shift - bn_mean * slope
+        return gelu_affine_depthwise_pass(convolved, *affine, second, second_bias, x, shares, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        shares, *saved = ctx.saved_tensors
+        takes = takes_local_patch(gradient, *saved)
+        backward: Callable[..., Gradients] = local_patch_backward_pass if takes else local_patch_backward
+        return *backward(gradient, shares, *saved, ctx.grid), *[None] * 7
+
+
+def local_patch_backward(
+    gradient: Tensor,
+    shares: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    first: Tensor,
+    convolved: Tensor,
+    bn_mean: Tensor,
+    bn_rstd: Tensor,
+    bn_scale: Tensor,
+    bn_shift: Tensor,
+    second: Tensor,
+    grid: Grid,
+) -> tuple[Tensor, ...]:
+    """The gradients of x and, for each convolution, of the scale and shift before it, of its weight and its bias."""
+    of_branch = gradient if shares is None else gradient * shares[:, None, None]
+    bn = bn_mean, bn_rstd, bn_scale, bn_shift, second
+    of_convolved, *of_second = gelu_batchnorm_depthwise_backward(of_branch, convolved, *bn, 0.0, grid)
+    mean, rstd = mean[..., None], rstd[..., None]
+    norm = torch.addcmul(shift, (x - mean) * rstd, scale), mean, rstd, scale, shift, first
+    of_x, *of_first = norm_depthwise_backward(of_convolved, x, *norm, grid)
+    return gradient + of_x, *of_first, *of_second
+
+
+def add_folded_local_patch(
     x: Tensor,
     norm: nn.LayerNorm,
     first: tuple[Tensor, Tensor],
@@ -54,109 +147,20 @@ def folded_local_patch(
     second: tuple[Tensor, Tensor],
     grid: Grid,
 ) -> Tensor:
-    """Second convolution of slope · gelu(first convolution of norm(x)) + shift, without a graph: (B, N, C) → (B, N, C).
+    """x + second convolution of slope · gelu(first convolution of norm(x)) + shift, without a graph.
 
-    first, second: weight (C, 1, 3, 3) and bias (C,).
+    (B, N, C) → (B, N, C); first, second: weight (C, 1, 3, 3) and bias (C,).
     """
     if by_triton(x):
         from .triton_local_patch import folded_local_patch as twin
 
-        return twin(x, norm, first, slope, shift, second, grid)
+        return x + twin(x, norm, first, slope, shift, second, grid)
+    if takes_local_patch(x, norm.weight, norm.bias, *first, slope, shift, *second):
+        return local_patch_pass(x, norm.weight, norm.bias, norm.eps, *first, slope, shift, *second, grid)
     dtype = compute_dtype(x)
     (weight, bias), (second_weight, second_bias) = first, second
     normed = as_map(norm(x).to(dtype), grid)
     activated = convolution(normed, weight.to(dtype), bias.to(dtype), stride=1, gelu=True)
     normed = torch.addcmul(shift.to(dtype), as_tokens(activated), slope.to(dtype))
     convolved = convolution(as_map(normed, grid), second_weight.to(dtype), second_bias.to(dtype), stride=1, gelu=False)
-    return as_tokens(convolved)
-
-
-class NormDepthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        grid: Grid,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, weight)
-        ctx.eps, ctx.grid, ctx.dtype = eps, grid, dtype
-        return depthwise(F.layer_norm(x, x.shape[-1:], scale, shift, eps).to(dtype), weight, bias, grid)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        x, scale, shift, weight = ctx.saved_tensors
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
-        of_normed, of_weight, of_bias = depthwise_backward(gradient, normed.to(ctx.dtype), weight, ctx.grid)
-        of_norm = torch.ops.aten.native_layer_norm_backward(
-            of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, shift, [True, True, True]
-        )
-        return *of_norm, of_weight, of_bias, None, None, None
-
-
-class GELUBatchNormDepthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-        grid: Grid,
-    ) -> Tensor:
-        rows = gelu_pass(x).flatten(0, 1)  # of which torch's BatchNorm is sooner done than of a map
-        running = running_mean, running_var
-        normed, mean, rstd = torch.native_batch_norm(rows, scale, shift, *running, True, momentum, eps)
-        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
-        ctx.eps, ctx.grid = eps, grid
-        return depthwise(normed.view(x.shape), weight, bias, grid)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        x, scale, shift, weight, mean, rstd = ctx.saved_tensors
-        activated, slope = gelu_pass(x), scale * rstd
-        normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
-        of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, ctx.grid)
-        rows = of_normed.flatten(0, 1), activated.flatten(0, 1)
-        of_activated, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
-            *rows, scale, None, None, mean, rstd, True, ctx.eps, [True, True, True]
-        )
-        of_x = gelu_gradient_pass(x, of_activated.view(x.shape))
-        return of_x, of_scale, of_shift, of_weight, of_bias, *[None] * 5
-
-
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
-    """A 3 × 3 convolution of each channel by itself, (B, N, C) → (B, N, C), in the type of x."""
-    y = F.conv2d(as_map(x, grid), weight.to(x.dtype), bias.to(x.dtype), padding=1, groups=len(weight))
-    return as_tokens(y)
-
-
-def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
-    C = len(weight)
-    maps = as_map(gradient.to(x.dtype), grid), as_map(x, grid)
-    options = ([C], [1, 1], [1, 1], [1, 1], False, [0, 0], C, [True, True, True])
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(*maps, weight.to(x.dtype), *options)
-    return as_tokens(of_x), of_weight, of_bias
-
-
-def as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) → (B, C, H, W), the same memory, with strides that say so for a single image, too."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
-
-
-def as_tokens(image: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, N, C), the same memory where the channels are last."""
-    return image.permute(0, 2, 3, 1).flatten(1, 2)
+    return x + as_tokens(convolved)

@@ -28,6 +28,11 @@ FUNCTIONS = (
     "batchnorm_gelu_gradient",
     "attend",
     "attend_backward",
+    "norm_depthwise",
+    "gelu_affine_depthwise",
+    "gelu_affine_taps",
+    "local_patch_gradient",
+    "local_patch",
 )
 
 
@@ -67,14 +72,21 @@ def dense(x: Tensor) -> Tensor:
     return x if is_dense(x) else x.contiguous()
 
 
-def call(function: str, *arguments: Tensor | int | None) -> None:
+def call(function: str, *arguments: Tensor | int | float | None) -> None:
     assert LIBRARY is not None
     getattr(LIBRARY, function)(*map(for_c, arguments))
 
 
-def for_c(argument: Tensor | int | None) -> Any:
+def call_dense(function: str, *arguments: Tensor | int | float | None) -> None:
+    """With copies of what is not contiguous; whatever the function writes to has to be."""
+    call(function, *(given.contiguous() if isinstance(given, Tensor) else given for given in arguments))
+
+
+def for_c(argument: Tensor | int | float | None) -> Any:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
@@ -216,11 +228,10 @@ def like_attend_backward(
 @opaque("xcit::attend_pass", like_attend)
 def attend_pass(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `cross_covariance.forward` returns."""
-    qkv, temperature = qkv.contiguous(), temperature.contiguous()
     B, N, channels = qkv.shape
     heads = len(temperature)
     made = like_attend(qkv, temperature)
-    call("attend", qkv, temperature, *made, B, N, channels // 3, heads)
+    call_dense("attend", qkv, temperature, *made, B, N, channels // 3, heads)
     return made
 
 
@@ -232,6 +243,6 @@ def attend_backward_pass(
     B, N, channels = qkv.shape
     heads = len(temperature)
     of_qkv, of_temperature = qkv.new_empty(qkv.shape), qkv.new_empty(B, heads)
-    given = (tensor.contiguous() for tensor in (qkv, temperature, inverse, cosines, attention, gradient))
-    call("attend_backward", *given, of_qkv, of_temperature, B, N, channels // 3, heads)
+    given = qkv, temperature, inverse, cosines, attention, gradient
+    call_dense("attend_backward", *given, of_qkv, of_temperature, B, N, channels // 3, heads)
     return of_qkv, of_temperature.sum(0)[:, None, None]

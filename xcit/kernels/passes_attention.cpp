@@ -7,23 +7,12 @@
 #include <cmath>
 #include <functional>
 #include <type_traits>
-#include <vector>
 
-#include "passes_vectors.h"
+#include "passes_sums.h"
 
 // A tile of sums, ROWS x so many times 16 columns, fits into the registers.
 constexpr int ROWS = LANES / 2, VECTORS = 16 / LANES, WIDEST = LANES == 16 ? 3 : 1;
 constexpr int64_t BLOCK = 16;  // tokens whose sums are taken at a time, while those after them are fetched
-
-// The numbers of a vector, put together two by two.
-template <class Join>
-static float reduced(Floats vector, Join join) {
-    float numbers[LANES];
-    store(numbers, vector);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) numbers[i] = join(numbers[i], numbers[i + half]);
-    return numbers[0];
-}
 
 // Calls tile(j, std::integral_constant<int, V>) for columns j to j + V * LANES until all d have had their turn.
 template <class Tile>

@@ -3,28 +3,22 @@
 //
 // A map is `rows` places of C channels, C a multiple of 16. Sums are taken over some rows in fp32, over all in fp64.
 
-#include <omp.h>
-
 #include <algorithm>
-#include <vector>
 
-#include "passes_vectors.h"
+#include "passes_sums.h"
 
 // Rows whose values stay in the nearest cache, or the one after it.
 static int64_t rows_at_a_time(int64_t C) { return std::max<int64_t>(8, 6144 / C); }
 
 // Two sums for each channel over all rows, (2, C): add(first, last, own) adds those of some rows to
-// what a thread has. The same number of threads finds the same sums.
+// what a thread has.
 template <class Add>
 static std::vector<double> two_sums(int64_t rows, int64_t C, Add add) {
-    const int64_t most = rows_at_a_time(C), threads = omp_get_max_threads();
-    std::vector<double> totals(threads * 2 * C, 0.0);
+    const int64_t most = rows_at_a_time(C);
+    Totals totals(2 * C);
 #pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < rows; first += most)
-        add(first, std::min(rows, first + most), totals.data() + omp_get_thread_num() * 2 * C);
-    for (int64_t i = 2 * C; i < threads * 2 * C; ++i) totals[i % (2 * C)] += totals[i];
-    totals.resize(2 * C);
-    return totals;
+    for (int64_t first = 0; first < rows; first += most) add(first, std::min(rows, first + most), totals.own());
+    return totals.all();
 }
 
 // mean and biased var (C) over the rows of x.

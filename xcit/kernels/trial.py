@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .choice import HAS_TRITON, Kernels, forced, is_ordinary, kind, possible, verdicts
 from .cross_covariance import attend
+from .depthwise import gelu_batchnorm_depthwise, norm_depthwise
 from .linear import gelu_linear, norm_linear
-from .local_patch import folded_local_patch, gelu_batchnorm_depthwise, norm_depthwise
+from .local_patch import add_folded_local_patch
 
 HEADS = 2
 SHAPES = ((32, (16, 16)), (40, (18, 17)))
@@ -80,7 +81,7 @@ class Parts(nn.Module):
     def folded(self, x: Tensor) -> Tensor:
         assert self.conv1.bias is not None and self.conv2.bias is not None
         first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
-        return folded_local_patch(x, self.norm, first, self.scale, self.scale, second, self.grid)
+        return add_folded_local_patch(x, self.norm, first, self.scale, self.scale, second, self.grid)
 
 
 def complaints(parts: Parts, x: Tensor) -> Iterator[str]:

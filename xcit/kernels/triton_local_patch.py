@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .batchnorm import count_batch, counts_ordinarily
+from .batchnorm import count_statistics, counts_ordinarily
 from .precision import compute_dtype
+from .taps import of_parameters
 from .triton_depthwise import convolve, of_input, sums_over_taps
 from .triton_norms import gelu_statistics, of_layer_norm, token_statistics
 
@@ -32,12 +33,8 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
     weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
     if not counts_ordinarily(bn, x):
         return depthwise(bn(F.gelu(x).mT.unflatten(-1, grid)).flatten(2).mT, weight, bias, grid)
-    momentum, count = count_batch(bn), x.shape[0] * x.shape[1]
     activated, mean, variance = gelu_statistics(x.detach())
-    assert bn.running_mean is not None and bn.running_var is not None
-    with torch.no_grad():
-        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
-        bn.running_var.lerp_((variance * (count / (count - 1))).to(bn.running_var.dtype), momentum)
+    count_statistics(bn, mean, variance, x.shape[:2].numel())
     rstd = (variance + bn.eps).rsqrt()
     return GELUBatchNormDepthwise.apply(x, activated, mean, rstd, bn.weight, bn.bias, weight, bias, grid)
 
@@ -140,12 +137,3 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
         batchnorm = x, mean, rstd, scale * rstd, of_scale / count, of_shift / count
         of_x = of_input(gradient, weight, ctx.grid, x.dtype, *batchnorm)
         return of_x, None, None, None, of_scale, of_shift, of_weight, of_bias, None
-
-
-def of_parameters(
-    of_taps: Tensor, of_inside: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
-) -> tuple[Tensor, ...]:
-    """The gradients of scale, shift, weight and bias from the sums over the taps, (C, 1, 3, 3) each."""
-    of_weight = scale[:, None, None, None] * of_taps + shift[:, None, None, None] * of_inside
-    of_scale, of_shift = ((weight * sums).sum((1, 2, 3)) for sums in (of_taps, of_inside))
-    return of_scale, of_shift, of_weight, of_inside[:, 0, 1, 1]

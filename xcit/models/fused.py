@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..kernels import attend
 from ..kernels.choice import BATCHNORMS, is_watched, untouched
 from ..kernels.covariance import attend_by_covariance, is_cheaper
-from ..kernels.local_patch import folded_local_patch
+from ..kernels.local_patch import add_folded_local_patch
 from ..kernels.precision import compute_dtype
 from ..kernels.products import by_onednn, convolution, packed, product
 from .cross_covariance import CrossCovarianceAttention
@@ -77,13 +77,13 @@ class FusedLayer(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
             x = x + self.attention(self.norm1(x))  # from here on a tensor of our own
-            x += self.local_patch(x, grid)
+            x = self.local_patch(x, grid)
             x += self.fc2(self.fc1(self.norm2(x)))
             return x
 
     def local_patch(self, x: Tensor, grid: Grid) -> Tensor:
         first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
-        return folded_local_patch(x, self.norm3, first, self.slope, self.shift, second, grid)
+        return add_folded_local_patch(x, self.norm3, first, self.slope, self.shift, second, grid)
 
     def attention(self, x: Tensor) -> Tensor:
         if is_cheaper(x, len(self.temperature), training=False):

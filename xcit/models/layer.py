@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import attend, chosen, gelu_batchnorm_depthwise, gelu_linear, norm_depthwise, norm_linear, scaled_linear
+from ..kernels import add_local_patch, attend, chosen, gelu_linear, norm_linear, scaled_linear
 from ..kernels.choice import parts_of
 from ..kernels.covariance import attend_by_covariance, is_cheaper
 from .cross_covariance import CrossCovarianceAttention
@@ -69,7 +69,7 @@ class XCiTLayer(nn.Module):
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
     def fast(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same of a whole layer, by two kernels for each part: fewer passes, less kept for the backward pass."""
+        """The same of a whole layer, by few kernels: fewer passes over the tokens, less kept for the backward pass."""
         attention, local, mlp = self.attn, self.local_mp, self.mlp
         assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
         assert local is not None
@@ -81,8 +81,8 @@ class XCiTLayer(nn.Module):
             attended = attend(norm_linear(x, self.norm1, attention.qkv), attention.temperature)
             branch = scaled_linear(attended, attention.proj, self.gamma1)
         x = x + self.drop_path(branch)
-        convolved = norm_depthwise(x, self.norm3, local.conv1, grid)
-        x = x + self.drop_path(gelu_batchnorm_depthwise(convolved, local.bn, local.conv2, self.gamma3, grid))
+        shares = self.drop_path.shares(x)
+        x = add_local_patch(x, self.norm3, local.conv1, local.bn, local.conv2, self.gamma3, grid, shares)
         hidden = norm_linear(x, self.norm2, mlp.fc1)
         return x + self.drop_path(gelu_linear(hidden, mlp.fc2, self.gamma2))
 

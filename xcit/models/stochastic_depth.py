@@ -16,10 +16,15 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
+        shares = self.shares(branch)
+        return branch if shares is None else branch * shares.view(-1, *[1] * (branch.ndim - 1))
+
+    def shares(self, branch: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied by, (B,), if by anything."""
         if not self.training or self.rate == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
-        return branch * (kept / (1 - self.rate)).to(branch.dtype)
+            return None
+        kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate
+        return (kept / (1 - self.rate)).to(branch.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels.choice import possible
-from ..kernels.local_patch import as_map
+from ..kernels.depthwise import as_map
 from ..kernels.trial import try_out
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
