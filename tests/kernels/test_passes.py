@@ -15,6 +15,7 @@ from xcit.kernels.passes import (
     gelu_backward_pass,
     gelu_gradient_pass,
     gelu_pass,
+    layer_norm_backward_pass,
     native,
     takes_attention,
 )
@@ -95,6 +96,44 @@ def test_what_is_no_number_stays_none() -> None:
     qkv = tokens(1, 5, 96)
     qkv[0, 2, 3] = torch.nan
     assert attend_pass(qkv, torch.ones(1, 1, 1))[0].isnan().any()
+
+
+@compiled
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 16), (3, 50, 48), (2, 200, 384)])
+def test_the_gradient_of_a_layer_norm(calls: list[str], shape: tuple[int, ...], residual: bool) -> None:
+    """As near to torch in fp64 as torch in fp32 is, also of tokens that lie otherwise in memory."""
+    x, gradient, rest = 3 * tokens(*shape) + 1, tokens(*shape, seed=2), tokens(*shape, seed=3) if residual else None
+    scale, shift = torch.linspace(-1, 2, shape[-1]), torch.linspace(1, -1, shape[-1])
+
+    def outcomes(dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        of, by, a, b = (t.to(dtype) for t in (x, gradient, scale, shift))
+        _, mean, rstd = torch.native_layer_norm(of, of.shape[-1:], a, b, 1e-6)
+        more = rest if rest is None else rest.to(dtype)
+        return layer_norm_backward_pass(by, of, mean, rstd, a, b, more, [True] * 3)
+
+    exact = outcomes(torch.float64)
+    assert calls == []
+    found = outcomes(torch.float32)
+    x, gradient = x.mT.contiguous().mT, gradient.mT.contiguous().mT
+    strided = outcomes(torch.float32)
+    assert calls == ["layer_norm_gradient"] * 2
+    for one, other, value in zip(found, strided, exact, strict=True):
+        assert one is not None and other is not None and value is not None
+        assert error(one, value) < 1e-6 and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wanted", [[False, True, True], [True, False, False]])
+def test_of_a_layer_norm_torch_makes_what_the_pass_cannot(calls: list[str], wanted: list[bool]) -> None:
+    """Of channels that are no whole tile."""
+    x, residual, ones = tokens(2, 5, 24), tokens(2, 5, 24, seed=2), torch.ones(24)
+    _, mean, rstd = torch.native_layer_norm(x, [24], ones, ones, 1e-6)
+    of_x, *rest = layer_norm_backward_pass(x, x, mean, rstd, ones, ones, residual, wanted)
+    expected, *_ = torch.ops.aten.native_layer_norm_backward(x, x, [24], mean, rstd, ones, ones, wanted)
+    assert [given is not None for given in (of_x, *rest)] == wanted and calls == []
+    if of_x is not None:
+        assert torch.equal(of_x, residual + expected)
 
 
 @compiled

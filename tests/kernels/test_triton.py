@@ -143,7 +143,7 @@ class LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = ctx.saved_tensors
         _, *statistics = norms.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)
-        return *norms.layer_norm_backward(gradient, x, *statistics, scale, shift, [True] * 3, ctx.by_triton), None
+        return *norms.layer_norm_backward(gradient, x, *statistics, scale, shift, None, [True] * 3, ctx.by_triton), None
 
 
 LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)

@@ -11,7 +11,7 @@ from .gelu import gelu_backward
 from .norms import layer_norm, layer_norm_backward
 from .passes import gelu_pass
 from .precision import compute_dtype
-from .products import input_gradient, product, weight_gradient
+from .products import bias_gradient, input_gradient, product, weight_gradient
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -26,8 +26,11 @@ def gelu_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
     return GELULinear.apply(x, scale[:, None] * layer.weight, scale * layer.bias, compute_dtype(x))
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
-    """layer(norm(x)), (…, C) → (…, O). Keeps x alone."""
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """x and layer(norm(x)), (…, C) → (…, C), (…, O). Keeps x alone.
+
+    What else is done with x is better done with the x returned: its gradient is added in the pass of the norm's.
+    """
     return NormLinear.apply(x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps, compute_dtype(x))
 
 
@@ -71,15 +74,18 @@ class NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, scale, shift, weight)
+        ctx.set_materialize_grads(False)
         ctx.eps, ctx.dtype, ctx.by_triton = eps, dtype, by_triton_uncompiled(x)
         normed, *_ = layer_norm(x, scale, shift, eps, dtype, ctx.by_triton)
-        return product(normed, weight.to(dtype), bias.to(dtype))
+        return x, product(normed, weight.to(dtype), bias.to(dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+    def backward(ctx: Any, residual: Tensor | None, gradient: Tensor | None) -> Gradients:
+        if gradient is None:
+            return residual, *[None] * 6
         x, scale, shift, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         normed, mean, rstd = layer_norm(x, scale, shift, ctx.eps, ctx.dtype, ctx.by_triton)
@@ -89,7 +95,7 @@ class NormLinear(torch.autograd.Function):
         if any(ctx.needs_input_grad[:3]):
             of_normed = input_gradient(gradient, weight.to(ctx.dtype))
             wanted = list(ctx.needs_input_grad[:3])
-            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, wanted, ctx.by_triton)
+            of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, residual, wanted, ctx.by_triton)
         return *of_norm, *weight_and_bias, None, None
 
 
@@ -102,5 +108,5 @@ def of_weight_and_bias(ctx: Any, place: int, gradient: Tensor, x: Tensor) -> tup
     weight, bias = ctx.needs_input_grad[place : place + 2]
     return (
         weight_gradient(gradient, x) if weight else None,
-        gradient.flatten(0, -2).sum(0) if bias else None,
+        bias_gradient(gradient) if bias else None,
     )

@@ -6,6 +6,8 @@ by_triton: which kernel; whoever calls decides in the forward pass, for both.
 import torch
 from torch import Tensor
 
+from .passes import layer_norm_backward_pass
+
 
 def layer_norm(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype, by_triton: bool
@@ -26,13 +28,13 @@ def layer_norm_backward(
     rstd: Tensor,
     scale: Tensor,
     shift: Tensor,
+    residual: Tensor | None,
     wanted: list[bool],
     by_triton: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, scale and shift, at least those that are wanted."""
+    """The gradients of x, to which the residual is added, of scale and of shift, at least those that are wanted."""
     if by_triton:
         from .triton_norms import layer_norm_backward as twin
 
-        return twin(of_normed, x, mean, rstd, scale)
-    given = of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, shift
-    return torch.ops.aten.native_layer_norm_backward(*given, wanted)
+        return twin(of_normed, x, mean, rstd, scale, residual)
+    return layer_norm_backward_pass(of_normed.to(x.dtype), x, mean, rstd, scale, shift, residual, wanted)

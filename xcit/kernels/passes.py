@@ -26,6 +26,7 @@ FUNCTIONS = (
     "moments",
     "batchnorm_gelu",
     "batchnorm_gelu_gradient",
+    "layer_norm_gradient",
     "attend",
     "attend_backward",
     "norm_depthwise",
@@ -197,6 +198,38 @@ def takes_channels(x: Tensor, *of_channels: Tensor) -> bool:
     if not native(x, *of_channels) or x.shape[-1] % TILE:
         return False
     return x.is_contiguous() and all(t.is_contiguous() and t.shape == x.shape[-1:] for t in of_channels)
+
+
+def takes_tokens(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a pass that copies what is strided takes tokens, (…, C), and what goes with them."""
+    given = [x, *(other for other in others if other is not None)]
+    if not compiled_for(*given) or x.shape[-1] % TILE:
+        return False
+    return torch.compiler.is_compiling() or all(map(is_ordinary, given))
+
+
+def layer_norm_backward_pass(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    wanted: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, scale and shift, at least those that are wanted, given that of the layer norm of x.
+
+    To that of x the residual is added. mean and rstd: (…, 1), of each token.
+    """
+    if torch.compiler.is_compiling() or not takes_tokens(x, gradient, mean, rstd, scale, residual):
+        of_norm = gradient, x, x.shape[-1:], mean, rstd, scale, shift
+        of_x, *of_rest = torch.ops.aten.native_layer_norm_backward(*of_norm, wanted)
+        return of_x if of_x is None or residual is None else residual + of_x, *of_rest
+    C = x.shape[-1]
+    of_x, of_parameters = x.new_empty(x.shape), x.new_empty(2, C, dtype=torch.float64)
+    call_dense("layer_norm_gradient", gradient, x, mean, rstd, scale, residual, of_x, of_parameters, x.numel() // C, C)
+    return of_x, *of_parameters.float()
 
 
 def takes_attention(qkv: Tensor, temperature: Tensor) -> bool:

@@ -8,18 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .choice import is_ordinary
 from .opaque import opaque
-from .passes import TILE, call_dense, compiled_for
+from .passes import call_dense, takes_tokens
 from .precision import compute_dtype
 from .taps import of_parameters
 
 
 def takes_local_patch(x: Tensor, *others: Tensor) -> bool:
-    """Whether the passes take such tokens and whatever goes with them; they make copies of what is strided."""
-    if not compiled_for(x, *others) or x.shape[-1] % TILE or compute_dtype(x) != torch.float32:
-        return False
-    return torch.compiler.is_compiling() or all(map(is_ordinary, (x, *others)))
+    return takes_tokens(x, *others) and compute_dtype(x) == torch.float32
 
 
 def like_norm_depthwise(

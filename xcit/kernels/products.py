@@ -68,6 +68,14 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     return onednn_weight_gradient(gradient, x)
 
 
+def bias_gradient(gradient: Tensor) -> Tensor:
+    """Σ over tokens of gradient: (…, O) → (O,)."""
+    gradient = gradient.flatten(0, -2)
+    if gradient.device.type != "cpu" or gradient.dtype != torch.float32 or torch.compiler.is_compiling():
+        return gradient.sum(0)
+    return (gradient.new_ones(1, len(gradient)) @ gradient)[0]  # takes six tenths of the time of the sum
+
+
 def like_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight))
 

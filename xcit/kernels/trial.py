@@ -72,11 +72,13 @@ class Parts(nn.Module):
         self.temperature, self.scale = nn.Parameter(torch.ones(HEADS, 1, 1)), nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + attend(norm_linear(x, self.norm, self.qkv), self.temperature)
+        x, qkv = norm_linear(x, self.norm, self.qkv)
+        x = x + attend(qkv, self.temperature)
         convolved = norm_depthwise(x, self.norm, self.conv1, self.grid)
         for bn in (self.bn, self.still_bn):
             x = x + gelu_batchnorm_depthwise(convolved, bn, self.conv2, self.scale, self.grid)
-        return x + gelu_linear(norm_linear(x, self.other_norm, self.fc1), self.fc2, self.scale)
+        x, hidden = norm_linear(x, self.other_norm, self.fc1)
+        return x + gelu_linear(hidden, self.fc2, self.scale)
 
     def folded(self, x: Tensor) -> Tensor:
         assert self.conv1.bias is not None and self.conv2.bias is not None

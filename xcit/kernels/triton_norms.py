@@ -50,32 +50,39 @@ def of_layer_norm(of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scal
     if torch.compiler.is_compiling():
         given = of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, None
         return torch.ops.aten.native_layer_norm_backward(*given, [True, False, False])[0]
-    of_x, _ = launch_of_layer_norm(of_normed, x, mean, rstd, scale, sums_wanted=False)
+    of_x, _ = launch_of_layer_norm(of_normed, x, mean, rstd, scale, None, sums_wanted=False)
     return of_x
 
 
 def layer_norm_backward(
-    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, scale and shift, given that of the layer norm of x."""
-    of_x, sums = launch_of_layer_norm(of_normed, x, mean, rstd, scale, sums_wanted=True)
+    """The gradients of x, to which the residual is added, of scale and shift, given that of the layer norm of x."""
+    of_x, sums = launch_of_layer_norm(of_normed, x, mean, rstd, scale, residual, sums_wanted=True)
     assert sums is not None
     of_scale, of_shift = sums.sum(0).to(scale.dtype)
     return of_x, of_scale, of_shift
 
 
 def launch_of_layer_norm(
-    of_normed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, sums_wanted: bool
+    of_normed: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    sums_wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of x and the parts of those of scale and shift, (parts, 2, C)."""
+    """The gradient of x, with the residual, and the parts of those of scale and shift, (parts, 2, C)."""
     of_normed, x = of_normed.contiguous(), x.contiguous()
+    residual = None if residual is None else residual.contiguous()
     of_x = torch.empty_like(x)
     programs, padded, tile = whole_tokens(x)
     programs = min(programs, PARTS)
     sums = x.new_empty(programs, 2, x.shape[-1], dtype=torch.float32) if sums_wanted else None
     with device_of(x):
         of_layer_norm_kernel[(programs,)](
-            of_normed, x, mean, rstd, scale, of_x, sums, mean.numel(), x.shape[-1], padded, tile
+            of_normed, x, mean, rstd, scale, residual, of_x, sums, mean.numel(), x.shape[-1], padded, tile
         )
     return of_x, sums
 
@@ -143,6 +150,7 @@ def of_layer_norm_kernel(
     mean: tl.tensor,
     rstd: tl.tensor,
     scale: tl.tensor,
+    residual: tl.tensor,
     of_x: tl.tensor,
     sums: tl.tensor,
     tokens: int,
@@ -150,7 +158,10 @@ def of_layer_norm_kernel(
     padded: tl.constexpr,
     tile: tl.constexpr,
 ) -> None:
-    """The gradient less its mean and less its share along x̂: neither can change what the norm puts out."""
+    """The gradient less its mean and less its share along x̂: neither can change what the norm puts out.
+
+    residual and sums may be missing.
+    """
     channel = tl.arange(0, padded)
     weight = of_channels(scale, channel, channels)
     of_scale = tl.zeros((tile, padded), tl.float32)
@@ -167,7 +178,10 @@ def of_layer_norm_kernel(
         of_shift += gradient
         gradient *= weight
         along = tl.sum(gradient * normed, 1)[:, None] / channels
-        tl.store(of_x + at, inverse * (gradient - tl.sum(gradient, 1)[:, None] / channels - normed * along), there)
+        found = inverse * (gradient - tl.sum(gradient, 1)[:, None] / channels - normed * along)
+        if residual is not None:
+            found += tl.load(residual + at, there, other=0.0).to(tl.float32)
+        tl.store(of_x + at, found, there)
     if sums is not None:
         sums += tl.program_id(0).to(tl.int64) * 2 * channels + channel
         tl.store(sums, tl.sum(of_scale, 0), channel < channels)

@@ -74,16 +74,16 @@ class XCiTLayer(nn.Module):
         assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
         assert local is not None
         if is_cheaper(x, attention.heads, training=torch.is_grad_enabled()):
-            qkv, proj, gamma = attention.qkv, attention.proj, self.gamma1
-            scaled = gamma[:, None] * proj.weight, gamma * proj.bias
-            branch = attend_by_covariance(self.norm1(x), attention.temperature, qkv.weight, qkv.bias, *scaled)
+            scaled = self.gamma1[:, None] * attention.proj.weight, self.gamma1 * attention.proj.bias
+            linear = attention.qkv.weight, attention.qkv.bias
+            branch = attend_by_covariance(self.norm1(x), attention.temperature, *linear, *scaled)
         else:
-            attended = attend(norm_linear(x, self.norm1, attention.qkv), attention.temperature)
-            branch = scaled_linear(attended, attention.proj, self.gamma1)
+            x, qkv = norm_linear(x, self.norm1, attention.qkv)
+            branch = scaled_linear(attend(qkv, attention.temperature), attention.proj, self.gamma1)
         x = x + self.drop_path(branch)
         shares = self.drop_path.shares(x)
         x = add_local_patch(x, self.norm3, local.conv1, local.bn, local.conv2, self.gamma3, grid, shares)
-        hidden = norm_linear(x, self.norm2, mlp.fc1)
+        x, hidden = norm_linear(x, self.norm2, mlp.fc1)
         return x + self.drop_path(gelu_linear(hidden, mlp.fc2, self.gamma2))
 
 
