@@ -94,8 +94,10 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
         layer, x = layer.double(), x.double()
     autocast = precision == "bf16"
     plain, fast = (outcome(kind, layer, x, forward, autocast) for kind in ("plain", "fast"))
-    assert max(difference(plain, fast).values()) < tolerance
     assert plain["output"].dtype == fast["output"].dtype
+    if autocast:  # in which the plain form is itself as far from what it should be
+        plain = outcome("plain", layer, x, forward)
+    assert max(difference(plain, fast).values()) < tolerance
 
 
 @pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")

@@ -1,4 +1,7 @@
-"""Local patch interaction (LPI): in fp32 on an x86 CPU in few passes, elsewhere a convolution after the other."""
+"""Local patch interaction (LPI): of tokens in fp32 on an x86 CPU in few passes, elsewhere step by step.
+
+The passes compute in fp32 also where autocast asks for less: that is faster than torch's convolutions in bf16.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +21,12 @@ from .depthwise import (
     norm_depthwise,
     norm_depthwise_backward,
 )
+from .passes import takes_tokens
 from .passes_local_patch import (
     gelu_affine_depthwise_pass,
     local_patch_backward_pass,
     local_patch_pass,
     norm_depthwise_pass,
-    takes_local_patch,
 )
 from .precision import compute_dtype
 from .products import convolution
@@ -46,7 +49,7 @@ def add_local_patch(
     shares: what each image's branch is multiplied by, (B,). Keeps x and what the first convolution makes of it.
     """
     parameters = (parameter for part in (norm, first, bn, second) for parameter in part.parameters())
-    if not by_triton(x) and counts_ordinarily(bn, x) and takes_local_patch(x, scale, *parameters):
+    if not by_triton(x) and counts_ordinarily(bn, x) and takes_tokens(x, scale, *parameters):
         return local_patch_by_passes(x, norm, first, bn, second, scale, grid, shares)
     branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
     return x + (branch if shares is None else branch * shares[:, None, None].to(branch.dtype))
@@ -106,7 +109,7 @@ class LocalPatch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         shares, *saved = ctx.saved_tensors
-        takes = takes_local_patch(gradient, *saved)
+        takes = takes_tokens(gradient, *saved)
         backward: Callable[..., Gradients] = local_patch_backward_pass if takes else local_patch_backward
         return *backward(gradient, shares, *saved, ctx.grid), *[None] * 7
 
@@ -155,7 +158,7 @@ def add_folded_local_patch(
         from .triton_local_patch import folded_local_patch as twin
 
         return x + twin(x, norm, first, slope, shift, second, grid)
-    if takes_local_patch(x, norm.weight, norm.bias, *first, slope, shift, *second):
+    if takes_tokens(x, norm.weight, norm.bias, *first, slope, shift, *second):
         return local_patch_pass(x, norm.weight, norm.bias, norm.eps, *first, slope, shift, *second, grid)
     dtype = compute_dtype(x)
     (weight, bias), (second_weight, second_bias) = first, second

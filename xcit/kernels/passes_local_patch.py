@@ -1,6 +1,6 @@
-"""The passes over the tokens of passes_local_patch.cpp, as operators. local_patch.py puts them together.
+"""The passes over the tokens of passes_local_patch.cpp, as operators, for what `takes_tokens` lets by.
 
-Maps are tokens (B, N, C) of the grid (H, W), weights (C, 1, 3, 3).
+local_patch.py puts them together. Maps are tokens (B, N, C) of the grid (H, W), weights (C, 1, 3, 3).
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from .opaque import opaque
-from .passes import call_dense, takes_tokens
-from .precision import compute_dtype
+from .passes import call_dense
 from .taps import of_parameters
-
-
-def takes_local_patch(x: Tensor, *others: Tensor) -> bool:
-    return takes_tokens(x, *others) and compute_dtype(x) == torch.float32
 
 
 def like_norm_depthwise(
