@@ -42,14 +42,15 @@ def plain(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], shares: Tensor | N
 
 
 def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The layer has to be in evaluation mode."""
+    """Of x in two parts. The layer has to be in evaluation mode."""
+    part = torch.linspace(-1, 1, x.shape[1])[:, None] * x
     local, scale = layer.local_mp, layer.gamma3
     assert local is not None and isinstance(local.bn, nn.BatchNorm2d) and local.conv2.bias is not None
     assert local.bn.running_var is not None and local.bn.running_mean is not None and local.conv1.bias is not None
     slope = local.bn.weight * (local.bn.running_var + local.bn.eps).rsqrt()
     second = scale[:, None, None, None] * local.conv2.weight, scale * local.conv2.bias
     first, shift = (local.conv1.weight, local.conv1.bias), local.bn.bias - local.bn.running_mean * slope
-    return add_folded_local_patch(x, layer.norm3, first, slope, shift, second, grid)
+    return add_folded_local_patch(x - part, part, layer.norm3, first, slope, shift, second, grid)
 
 
 def outcome(form: object, layer: nn.Module, x: Tensor, *others: object) -> dict[str, Tensor]:

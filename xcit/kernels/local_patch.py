@@ -143,6 +143,7 @@ def local_patch_backward(
 
 def add_folded_local_patch(
     x: Tensor,
+    branch: Tensor,
     norm: nn.LayerNorm,
     first: tuple[Tensor, Tensor],
     slope: Tensor,
@@ -150,16 +151,18 @@ def add_folded_local_patch(
     second: tuple[Tensor, Tensor],
     grid: Grid,
 ) -> Tensor:
-    """x + second convolution of slope · gelu(first convolution of norm(x)) + shift, without a graph.
+    """t + second convolution of slope · gelu(first convolution of norm(t)) + shift, where t = x + branch.
 
-    (B, N, C) → (B, N, C); first, second: weight (C, 1, 3, 3) and bias (C,).
+    (B, N, C), (B, N, C) → (B, N, C), without a graph; first, second: weight (C, 1, 3, 3) and bias (C,).
     """
+    if not by_triton(x) and takes_tokens(x, norm.weight, norm.bias, *first, slope, shift, *second):
+        given = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
+        return local_patch_pass(*given, *first, slope, shift, *second, grid)
+    x = x + branch
     if by_triton(x):
         from .triton_local_patch import folded_local_patch as twin
 
         return x + twin(x, norm, first, slope, shift, second, grid)
-    if takes_tokens(x, norm.weight, norm.bias, *first, slope, shift, *second):
-        return local_patch_pass(x, norm.weight, norm.bias, norm.eps, *first, slope, shift, *second, grid)
     dtype = compute_dtype(x)
     (weight, bias), (second_weight, second_bias) = first, second
     normed = as_map(norm(x).to(dtype), grid)

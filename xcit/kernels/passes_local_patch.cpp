@@ -145,11 +145,10 @@ static void add_taps(const Shape& shape, const Rows& around, int64_t row, const 
     }
 }
 
-// Of a token, the mean and 1 / deviation of its channels.
-static inline std::pair<float, float> statistics(const float* token, const Shape& shape, float eps) {
-    const int64_t C = shape.C;
+// Of a token, the mean and 1 / deviation of its channels, while what is so far ahead of it is fetched.
+static inline std::pair<float, float> statistics(const float* token, int64_t C, int64_t ahead, float eps) {
     Floats sum = {}, squares = {};
-    for (int64_t j = 0; j < C; j += LANES) sum += fetched(token + j, shape.W * C);
+    for (int64_t j = 0; j < C; j += LANES) sum += fetched(token + j, ahead);
     const float mean = reduced(sum, std::plus<>()) / C;
     for (int64_t j = 0; j < C; j += LANES) {
         const Floats off = load(token + j) - mean;
@@ -177,7 +176,7 @@ extern "C" void norm_depthwise(const float* x, const float* scale, const float* 
         Window normed(scratch, shape, first, [&](int64_t row, float* to) {
             for (int64_t n = 0; n < W; ++n) {
                 const int64_t token = (image * H + row) * W + n;
-                const auto of = statistics(x + token * C, shape, eps);
+                const auto of = statistics(x + token * C, C, W * C, eps);
                 normalise(x + token * C, of, scale, shift, C, to + n * shape.place());
                 if (row >= first && row < last) mean[token] = of.first, rstd[token] = of.second;
             }
@@ -329,20 +328,23 @@ extern "C" void local_patch_gradient(const float* gradient, const float* shares,
     std::copy_n(totals.all().begin(), 18 * C, sums);
 }
 
-// y = x + the second convolution of slope gelu(the first convolution of the tokens' norm) + bn_shift.
-extern "C" void local_patch(const float* x, const float* scale, const float* shift, float eps,
-                            const float* first_weight, const float* first_bias, const float* slope,
+// y = t + the second convolution of slope gelu(the first convolution of the norm of t) + bn_shift, where t = x + branch.
+extern "C" void local_patch(const float* x, const float* branch, const float* scale, const float* shift,
+                            float eps, const float* first_weight, const float* first_bias, const float* slope,
                             const float* bn_shift, const float* second_weight, const float* second_bias, float* y,
                             int64_t B, int64_t H, int64_t W, int64_t C) {
     const Shape shape{H, W, C};
     const std::vector<float> first_taps = taps_of(first_weight, C), second_taps = taps_of(second_weight, C);
     in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
-        Scratch scratch(7 * shape.row());
-        const float* tokens = x + image * H * W * C;
+        Scratch scratch(7 * shape.row() + C);
+        const int64_t tokens = image * H * W * C;
+        float* summed = scratch.take(C);
         Window normed(scratch, shape, first - 1, [&](int64_t row, float* to) {
             for (int64_t n = 0; n < W; ++n) {
-                const float* token = tokens + (row * W + n) * C;
-                normalise(token, statistics(token, shape, eps), scale, shift, C, to + n * shape.place());
+                const int64_t from = tokens + (row * W + n) * C;
+                for (int64_t j = 0; j < C; j += LANES)
+                    store(summed + j, fetched(x + from + j, W * C) + fetched(branch + from + j, W * C));
+                normalise(summed, statistics(summed, C, 0, eps), scale, shift, C, to + n * shape.place());
             }
         });
         Window affine(scratch, shape, first, [&](int64_t row, float* to) {
@@ -357,10 +359,10 @@ extern "C" void local_patch(const float* x, const float* scale, const float* shi
         for (int64_t row = first; row < last; ++row) {
             affine.reach(row + 1);
             convolve(shape, affine, row, second_taps, convolved);
-            const int64_t start = row * W * C;
-            float* out = y + image * H * W * C + start;
+            const int64_t start = tokens + row * W * C;
             along(shape, [&](int64_t i, int64_t at, int64_t j) {
-                put(out + i, load(tokens + start + i) + load(convolved + at) + load(second_bias + j), W * C);
+                const Floats token = load(x + start + i) + load(branch + start + i);
+                put(y + start + i, token + (load(convolved + at) + load(second_bias + j)), W * C);
             });
         }
     });

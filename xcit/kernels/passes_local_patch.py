@@ -107,6 +107,7 @@ def local_patch_backward_pass(
 @opaque("xcit::local_patch_pass", like_x)
 def local_patch_pass(
     x: Tensor,
+    branch: Tensor,
     scale: Tensor,
     shift: Tensor,
     eps: float,
@@ -118,11 +119,11 @@ def local_patch_pass(
     second_bias: Tensor,
     grid: Sequence[int],
 ) -> Tensor:
-    """x + second convolution of slope · gelu(first convolution of the tokens' norm) + bn_shift."""
+    """t + second convolution of slope · gelu(first convolution of the norm of t) + bn_shift, where t = x + branch."""
     B, _, C = x.shape
     y = x.new_empty(x.shape)
     first, second = (first_weight, first_bias), (second_weight, second_bias)
-    call_dense("local_patch", x, scale, shift, eps, *first, slope, bn_shift, *second, y, B, *grid, C)
+    call_dense("local_patch", x, branch, scale, shift, eps, *first, slope, bn_shift, *second, y, B, *grid, C)
     return y
 
 

@@ -83,7 +83,7 @@ class Parts(nn.Module):
     def folded(self, x: Tensor) -> Tensor:
         assert self.conv1.bias is not None and self.conv2.bias is not None
         first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
-        return add_folded_local_patch(x, self.norm, first, self.scale, self.scale, second, self.grid)
+        return add_folded_local_patch(x, x, self.norm, first, self.scale, self.scale, second, self.grid)
 
 
 def complaints(parts: Parts, x: Tensor) -> Iterator[str]:

@@ -76,14 +76,13 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         with torch.no_grad():
-            x = x + self.attention(self.norm1(x))  # from here on a tensor of our own
-            x = self.local_patch(x, grid)
+            x = self.add_local_patch(x, self.attention(self.norm1(x)), grid)  # a tensor of our own
             x += self.fc2(self.fc1(self.norm2(x)))
             return x
 
-    def local_patch(self, x: Tensor, grid: Grid) -> Tensor:
+    def add_local_patch(self, x: Tensor, branch: Tensor, grid: Grid) -> Tensor:
         first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
-        return add_folded_local_patch(x, self.norm3, first, self.slope, self.shift, second, grid)
+        return add_folded_local_patch(x, branch, self.norm3, first, self.slope, self.shift, second, grid)
 
     def attention(self, x: Tensor) -> Tensor:
         if is_cheaper(x, len(self.temperature), training=False):
