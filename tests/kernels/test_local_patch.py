@@ -1,6 +1,7 @@
 """Local patch interaction by the passes in C++: they find what torch finds, run where they can, and leave the rest."""
 
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -176,6 +177,55 @@ def test_torch_runs_where_they_cannot(calls: list[str], case: str, monkeypatch: 
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
         assert (found[name] - value).double().norm() <= (0.05 if case == "bf16" else 1e-5) * value.double().norm(), name
+
+
+@pytest.mark.parametrize(
+    "shares", [torch.tensor([2.0, 0.5]).double(), torch.tensor([2.0, 0.5]).bfloat16(), torch.ones(1)]
+)
+def test_shares_of_another_type_or_number_are_torchs(calls: list[str], shares: Tensor) -> None:
+    layer, x = layer_of(16), tokens(2, 12, 16)
+    found, expected = (outcome(form, layer, x, (3, 4), shares.to(x.dtype)) for form in (interact, plain))
+    other = outcome(interact, layer, x, (3, 4), shares)
+    torch.testing.assert_close(found["output"], expected["output"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other["output"], expected["output"], rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (3, 3), (1, 11)])
+@pytest.mark.parametrize("form", [interact, folded, torch.compile(interact, backend="aot_eager")])
+def test_a_grid_of_another_number_of_tokens(
+    calls: list[str], form: Callable[..., Tensor], grid: tuple[int, int]
+) -> None:
+    """Is for torch to refuse: the passes would leave their memory."""
+    layer = layer_of(16).train(form is not folded)
+    with pytest.raises(RuntimeError, match=r"unflatten|sizes"), torch.set_grad_enabled(form is not folded):
+        form(layer, tokens(2, 12, 16), grid)
+    assert calls == []
+
+
+@compiled
+def test_the_compiler_calls_the_passes(calls: list[str]) -> None:
+    layer, x = layer_of(32), tokens(3, 12, 32)
+    expected = outcome(interact, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
+    calls.clear()
+    whole = torch.compile(interact, fullgraph=True)
+    found = outcome(whole, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
+    assert calls == THERE + BACK
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_the_operators_are_what_they_tell_the_compiler() -> None:
+    ops, grid = torch.ops.xcit, (3, 4)
+    x, weight = tokens(2, 12, 16), tokens(16, 1, 3, 3)
+    strided, one, of_token = x.mT.contiguous().mT, torch.linspace(0.5, 1, 16), tokens(2, 12).square() + 1
+    for shares in (None, torch.ones(2)):
+        torch.library.opcheck(ops.gelu_affine_depthwise_pass.default, (x, one, one, weight, one, strided, shares, grid))
+        norm, bn = (strided, of_token, of_token, one, one, weight), (x, one, one, one, one, weight)
+        torch.library.opcheck(ops.local_patch_backward_pass.default, (x, shares, *norm, *bn, grid))
+    torch.library.opcheck(ops.norm_depthwise_pass.default, (strided, one, one, 1e-6, weight, one, grid))
+    folded_arguments = (strided, x, one, one, 1e-6, weight, one, one, one, weight, one, grid)
+    torch.library.opcheck(ops.local_patch_pass.default, folded_arguments)
 
 
 @compiled

@@ -1,7 +1,12 @@
 """The passes in C++ find what torch finds, run where they can, and leave the rest to torch."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +42,21 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.skipif(not X86 or not shutil.which("c++"), reason="there is no compiler, or no x86 CPU with AVX2")
 def test_they_were_compiled() -> None:
     assert passes.LIBRARY is not None, "install the project again: pip install -e ."
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="this CPU runs those for AVX2 anyway")
+def test_those_for_avx2() -> None:
+    """What this file and its neighbours test, but for what the compiler makes: it goes by the CPU that it sees."""
+    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("passes", "batchnorm", "local_patch")]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not compile", *files],
+        cwd=Path(__file__).parents[2],
+        env=inherited | {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-3000:]
 
 
 @compiled

@@ -29,7 +29,8 @@ def gelu_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """x and layer(norm(x)), (…, C) → (…, C), (…, O). Keeps x alone.
 
-    What else is done with x is better done with the x returned: its gradient is added in the pass of the norm's.
+    What else is done with x is better done with the x returned, though not in place: its gradient is added in the pass
+    of the norm's.
     """
     return NormLinear.apply(x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps, compute_dtype(x))
 

@@ -46,13 +46,20 @@ def add_local_patch(
 ) -> Tensor:
     """x + shares · scale · second(bn(gelu(first(norm(x))))) over the grid, (B, N, C) → (B, N, C).
 
-    shares: what each image's branch is multiplied by, (B,). Keeps x and what the first convolution makes of it.
+    shares: what each image's branch is multiplied by, (B,), in the type of x, if by anything. Keeps x and what the
+    first convolution makes of it.
     """
     parameters = (parameter for part in (norm, first, bn, second) for parameter in part.parameters())
-    if not by_triton(x) and counts_ordinarily(bn, x) and takes_tokens(x, scale, *parameters):
+    fit = shares is None or shares.shape == x.shape[:1]
+    if fit and counts_ordinarily(bn, x) and takes_map(x, grid, scale, shares, *parameters):
         return local_patch_by_passes(x, norm, first, bn, second, scale, grid, shares)
     branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
     return x + (branch if shares is None else branch * shares[:, None, None].to(branch.dtype))
+
+
+def takes_map(x: Tensor, grid: Grid, *others: Tensor | None) -> bool:
+    """Whether the passes take the tokens of the grid and what goes with them."""
+    return not by_triton(x) and x.shape[1] == grid[0] * grid[1] and takes_tokens(x, *others)
 
 
 def local_patch_by_passes(
@@ -66,13 +73,13 @@ def local_patch_by_passes(
     shares: Tensor | None,
 ) -> Tensor:
     assert first.bias is not None and second.bias is not None
-    normed, convolution = (x, norm.weight, norm.bias), (first.weight, first.bias)
+    of_norm, of_first = (x, norm.weight, norm.bias), (first.weight, first.bias)
     with torch.no_grad():
-        convolved, mean, rstd, bn_mean, variance = norm_depthwise_pass(*normed, norm.eps, *convolution, grid)
+        convolved, mean, rstd, bn_mean, variance = norm_depthwise_pass(*of_norm, norm.eps, *of_first, grid)
     count_statistics(bn, bn_mean, variance, x.shape[:2].numel())
     made = convolved, mean, rstd, bn_mean, (variance + bn.eps).rsqrt()
     scaled = scale[:, None, None, None] * second.weight, scale * second.bias
-    return LocalPatch.apply(*normed, *convolution, bn.weight, bn.bias, *scaled, *made, shares, grid)
+    return LocalPatch.apply(*of_norm, *of_first, bn.weight, bn.bias, *scaled, *made, shares, grid)
 
 
 class LocalPatch(torch.autograd.Function):
@@ -109,7 +116,7 @@ class LocalPatch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         shares, *saved = ctx.saved_tensors
-        takes = takes_tokens(gradient, *saved)
+        takes = takes_tokens(gradient, shares, *saved)
         backward: Callable[..., Gradients] = local_patch_backward_pass if takes else local_patch_backward
         return *backward(gradient, shares, *saved, ctx.grid), *[None] * 7
 
@@ -155,7 +162,7 @@ def add_folded_local_patch(
 
     (B, N, C), (B, N, C) → (B, N, C), without a graph; first, second: weight (C, 1, 3, 3) and bias (C,).
     """
-    if not by_triton(x) and takes_tokens(x, norm.weight, norm.bias, *first, slope, shift, *second):
+    if takes_map(x, grid, norm.weight, norm.bias, *first, slope, shift, *second):
         given = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
         return local_patch_pass(*given, *first, slope, shift, *second, grid)
     x = x + branch

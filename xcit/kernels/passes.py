@@ -1,7 +1,7 @@
 """Passes over the tokens in C++ (passes_*.cpp), each beside the operations of torch that it stands for.
 
-pip compiles them for x86 CPUs where it finds a compiler. Where they are missing, and for all but contiguous fp32 on a
-CPU, torch's operations run: here, or, for attention, where `takes_attention` is asked.
+pip compiles them for x86 CPUs where it finds a compiler. Where they are missing, and for all but fp32 on a CPU, torch's
+operations run: here, or where `takes_attention` and `takes_tokens` are asked.
 """
 
 import ctypes

@@ -2,91 +2,15 @@
 // them, in two passes over the tokens there and two back, or in one where nothing is kept. passes_local_patch.py calls
 // them.
 //
-// A map is H rows of W tokens of C channels, C a multiple of 16. Each thread goes down the rows of an image, or of a
-// band of it, and holds three rows of every map that a convolution reads: they stay in its cache. Weights are (C, 3, 3),
-// the sums over their taps (3, 3, C).
+// A map is H rows of W tokens of C channels, C a multiple of 16; weights are (C, 3, 3), the sums over their taps
+// (3, 3, C).
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <numeric>
-#include <utility>
 
+#include "passes_rows.h"
 #include "passes_sums.h"
-
-struct Shape {
-    int64_t H, W, C;
-    int64_t place() const { return C + 16; }  // floats from token to token in a row that is held: no power of two
-    int64_t row() const { return W * place(); }
-};
-
-// A vector of a row, while that of the row after it is fetched.
-static inline Floats fetched(const float* from, int64_t ahead) {
-    __builtin_prefetch(from + ahead);
-    return load(from);
-}
-
-static inline void put(float* to, Floats value, int64_t ahead) {
-    __builtin_prefetch(to + ahead, 1);
-    store(to, value);
-}
-
-// Calls work(image, first row, last row) for bands of rows of which every thread gets as many.
-template <class Work>
-static void in_bands(int64_t images, const Shape& shape, Work work) {
-    const int64_t threads = omp_get_max_threads();
-    const int64_t bands = std::min(shape.H, threads / std::gcd(images, threads));
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < images * bands; ++i)
-        work(i / bands, shape.H * (i % bands) / bands, shape.H * (i % bands + 1) / bands);
-}
-
-// Memory that a thread keeps from call to call: the system would have to clear it each time.
-class Scratch {
-   public:
-    explicit Scratch(int64_t count) {
-        thread_local std::vector<float> kept;
-        if ((int64_t)kept.size() < count + 16) kept.resize(count + 16);
-        next = kept.data() + (-reinterpret_cast<intptr_t>(kept.data()) & 63) / sizeof(float);
-    }
-    float* take(int64_t count) { return std::exchange(next, next + count); }
-
-   private:
-    float* next;
-};
-
-// Three rows of a map that fill(row, to) makes, from the row before `first` on; outside the map they are zeros.
-template <class Fill>
-class Window {
-   public:
-    Window(Scratch& scratch, const Shape& shape, int64_t first, Fill fill)
-        : shape(shape), rows(scratch.take(3 * shape.row())), next(first - 1), fill(fill) {}
-
-    // Has the rows up to this one made: the three last of them are there.
-    void reach(int64_t last) {
-        for (; next <= last; ++next)
-            if (next < 0 || next >= shape.H)
-                std::fill_n(place_of(next), shape.row(), 0.0f);
-            else
-                fill(next, place_of(next));
-    }
-    const float* at(int64_t row) const { return place_of(row); }
-
-   private:
-    float* place_of(int64_t row) const { return rows + (row + 3) % 3 * shape.row(); }
-
-    const Shape shape;
-    float* const rows;
-    int64_t next;
-    Fill fill;
-};
-
-// act(i, at, j) for each vector of a row: i where it is in the map's row, at in a row that is held, j its channel.
-template <class Act>
-static inline void along(const Shape& shape, Act act) {
-    for (int64_t x = 0; x < shape.W; ++x)
-        for (int64_t j = 0; j < shape.C; j += LANES) act(x * shape.C + j, x * shape.place() + j, j);
-}
 
 // A weight by its taps, (9, C), or turned about, as the gradient of a convolution's input wants it.
 static std::vector<float> taps_of(const float* weight, int64_t C, bool turned = false) {
@@ -171,7 +95,7 @@ extern "C" void norm_depthwise(const float* x, const float* scale, const float* 
     const Shape shape{H, W, C};
     const std::vector<float> taps = taps_of(weight, C);
     Totals totals(2 * C);
-    in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
+    in_bands(B, shape, 2, [&](int64_t image, int64_t first, int64_t last) {
         Scratch scratch(4 * shape.row() + 3 * C);
         Window normed(scratch, shape, first, [&](int64_t row, float* to) {
             for (int64_t n = 0; n < W; ++n) {
@@ -216,7 +140,7 @@ extern "C" void gelu_affine_depthwise(const float* a, const float* slope, const 
                                       int64_t H, int64_t W, int64_t C) {
     const Shape shape{H, W, C};
     const std::vector<float> taps = taps_of(weight, C);
-    in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
+    in_bands(B, shape, 2, [&](int64_t image, int64_t first, int64_t last) {
         Scratch scratch(4 * shape.row());
         Window affine(scratch, shape, first, [&](int64_t row, float* to) {
             const float* from = a + (image * H + row) * W * C;
@@ -244,7 +168,7 @@ extern "C" void gelu_affine_taps(const float* gradient, const float* shares, con
                                  const float* rstd, double* sums, int64_t B, int64_t H, int64_t W, int64_t C) {
     const Shape shape{H, W, C};
     Totals totals(18 * C);
-    in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
+    in_bands(B, shape, 2, [&](int64_t image, int64_t first, int64_t last) {
         Scratch scratch(4 * shape.row());
         Window hats(scratch, shape, first, [&](int64_t row, float* to) {
             const float* from = a + (image * H + row) * W * C;
@@ -275,7 +199,7 @@ extern "C" void local_patch_gradient(const float* gradient, const float* shares,
     const Shape shape{H, W, C};
     const std::vector<float> first_taps = taps_of(first_weight, C, true), second_taps = taps_of(second_weight, C, true);
     Totals totals(18 * C);
-    in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
+    in_bands(B, shape, 4, [&](int64_t image, int64_t first, int64_t last) {
         const int64_t tokens = image * H * W;
         const float share = shares ? shares[image] : 1.0f;
         Scratch scratch(10 * shape.row());
@@ -335,7 +259,7 @@ extern "C" void local_patch(const float* x, const float* branch, const float* sc
                             int64_t B, int64_t H, int64_t W, int64_t C) {
     const Shape shape{H, W, C};
     const std::vector<float> first_taps = taps_of(first_weight, C), second_taps = taps_of(second_weight, C);
-    in_bands(B, shape, [&](int64_t image, int64_t first, int64_t last) {
+    in_bands(B, shape, 4, [&](int64_t image, int64_t first, int64_t last) {
         Scratch scratch(7 * shape.row() + C);
         const int64_t tokens = image * H * W * C;
         float* summed = scratch.take(C);

@@ -69,7 +69,7 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def bias_gradient(gradient: Tensor) -> Tensor:
-    """Σ over tokens of gradient: (…, O) → (O,)."""
+    """Σ over tokens of gradient: (…, O) → (O,); as exact as the products are."""
     gradient = gradient.flatten(0, -2)
     if gradient.device.type != "cpu" or gradient.dtype != torch.float32 or torch.compiler.is_compiling():
         return gradient.sum(0)
