@@ -202,6 +202,15 @@ def test_a_grid_of_another_number_of_tokens(
     assert calls == []
 
 
+@pytest.mark.parametrize("form", [interact, folded])
+def test_a_norm_of_other_channels(calls: list[str], form: Callable[..., Tensor]) -> None:
+    layer = layer_of(32).train(form is interact)
+    layer.norm3 = nn.LayerNorm(16)
+    with pytest.raises(RuntimeError, match="normalized_shape"), torch.set_grad_enabled(form is interact):
+        form(layer, tokens(2, 12, 32), (3, 4))
+    assert calls == []
+
+
 @compiled
 def test_the_compiler_calls_the_passes(calls: list[str]) -> None:
     layer, x = layer_of(32), tokens(3, 12, 32)

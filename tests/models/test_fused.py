@@ -98,6 +98,16 @@ def test_positions_kept_under_autocast_are_not_for_fp32() -> None:
         torch.testing.assert_close(fused(images), model(images), atol=1e-5, rtol=1e-4)
 
 
+def test_positions_kept_in_one_type_are_not_for_another() -> None:
+    fused, grid = fuse_for_inference(tiny()), (2, 2)
+    kept = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            kept[dtype] = fused.pos_embed(grid)
+            assert fused.pos_embed(grid) is kept[dtype]
+    assert not torch.equal(kept[torch.bfloat16].float(), kept[torch.float16].float())
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_exported_for_any_batch(fused: bool) -> None:
     model = tiny()
@@ -134,8 +144,11 @@ def test_hooks_are_heard() -> None:
     model, heard = tiny(), []
     model.blocks[0].register_forward_hook(lambda *_: heard.append("layer"))
     model.patch_embed.proj[0][0].register_forward_hook(lambda *_: heard.append("stem"))
-    fuse_for_inference(model)(images_of(32, 32))
-    assert sorted(heard) == ["layer", "stem"]
+    model.pos_embed.token_projection.register_forward_hook(lambda *_: heard.append("positions"))
+    fused = fuse_for_inference(model)
+    for _ in range(2):
+        fused(images_of(32, 32))
+    assert sorted(heard) == ["layer", "layer", "positions", "positions", "stem", "stem"]
 
 
 def test_what_traces_and_maps_can_have_it() -> None:
@@ -179,6 +192,19 @@ def test_a_part_that_was_replaced_is_called_as_it_is() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     kinds = [type(block) for block in fuse_for_inference(model).blocks]
     assert kinds[0] is not FusedLayer and kinds[1] is FusedLayer
+
+
+class DoubledBatchNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("place", ["patch_embed.proj.0.1", "blocks.1.local_mp.bn"])
+def test_what_is_derived_from_batchnorm_may_do_more(place: str) -> None:
+    model = tiny()
+    model.set_submodule(place, DoubledBatchNorm(model.get_submodule(place).num_features).eval())
+    expected, found = both(model, images_of(32, 32))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_other_models_are_refused() -> None:

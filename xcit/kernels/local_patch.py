@@ -49,17 +49,21 @@ def add_local_patch(
     shares: what each image's branch is multiplied by, (B,), in the type of x, if by anything. Keeps x and what the
     first convolution makes of it.
     """
-    parameters = (parameter for part in (norm, first, bn, second) for parameter in part.parameters())
-    fit = shares is None or shares.shape == x.shape[:1]
-    if fit and counts_ordinarily(bn, x) and takes_map(x, grid, scale, shares, *parameters):
+    parameters = [parameter for part in (norm, first, bn, second) for parameter in part.parameters()]
+    if counts_ordinarily(bn, x) and takes_map(x, grid, shares, scale, *parameters):
         return local_patch_by_passes(x, norm, first, bn, second, scale, grid, shares)
     branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
     return x + (branch if shares is None else branch * shares[:, None, None].to(branch.dtype))
 
 
-def takes_map(x: Tensor, grid: Grid, *others: Tensor | None) -> bool:
-    """Whether the passes take the tokens of the grid and what goes with them."""
-    return not by_triton(x) and x.shape[1] == grid[0] * grid[1] and takes_tokens(x, *others)
+def takes_map(x: Tensor, grid: Grid, shares: Tensor | None, *parameters: Tensor) -> bool:
+    """Whether the passes take the tokens of the grid, and shares and parameters that are each for them."""
+    B, N, C = x.shape
+    if by_triton(x) or grid[0] * grid[1] != N or not takes_tokens(x, shares, *parameters):
+        return False
+    if shares is not None and shares.shape != (B,):
+        return False
+    return all(parameter.shape in ((C,), (C, 1, 3, 3)) for parameter in parameters)
 
 
 def local_patch_by_passes(
@@ -162,7 +166,7 @@ def add_folded_local_patch(
 
     (B, N, C), (B, N, C) → (B, N, C), without a graph; first, second: weight (C, 1, 3, 3) and bias (C,).
     """
-    if takes_map(x, grid, norm.weight, norm.bias, *first, slope, shift, *second):
+    if takes_map(x, grid, None, norm.weight, norm.bias, *first, slope, shift, *second):
         given = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
         return local_patch_pass(*given, *first, slope, shift, *second, grid)
     x = x + branch

@@ -20,13 +20,17 @@ from .xcit import XCiT
 
 Grid = tuple[int, int]
 
+AFFINE_IN_EVALUATION = (nn.BatchNorm2d, nn.SyncBatchNorm)
+"""BatchNorms that are known to do no more than that; what is derived from them may do more."""
+
 
 def fuse_for_inference(model: nn.Module) -> XCiT:
     """A copy of an XCiT that infers faster, in evaluation mode; its outputs are the model's within rounding.
 
     LayerScale and the stem's BatchNorm go into the weights before them, GELUs into the products, weights are laid out
     once as the CPU's library wants them, and the positions of the last grid are kept. The copy gives no gradients and
-    its state dict is its own: keep the model to train or to save. Under autocast it computes in the type asked for.
+    its state dict is its own: keep the model to train or to save. What is written to its weights by way of `.data` it
+    does not see. Under autocast it computes in the type asked for.
 
     Layers of the paper's ablation stay as they are, and those with a part that is not the one they were made with.
 
@@ -38,7 +42,8 @@ def fuse_for_inference(model: nn.Module) -> XCiT:
     copy = deepcopy(model).eval().requires_grad_(False)
     if isinstance(copy.patch_embed, ConvPatchEmbed) and can_be_folded(copy.patch_embed):
         copy.patch_embed = FusedPatchEmbed(copy.patch_embed)
-    copy.pos_embed = KeptPositions(copy.pos_embed)
+    if not any(is_watched(part) for part in copy.pos_embed.modules()):
+        copy.pos_embed = KeptPositions(copy.pos_embed)
     for i, layer in enumerate(copy.blocks):
         if isinstance(layer, XCiTLayer) and can_be_folded(layer):
             copy.blocks[i] = FusedLayer(layer)
@@ -49,7 +54,8 @@ def can_be_folded(part: nn.Module) -> bool:
     """Whether it is a layer or a stem as they are made, with statistics in its BatchNorms, that nobody listens to."""
     known = untouched(part) and (part.is_whole if isinstance(part, XCiTLayer) else type(part) is ConvPatchEmbed)
     norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
-    return known and not is_watched(part) and all(norm.affine and norm.running_mean is not None for norm in norms)
+    ordinary = all(type(norm) in AFFINE_IN_EVALUATION and norm.affine for norm in norms)
+    return known and ordinary and not is_watched(part) and all(norm.running_mean is not None for norm in norms)
 
 
 def ready_for_inference(model: nn.Module) -> nn.Module:
@@ -178,8 +184,8 @@ class KeptPositions(nn.Module):
     def forward(self, grid: Grid) -> Tensor:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self.encoding(grid)
-        device = next(self.parameters(), torch.empty(0)).device.type
-        wanted, kept = (grid, torch.is_autocast_enabled(device), edition_of(self)), self.kept
+        parameter = next(self.parameters(), torch.empty(0))
+        wanted, kept = (grid, compute_dtype(parameter), edition_of(self)), self.kept
         if kept is None or kept[0] != wanted:
             self.kept = kept = wanted, self.encoding(grid)
         return kept[1]
