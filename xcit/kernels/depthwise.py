@@ -156,7 +156,7 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) 
     maps = as_map(gradient.to(x.dtype), grid), as_map(x, grid)
     options = ([C], [1, 1], [1, 1], [1, 1], False, [0, 0], C, [True, True, True])
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(*maps, weight.to(x.dtype), *options)
-    return as_tokens(of_x), of_weight, of_bias
+    return as_tokens(of_x), of_weight.flatten(1).view_as(weight), of_bias  # with the strides that DDP wants
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:
