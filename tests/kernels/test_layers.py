@@ -140,6 +140,20 @@ def test_the_gradient_of_a_bias_is_a_sum() -> None:
     assert torch.equal(bias_gradient(halves), halves.flatten(0, 1).sum(0))
 
 
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("library", [True, False])
+def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, library: bool, counts: bool) -> None:
+    """Or DDP warns of it, and copies them. counts: whether BatchNorm does; several processes have another kind."""
+    if not library:
+        monkeypatch.setattr(passes, "LIBRARY", None)
+    layer, x, forward = whole_tiles()
+    layer.local_mp.bn.train(counts)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(forward(layer, x).square().sum(), parameters)
+    for name, gradient, parameter in zip(names, gradients, parameters, strict=True):
+        assert gradient.stride() == parameter.stride(), name
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
     """So that a convolution copies neither what it is given nor what it makes."""

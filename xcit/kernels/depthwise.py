@@ -14,6 +14,7 @@ from .batchnorm import count_batch, counts_ordinarily
 from .choice import by_triton
 from .passes import gelu_gradient_pass, gelu_pass
 from .precision import compute_dtype
+from .taps import scaled
 
 Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
@@ -37,8 +38,7 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
         from .triton_local_patch import gelu_batchnorm_depthwise as twin
 
         return twin(x, bn, conv, scale, grid)
-    assert conv.bias is not None
-    weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
+    weight, bias = scaled(conv, scale)
     if not counts_ordinarily(bn, x):
         return depthwise(as_tokens(bn(as_map(F.gelu(x), grid))), weight, bias, grid)
     momentum = count_batch(bn)
@@ -156,7 +156,7 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, grid: Grid) 
     maps = as_map(gradient.to(x.dtype), grid), as_map(x, grid)
     options = ([C], [1, 1], [1, 1], [1, 1], False, [0, 0], C, [True, True, True])
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(*maps, weight.to(x.dtype), *options)
-    return as_tokens(of_x), of_weight.flatten(1).view_as(weight), of_bias  # with the strides that DDP wants
+    return as_tokens(of_x), of_weight.flatten(1).view_as(weight), of_bias
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:

@@ -30,6 +30,7 @@ from .passes_local_patch import (
 )
 from .precision import compute_dtype
 from .products import convolution
+from .taps import scaled
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -76,14 +77,13 @@ def local_patch_by_passes(
     grid: Grid,
     shares: Tensor | None,
 ) -> Tensor:
-    assert first.bias is not None and second.bias is not None
+    assert first.bias is not None
     of_norm, of_first = (x, norm.weight, norm.bias), (first.weight, first.bias)
     with torch.no_grad():
         convolved, mean, rstd, bn_mean, variance = norm_depthwise_pass(*of_norm, norm.eps, *of_first, grid)
     count_statistics(bn, bn_mean, variance, x.shape[:2].numel())
     made = convolved, mean, rstd, bn_mean, (variance + bn.eps).rsqrt()
-    scaled = scale[:, None, None, None] * second.weight, scale * second.bias
-    return LocalPatch.apply(*of_norm, *of_first, bn.weight, bn.bias, *scaled, *made, shares, grid)
+    return LocalPatch.apply(*of_norm, *of_first, bn.weight, bn.bias, *scaled(second, scale), *made, shares, grid)
 
 
 class LocalPatch(torch.autograd.Function):

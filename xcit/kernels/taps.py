@@ -1,6 +1,12 @@
-"""What follows from sums over the taps of a 3 × 3 convolution of each channel by itself, behind a norm."""
+"""The weights of a 3 × 3 convolution of each channel by itself and their gradients, whatever convolves."""
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def scaled(conv: nn.Conv2d, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of scale · conv. Their gradients have the strides that DDP wants."""
+    assert conv.bias is not None
+    return (scale[:, None] * conv.weight.flatten(1)).view_as(conv.weight), scale * conv.bias
 
 
 def of_parameters(

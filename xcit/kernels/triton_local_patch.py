@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_statistics, counts_ordinarily
 from .precision import compute_dtype
-from .taps import of_parameters
+from .taps import of_parameters, scaled
 from .triton_depthwise import convolve, of_input, sums_over_taps
 from .triton_norms import gelu_statistics, of_layer_norm, token_statistics
 
@@ -29,8 +29,7 @@ def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -
 
 def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
     """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Keeps x alone where bn counts."""
-    assert conv.bias is not None
-    weight, bias = scale[:, None, None, None] * conv.weight, scale * conv.bias
+    weight, bias = scaled(conv, scale)
     if not counts_ordinarily(bn, x):
         return depthwise(bn(F.gelu(x).mT.unflatten(-1, grid)).flatten(2).mT, weight, bias, grid)
     activated, mean, variance = gelu_statistics(x.detach())
