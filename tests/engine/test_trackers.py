@@ -90,10 +90,10 @@ def test_wandb_records_offline_and_again_under_the_same_id(tmp_path: Path, capfd
     assert "warning" not in capfd.readouterr().err
     files = list(tmp_path.glob("wandb/offline-run-*/run-abc12345.wandb"))
     assert files
-    patience = time.monotonic() + 30  # wandb's own process may write on for a moment
+    patience = time.monotonic() + 30
     while not all(b"val_ema/top1" in file.read_bytes() for file in files):
         assert time.monotonic() < patience
-        time.sleep(0.1)
+        time.sleep(0.1)  # wandb's own process may write on for a moment, and tells nobody when it has
 
 
 def test_a_tracker_that_fails_is_warned_about_once_and_left_alone(

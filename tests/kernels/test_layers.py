@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import kernels
-from xcit.kernels import forced, norm_linear, passes
+from xcit.kernels import forced, passes
 from xcit.kernels.covariance import is_cheaper
 from xcit.kernels.depthwise import as_map, as_tokens
-from xcit.kernels.products import bias_gradient
 from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
 from xcit.models.layer import XCiTLayer
@@ -114,30 +113,6 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
     monkeypatch.setattr(passes, "LIBRARY", None)
     assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
     assert len(calls) == 10
-
-
-@pytest.mark.parametrize("used", [("x",), ("y",), ("x", "y")])
-def test_a_norm_hands_its_input_on(used: tuple[str, ...]) -> None:
-    """What goes on with the tokens and what goes on with the product may each be left out."""
-    norm, layer, x = nn.LayerNorm(48), nn.Linear(48, 32), tokens(2, 5, 48).requires_grad_()
-
-    def gradients(x_on: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        loss = sum(t.square().sum() for name, t in (("x", x_on), ("y", y)) if name in used)
-        return torch.autograd.grad(loss, (x, *norm.parameters(), *layer.parameters()), allow_unused=True)
-
-    x_on, y = norm_linear(x, norm, layer)
-    assert torch.equal(x_on, x) and x_on.data_ptr() == x.data_ptr()
-    for found, expected in zip(gradients(x_on, y), gradients(x, layer(norm(x))), strict=True):
-        assert (found is None) == (expected is None)
-        if expected is not None:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_gradient_of_a_bias_is_a_sum() -> None:
-    gradient = tokens(3, 700, 40) + 1
-    torch.testing.assert_close(bias_gradient(gradient), gradient.double().sum((0, 1)).float(), rtol=1e-6, atol=1e-3)
-    halves = gradient.to(torch.bfloat16)
-    assert torch.equal(bias_gradient(halves), halves.flatten(0, 1).sum(0))
 
 
 @pytest.mark.parametrize("counts", [True, False])

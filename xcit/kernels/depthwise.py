@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_batch, counts_ordinarily
 from .choice import by_triton
+from .norms import layer_norm, layer_norm_backward
 from .passes import gelu_gradient_pass, gelu_pass
 from .precision import compute_dtype
 from .taps import scaled
@@ -62,15 +63,16 @@ class NormDepthwise(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, shift, weight)
         ctx.eps, ctx.grid, ctx.dtype = eps, grid, dtype
-        return depthwise(F.layer_norm(x, x.shape[-1:], scale, shift, eps).to(dtype), weight, bias, grid)
+        normed, *_ = layer_norm(x, scale, shift, eps, dtype, by_triton=False)
+        return depthwise(normed, weight, bias, grid)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, scale, shift, weight = ctx.saved_tensors
-        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, ctx.eps)
-        norm = normed.to(ctx.dtype), mean, rstd, scale, shift
-        return *norm_depthwise_backward(gradient, x, *norm, weight, ctx.grid), None, None, None
+        normed, mean, rstd = layer_norm(x, scale, shift, ctx.eps, ctx.dtype, by_triton=False)
+        norm = normed, mean, rstd, scale, shift
+        return *norm_depthwise_backward(gradient, None, x, *norm, weight, ctx.grid), None, None, None
 
 
 class GELUBatchNormDepthwise(torch.autograd.Function):
@@ -105,6 +107,7 @@ class GELUBatchNormDepthwise(torch.autograd.Function):
 
 def norm_depthwise_backward(
     gradient: Tensor,
+    residual: Tensor | None,
     x: Tensor,
     normed: Tensor,
     mean: Tensor,
@@ -113,12 +116,10 @@ def norm_depthwise_backward(
     shift: Tensor,
     weight: Tensor,
     grid: Grid,
-) -> tuple[Tensor, ...]:
-    """The gradients of x, scale, shift, weight and bias; mean and rstd: (B, N, 1)."""
+) -> Gradients:
+    """The gradients of x, to which the residual is added, scale, shift, weight and bias; mean and rstd: (B, N, 1)."""
     of_normed, of_weight, of_bias = depthwise_backward(gradient, normed, weight, grid)
-    of_norm = torch.ops.aten.native_layer_norm_backward(
-        of_normed.to(x.dtype), x, x.shape[-1:], mean, rstd, scale, shift, [True, True, True]
-    )
+    of_norm = layer_norm_backward(of_normed, x, mean, rstd, scale, shift, residual, [True] * 3, by_triton=False)
     return *of_norm, of_weight, of_bias
 
 

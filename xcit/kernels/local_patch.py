@@ -141,15 +141,14 @@ def local_patch_backward(
     bn_shift: Tensor,
     second: Tensor,
     grid: Grid,
-) -> tuple[Tensor, ...]:
+) -> Gradients:
     """The gradients of x and, for each convolution, of the scale and shift before it, of its weight and its bias."""
     of_branch = gradient if shares is None else gradient * shares[:, None, None]
     bn = bn_mean, bn_rstd, bn_scale, bn_shift, second
     of_convolved, *of_second = gelu_batchnorm_depthwise_backward(of_branch, convolved, *bn, 0.0, grid)
     mean, rstd = mean[..., None], rstd[..., None]
     norm = torch.addcmul(shift, (x - mean) * rstd, scale), mean, rstd, scale, shift, first
-    of_x, *of_first = norm_depthwise_backward(of_convolved, x, *norm, grid)
-    return gradient + of_x, *of_first, *of_second
+    return *norm_depthwise_backward(of_convolved, gradient, x, *norm, grid), *of_second
 
 
 def add_folded_local_patch(
