@@ -31,7 +31,7 @@ bench: $(VENV)/train.installed
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-PASSES := $(wildcard xcit/kernels/passes_*.cpp xcit/kernels/passes_*.h)
+PASSES := $(wildcard xcit/kernels/cpu/*.cpp xcit/kernels/cpu/*.h)
 
 # Installed once, and again when pyproject.toml or what is compiled changes or PYTHON is another interpreter.
 $(VENV)/%.installed: pyproject.toml $(PASSES) $(VENV)/interpreter

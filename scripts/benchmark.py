@@ -45,9 +45,9 @@ from xcit.command import ArgumentParser, guarded
 from xcit.engine.optimizer import make_optimizer
 from xcit.errors import InputError, choose
 from xcit.kernels import forced
-from xcit.kernels.choice import KINDS
-from xcit.kernels.products import product
-from xcit.kernels.trial import try_out
+from xcit.kernels.dispatch import KINDS
+from xcit.kernels.matmul import product
+from xcit.kernels.self_check import try_out
 from xcit.models.compiling import compile_model
 from xcit.models.published import long_name
 from xcit.storage import write_text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.kernels import products
+from xcit.kernels import matmul
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(params=["oneDNN", "oneDNN forward", "torch"])
 def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ways that products can take on a CPU, whichever of them this one prefers."""
-    if request.param != "torch" and not products.HAS_ONEDNN:
+    if request.param != "torch" and not matmul.HAS_ONEDNN:
         pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
-    monkeypatch.setattr(products, "ONEDNN", request.param != "torch")
-    monkeypatch.setattr(products, "ONEDNN_BACKWARD", request.param == "oneDNN")
+    monkeypatch.setattr(matmul, "ONEDNN", request.param != "torch")
+    monkeypatch.setattr(matmul, "ONEDNN_BACKWARD", request.param == "oneDNN")

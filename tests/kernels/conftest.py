@@ -3,15 +3,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from xcit.kernels import passes
+from xcit.kernels.cpu import library
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The passes in C++ that are called."""
     names: list[str] = []
-    call = passes.call
-    monkeypatch.setattr(passes, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
+    call = library.call
+    monkeypatch.setattr(library, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
     return names
 
 

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.kernels import batchnorm_gelu, forced, passes
-from xcit.kernels.passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass
+from xcit.kernels import batchnorm_gelu, forced
+from xcit.kernels.cpu import library
+from xcit.kernels.cpu.library import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass
 from xcit.models.patch_embed import ConvPatchEmbed
 
 PASSES = ["moments", "batchnorm_gelu", "batchnorm_gelu_gradient"]
 
-compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+compiled = pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import kernels
-from xcit.kernels import forced, passes
+from xcit.kernels import forced
 from xcit.kernels.covariance import is_cheaper
+from xcit.kernels.cpu import library
 from xcit.kernels.depthwise import as_map, as_tokens
 from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
@@ -99,7 +100,7 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
     assert max(difference(plain, fast).values()) < tolerance
 
 
-@pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+@pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("images", [1, 6])
 def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls: list[str], images: int) -> None:
@@ -110,7 +111,7 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
     local_patch = ["gelu_affine_taps", "local_patch_gradient"]
     back = ["gelu_gradient", "layer_norm_gradient", *local_patch, "attend_backward", "layer_norm_gradient"]
     assert calls == [*there, *back]
-    monkeypatch.setattr(passes, "LIBRARY", None)
+    monkeypatch.setattr(library, "LIBRARY", None)
     assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
     assert len(calls) == 10
 
@@ -120,7 +121,7 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
 def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, library: bool, counts: bool) -> None:
     """Or DDP warns of it, and copies them. counts: whether BatchNorm does; several processes have another kind."""
     if not library:
-        monkeypatch.setattr(passes, "LIBRARY", None)
+        monkeypatch.setattr(library, "LIBRARY", None)
     layer, x, forward = whole_tiles()
     layer.local_mp.bn.train(counts)
     names, parameters = zip(*layer.named_parameters(), strict=True)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit.kernels import norm_linear
-from xcit.kernels.products import bias_gradient
+from xcit.kernels.matmul import bias_gradient
 
 from .test_layers import tokens
 

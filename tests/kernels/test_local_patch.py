@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xcit.kernels import add_local_patch, passes, passes_local_patch
+from xcit.kernels import add_local_patch
+from xcit.kernels.cpu import library, local_patch
 from xcit.kernels.local_patch import add_folded_local_patch, local_patch_backward
 from xcit.models.layer import XCiTLayer
 
@@ -17,7 +18,7 @@ from .test_layers import randomised, tokens
 
 THERE, BACK = ["norm_depthwise", "gelu_affine_depthwise"], ["gelu_affine_taps", "local_patch_gradient"]
 
-compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+compiled = pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 shapes = pytest.mark.parametrize(  # B, H, W, C
     "shape",
     [(2, 5, 7, 48), (1, 9, 4, 32), (3, 1, 6, 16), (2, 6, 1, 64), (1, 1, 2, 16), (4, 2, 2, 512), (3, 14, 14, 128)],
@@ -124,7 +125,7 @@ def test_gelu_statistics_of_what_lies_far_from_zero() -> None:
         local.conv1.bias += 300
     inputs = x, layer.norm3.weight, layer.norm3.bias, layer.norm3.eps, local.conv1.weight, local.conv1.bias, (5, 6)
     with torch.no_grad():
-        y, *_, mean, variance = passes_local_patch.norm_depthwise_pass(*inputs)
+        y, *_, mean, variance = local_patch.norm_depthwise_pass(*inputs)
     torch.testing.assert_close(mean.double(), y.double().flatten(0, 1).mean(0), rtol=3e-7, atol=0)
     torch.testing.assert_close(variance.double(), y.double().flatten(0, 1).var(0, correction=0), rtol=1e-4, atol=0)
 
@@ -171,7 +172,7 @@ def test_torch_runs_where_they_cannot(calls: list[str], case: str, monkeypatch: 
     if case == "another norm":
         layer.local_mp.bn = Other(16)
     if case == "no passes":
-        monkeypatch.setattr(passes, "LIBRARY", None)
+        monkeypatch.setattr(library, "LIBRARY", None)
     found, expected = (outcome(form, layer, x, (3, 4)) for form in (interact, plain))
     assert not [name for name in calls if "depthwise" in name or name in BACK]
     for name, value in expected.items():
@@ -308,7 +309,7 @@ def test_one_value_a_channel_is_complained_of() -> None:
 
 
 def test_all_passes_are_loaded() -> None:
-    """passes.py knows every function of the C++ by name."""
-    sources = Path(passes.__file__).parent.glob("passes_*.cpp")
+    """library.py knows every function of the C++ by name."""
+    sources = Path(library.__file__).parent.glob("*.cpp")
     found = {name for path in sources for name in re.findall(r'extern "C" void (\w+)\(', path.read_text())}
-    assert found == set(passes.FUNCTIONS)
+    assert found == set(library.FUNCTIONS)

@@ -18,18 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.kernels import cross_covariance, depthwise, norms
+from xcit.kernels import cross_covariance, depthwise, layer_norm
 
 from .test_layers import difference, randomised, tokens
 
 triton = pytest.importorskip("triton")
-from xcit.kernels import (  # noqa: E402, F401 (the other tests of Triton take them from here)
-    triton_cross_covariance,
-    triton_depthwise,
-    triton_gelu,
-    triton_local_patch,
-    triton_norms,
-)
+# The other tests of Triton take these from here.
+from xcit.kernels.triton import cross_covariance as triton_cross_covariance  # noqa: E402, F401
+from xcit.kernels.triton import depthwise as triton_depthwise  # noqa: E402
+from xcit.kernels.triton import gelu as triton_gelu  # noqa: E402
+from xcit.kernels.triton import layer_norm as triton_norms  # noqa: E402
+from xcit.kernels.triton import local_patch as triton_local_patch  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -120,7 +119,7 @@ class GELUBatchNormDepthwise(Depthwise):
 
 
 class Norm(nn.Module):
-    torch, triton = norms, triton_norms
+    torch, triton = layer_norm, triton_norms
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -137,13 +136,15 @@ class LayerNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, kernels: ModuleType) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
         ctx.by_triton = kernels is triton_norms
-        return norms.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)[0]
+        return layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = ctx.saved_tensors
-        _, *statistics = norms.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)
-        return *norms.layer_norm_backward(gradient, x, *statistics, scale, shift, None, [True] * 3, ctx.by_triton), None
+        _, *statistics = layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)
+        return *layer_norm.layer_norm_backward(
+            gradient, x, *statistics, scale, shift, None, [True] * 3, ctx.by_triton
+        ), None
 
 
 LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xcit import kernels
-from xcit.kernels import choice, trial
-from xcit.kernels.choice import by_triton
+from xcit.kernels import dispatch, self_check
+from xcit.kernels.dispatch import by_triton
 from xcit.models import xcit as xcit_module
 
 from ..models.examples import tiny
@@ -43,9 +43,9 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16)
         )
     assert not any(map(by_triton, (fp32, bf16)))  # stand-ins have no memory
-    monkeypatch.setattr(choice, "is_ordinary", lambda x: True)
+    monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     for agrees, runs_by_itself in ((True, True), (False, False)):
-        monkeypatch.setattr(choice, "verdicts", {0: agrees})
+        monkeypatch.setattr(dispatch, "verdicts", {0: agrees})
         assert by_triton(fp32) == by_triton(bf16) == runs_by_itself
         with kernels.forced("triton"):
             assert by_triton(fp32) and by_triton(bf16)
@@ -59,9 +59,9 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """The GPUs that are tried out; two stand by."""
     devices: list[torch.device] = []
-    monkeypatch.setattr(trial, "agrees", lambda device: not devices.append(device))
-    monkeypatch.setattr(trial, "verdicts", {})
-    monkeypatch.setattr(trial, "is_ordinary", lambda x: True)
+    monkeypatch.setattr(self_check, "agrees", lambda device: not devices.append(device))
+    monkeypatch.setattr(self_check, "verdicts", {})
+    monkeypatch.setattr(self_check, "is_ordinary", lambda x: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return devices
 
@@ -73,9 +73,9 @@ def images(number: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def test_a_gpu_is_tried_out_once(tried: list[torch.device]) -> None:
     for number in (0, 0, 1):
-        trial.try_out(images(number))
+        self_check.try_out(images(number))
     assert tried == [torch.device("cuda", 0), torch.device("cuda", 1)]
-    assert trial.verdicts == {0: True, 1: True}
+    assert self_check.verdicts == {0: True, 1: True}
 
 
 def test_a_gpu_is_not_tried_out_where_triton_could_not_run(
@@ -86,19 +86,19 @@ def test_a_gpu_is_not_tried_out_where_triton_could_not_run(
         assert tried == []
 
     x = images(0)
-    nothing_after(lambda: trial.try_out(torch.empty(1, 3, 8, 8)))
-    nothing_after(lambda: trial.try_out(images(0, torch.float16)))
+    nothing_after(lambda: self_check.try_out(torch.empty(1, 3, 8, 8)))
+    nothing_after(lambda: self_check.try_out(images(0, torch.float16)))
     for kind in ("plain", "fast", "triton"):
         with kernels.forced(kind):
-            nothing_after(lambda: trial.try_out(x))
-    nothing_after(lambda: torch.func.vmap(lambda y: trial.try_out(x) or y)(torch.ones(2)))
-    nothing_after(lambda: torch.jit.trace(lambda y: trial.try_out(x) or y + 1, torch.ones(2), check_trace=False))
+            nothing_after(lambda: self_check.try_out(x))
+    nothing_after(lambda: torch.func.vmap(lambda y: self_check.try_out(x) or y)(torch.ones(2)))
+    nothing_after(lambda: torch.jit.trace(lambda y: self_check.try_out(x) or y + 1, torch.ones(2), check_trace=False))
     for module, name in ((torch.compiler, "is_compiling"), (torch.cuda, "is_current_stream_capturing")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: True)
-            nothing_after(lambda: trial.try_out(x))
-    monkeypatch.setattr(trial, "is_ordinary", lambda x: False)
-    nothing_after(lambda: trial.try_out(x))
+            nothing_after(lambda: self_check.try_out(x))
+    monkeypatch.setattr(self_check, "is_ordinary", lambda x: False)
+    nothing_after(lambda: self_check.try_out(x))
 
 
 def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

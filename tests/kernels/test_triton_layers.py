@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
-from xcit.kernels import choice, cross_covariance, depthwise, local_patch, trial
+from xcit.kernels import cross_covariance, depthwise, dispatch, local_patch, self_check
 from xcit.models.fused import FusedLayer
 from xcit.models.layer import XCiTLayer
 
@@ -52,7 +52,7 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
     """As if the tokens were on a GPU."""
-    for module in (choice, cross_covariance, depthwise, local_patch):
+    for module in (dispatch, cross_covariance, depthwise, local_patch):
         monkeypatch.setattr(module, "by_triton", wanted)
 
 
@@ -92,7 +92,7 @@ def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mo
         with kernels.forced("triton"):
             found = folded(x, (2, 3))
     assert (found - expected).norm() < tolerance * expected.norm()
-    assert launches == {"triton_cross_covariance": 1, "triton_depthwise": 2, "triton_norms": 1}
+    assert launches == {"cross_covariance": 1, "depthwise": 2, "layer_norm": 1}
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
@@ -125,9 +125,9 @@ def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypat
         found = outcome(compiled, x, gradient, "triton")
     assert max(difference(expected, found).values()) < tolerance
     assert launches == {
-        "triton_cross_covariance": 2,  # forward, backward
-        "triton_depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
-        "triton_norms": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
+        "cross_covariance": 2,  # forward, backward
+        "depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
+        "layer_norm": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
     }
 
 
@@ -151,8 +151,8 @@ def test_a_layer_of_which_a_part_is_frozen(frozen: str, monkeypatch: pytest.Monk
 def small_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a minute for the whole."""
     if INTERPRETED:
-        hand_over(monkeypatch, lambda x: choice.kind() == "triton")
-        monkeypatch.setattr(trial, "SHAPES", ((16, (3, 2)),))
+        hand_over(monkeypatch, lambda x: dispatch.kind() == "triton")
+        monkeypatch.setattr(self_check, "SHAPES", ((16, (3, 2)),))
 
 
 @runs
@@ -162,7 +162,7 @@ def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder, monkeypa
     before = torch.get_rng_state()
     launches = counted(monkeypatch)
     with torch.inference_mode():
-        assert trial.agrees(torch.device(DEVICE))
+        assert self_check.agrees(torch.device(DEVICE))
     assert torch.equal(torch.get_rng_state(), before)
     assert not [warning for warning in recwarn if "Triton" in str(warning.message)]
     assert min(launches.values()) > 3 and len(launches) == 3
@@ -202,4 +202,4 @@ def test_kernels_that_are_wrong_or_do_not_run_are_told(
     monkeypatch.setattr(triton_local_patch, name, fault)
     line = rf"^Triton's kernels on \w+: {told}; torch's run instead \(torch .+, triton .+\)$"
     with pytest.warns(UserWarning, match=line):
-        assert not trial.agrees(torch.device(DEVICE))
+        assert not self_check.agrees(torch.device(DEVICE))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .passes import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass, takes_channels
+from .cpu.library import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass, takes_channels
 
 
 def counts_ordinarily(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .choice import by_triton
-from .passes import attend_backward_pass, attend_pass, takes_attention
+from .cpu.library import attend_backward_pass, attend_pass, takes_attention
+from .dispatch import by_triton
 
 WIDEST_IN_TRITON = 128
 """Channels of a head: wider ones do not fit into registers."""
@@ -47,7 +47,7 @@ def route(qkv: Tensor, temperature: Tensor) -> str:
 def functions(route: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`forward` and `backward` below, or those that stand for them."""
     if route == "triton":
-        from .triton_cross_covariance import attend_backward_by_triton, attend_by_triton
+        from .triton.cross_covariance import attend_backward_by_triton, attend_by_triton
 
         return attend_by_triton, attend_backward_by_triton
     return (attend_pass, attend_backward_pass) if route == "passes" else (forward, backward)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_batch, counts_ordinarily
-from .choice import by_triton
-from .norms import layer_norm, layer_norm_backward
-from .passes import gelu_gradient_pass, gelu_pass
+from .cpu.library import gelu_gradient_pass, gelu_pass
+from .depthwise_weights import scaled
+from .dispatch import by_triton
+from .layer_norm import layer_norm, layer_norm_backward
 from .precision import compute_dtype
-from .taps import scaled
 
 Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]
@@ -24,7 +24,7 @@ Gradients = tuple[Tensor | None, ...]
 def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -> Tensor:
     """conv(norm(x)) over the grid, (B, N, C) → (B, N, C). Keeps x alone."""
     if by_triton(x):
-        from .triton_local_patch import norm_depthwise as twin
+        from .triton.local_patch import norm_depthwise as twin
 
         return twin(x, norm, conv, grid)
     return NormDepthwise.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.eps, grid, compute_dtype(x))
@@ -36,7 +36,7 @@ def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: T
     A bn that is not the ordinary one, or has a complaint to make (of a single value a channel), is called as it is.
     """
     if by_triton(x):
-        from .triton_local_patch import gelu_batchnorm_depthwise as twin
+        from .triton.local_patch import gelu_batchnorm_depthwise as twin
 
         return twin(x, bn, conv, scale, grid)
     weight, bias = scaled(conv, scale)

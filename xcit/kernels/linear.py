@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .choice import by_triton_uncompiled
+from .cpu.library import gelu_pass
+from .dispatch import by_triton_uncompiled
 from .gelu import gelu_backward
-from .norms import layer_norm, layer_norm_backward
-from .passes import gelu_pass
+from .layer_norm import layer_norm, layer_norm_backward
+from .matmul import bias_gradient, input_gradient, product, weight_gradient
 from .precision import compute_dtype
-from .products import bias_gradient, input_gradient, product, weight_gradient
 
 Gradients = tuple[Tensor | None, ...]
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .batchnorm import count_statistics, counts_ordinarily
-from .choice import by_triton
+from .cpu.library import takes_tokens
+from .cpu.local_patch import (
+    gelu_affine_depthwise_pass,
+    local_patch_backward_pass,
+    local_patch_pass,
+    norm_depthwise_pass,
+)
 from .depthwise import (
     Grid,
     as_map,
@@ -21,16 +27,10 @@ from .depthwise import (
     norm_depthwise,
     norm_depthwise_backward,
 )
-from .passes import takes_tokens
-from .passes_local_patch import (
-    gelu_affine_depthwise_pass,
-    local_patch_backward_pass,
-    local_patch_pass,
-    norm_depthwise_pass,
-)
+from .depthwise_weights import scaled
+from .dispatch import by_triton
+from .matmul import convolution
 from .precision import compute_dtype
-from .products import convolution
-from .taps import scaled
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -170,7 +170,7 @@ def add_folded_local_patch(
         return local_patch_pass(*given, *first, slope, shift, *second, grid)
     x = x + branch
     if by_triton(x):
-        from .triton_local_patch import folded_local_patch as twin
+        from .triton.local_patch import folded_local_patch as twin
 
         return x + twin(x, norm, first, slope, shift, second, grid)
     dtype = compute_dtype(x)

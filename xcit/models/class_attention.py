@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import attend_class, chosen
-from ..kernels.choice import parts_of
+from ..kernels.dispatch import parts_of
 from .feed_forward import FeedForward
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..kernels.products import by_onednn
+from ..kernels.matmul import by_onednn
 from .fused import FusedLayer
 from .xcit import XCiT
 

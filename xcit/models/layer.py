@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import add_local_patch, attend, chosen, gelu_linear, norm_linear, scaled_linear
-from ..kernels.choice import parts_of
 from ..kernels.covariance import attend_by_covariance, is_cheaper
+from ..kernels.dispatch import parts_of
 from .cross_covariance import CrossCovarianceAttention
 from .feed_forward import FeedForward
 from .local_patch import LocalPatchInteraction

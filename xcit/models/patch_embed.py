@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import batchnorm_gelu, chosen
-from ..kernels.choice import parts_of
+from ..kernels.dispatch import parts_of
 
 
 class ConvPatchEmbed(nn.Module):

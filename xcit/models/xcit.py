@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.choice import possible
 from ..kernels.depthwise import as_map
-from ..kernels.trial import try_out
+from ..kernels.dispatch import possible
+from ..kernels.self_check import try_out
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
 from .data_settings import IMAGENET_MEAN, IMAGENET_STD

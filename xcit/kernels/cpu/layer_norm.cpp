@@ -1,9 +1,9 @@
-// The gradient of a layer norm on an x86 CPU in fp32, in one pass over the tokens. passes.py calls it.
+// The gradient of a layer norm on an x86 CPU in fp32, in one pass over the tokens. library.py calls it.
 
 #include <algorithm>
 #include <functional>
 
-#include "passes_sums.h"
+#include "sums.h"
 
 // The gradients of x, scale and shift (2, C), given that of the norm of x and each token's mean and rstd; to that of x
 // the residual is added, if there is one. C is a multiple of 16.

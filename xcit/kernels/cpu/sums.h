@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "passes_vectors.h"
+#include "vectors.h"
 
 typedef double Doubles __attribute__((vector_size(8 * LANES)));
 

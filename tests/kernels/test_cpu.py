@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.kernels import cross_covariance, gelu_linear, passes
-from xcit.kernels.passes import (
+from xcit.kernels import cross_covariance, gelu_linear
+from xcit.kernels.cpu import library
+from xcit.kernels.cpu.library import (
     attend_backward_pass,
     attend_pass,
     gelu_backward_pass,
@@ -28,7 +29,7 @@ from xcit.kernels.passes import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-compiled = pytest.mark.skipif(passes.LIBRARY is None, reason="nothing was compiled for this CPU")
+compiled = pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 
 
 def tokens(*shape: int, seed: int = 1) -> Tensor:
@@ -41,7 +42,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.skipif(not X86 or not shutil.which("c++"), reason="there is no compiler, or no x86 CPU with AVX2")
 def test_they_were_compiled() -> None:
-    assert passes.LIBRARY is not None, "install the project again: pip install -e ."
+    assert library.LIBRARY is not None, "install the project again: pip install -e ."
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="this CPU runs those for AVX2 anyway")

@@ -1,4 +1,4 @@
-"""The passes over the tokens of passes_local_patch.cpp, as operators, for what `takes_tokens` lets by.
+"""The passes over the tokens of local_patch.cpp, as operators, for what `takes_tokens` lets by.
 
 local_patch.py puts them together. Maps are tokens (B, N, C) of the grid (H, W), weights (C, 1, 3, 3).
 """
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .opaque import opaque
-from .passes import call_dense
-from .taps import of_parameters
+from ..custom_op import opaque
+from ..depthwise_weights import of_parameters
+from .library import call_dense
 
 
 def like_norm_depthwise(

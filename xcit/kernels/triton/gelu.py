@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import device_of
+from .launch import device_of
 
 VALUES = 1024
 """How many values a program holds."""

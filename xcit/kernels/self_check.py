@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .choice import HAS_TRITON, Kernels, forced, is_ordinary, kind, possible, verdicts
 from .cross_covariance import attend
 from .depthwise import gelu_batchnorm_depthwise, norm_depthwise
+from .dispatch import HAS_TRITON, Kernels, forced, is_ordinary, kind, possible, verdicts
 from .linear import gelu_linear, norm_linear
 from .local_patch import add_folded_local_patch
 

@@ -17,7 +17,7 @@ KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 _kind: Kernels = "auto"
 
 verdicts: dict[int | None, bool] = {}
-"""Whether Triton's kernels agree with torch's, by the number of the GPU; trial.py finds out."""
+"""Whether Triton's kernels agree with torch's, by the number of the GPU; self_check.py finds out."""
 
 HAS_TRITON = find_spec("triton") is not None
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "passes_vectors.h"
+#include "vectors.h"
 
 struct Shape {
     int64_t H, W, C;

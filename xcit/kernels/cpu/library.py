@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choice import is_ordinary, possible
-from .opaque import opaque
+from ..custom_op import opaque
+from ..dispatch import is_ordinary, possible
 
 TILE = 16
 """Numbers that the passes take at a time."""

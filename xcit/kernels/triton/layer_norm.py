@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .opaque import opaque
-from .triton_gelu import normal
-from .triton_launch import device_of, of_channels
+from ..custom_op import opaque
+from .gelu import normal
+from .launch import device_of, of_channels
 
 TOKENS, CHANNELS = 64, 64
 """How many tokens and channels a program of the GELU holds. Its tokens share one partial mean."""

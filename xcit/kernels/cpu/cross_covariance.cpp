@@ -1,4 +1,4 @@
-// Attention with its backward pass on an x86 CPU, in fp32, without copies of the heads. passes.py calls them.
+// Attention with its backward pass on an x86 CPU, in fp32, without copies of the heads. library.py calls them.
 //
 // Sums over the tokens are taken in blocks, and those in blocks of blocks, so that their rounding hardly grows with the
 // image.
@@ -8,7 +8,7 @@
 #include <functional>
 #include <type_traits>
 
-#include "passes_sums.h"
+#include "sums.h"
 
 // A tile of sums, ROWS x so many times 16 columns, fits into the registers.
 constexpr int ROWS = LANES / 2, VECTORS = 16 / LANES, WIDEST = LANES == 16 ? 3 : 1;

@@ -1,11 +1,11 @@
-// BatchNorm with the GELU behind it, on an x86 CPU in fp32, in two passes over the map there and two back. passes.py
+// BatchNorm with the GELU behind it, on an x86 CPU in fp32, in two passes over the map there and two back. library.py
 // calls them.
 //
 // A map is `rows` places of C channels, C a multiple of 16. Sums are taken over some rows in fp32, over all in fp64.
 
 #include <algorithm>
 
-#include "passes_sums.h"
+#include "sums.h"
 
 // Rows whose values stay in the nearest cache, or the one after it.
 static int64_t rows_at_a_time(int64_t C) { return std::max<int64_t>(8, 6144 / C); }

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .batchnorm import count_statistics, counts_ordinarily
-from .precision import compute_dtype
-from .taps import of_parameters, scaled
-from .triton_depthwise import convolve, of_input, sums_over_taps
-from .triton_norms import gelu_statistics, of_layer_norm, token_statistics
+from ..batchnorm import count_statistics, counts_ordinarily
+from ..depthwise_weights import of_parameters, scaled
+from ..precision import compute_dtype
+from .depthwise import convolve, of_input, sums_over_taps
+from .layer_norm import gelu_statistics, of_layer_norm, token_statistics
 
 Grid = tuple[int, int]
 Gradients = tuple[Tensor | None, ...]

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .choice import is_exporting
-from .opaque import opaque
-from .passes import gelu_pass
+from .cpu.library import gelu_pass
+from .custom_op import opaque
+from .dispatch import is_exporting
 
 
 def is_made_by_intel() -> bool:

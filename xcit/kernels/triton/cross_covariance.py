@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .opaque import opaque
-from .passes import like_attend, like_attend_backward
-from .triton_launch import device_of
+from ..cpu.library import like_attend, like_attend_backward
+from ..custom_op import opaque
+from .launch import device_of
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter on the CPU takes the bits of bf16 for integers in a product."""

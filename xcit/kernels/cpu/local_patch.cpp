@@ -1,5 +1,5 @@
 // Local patch interaction on an x86 CPU in fp32: two 3 x 3 convolutions with all that stands before, between and behind
-// them, in two passes over the tokens there and two back, or in one where nothing is kept. passes_local_patch.py calls
+// them, in two passes over the tokens there and two back, or in one where nothing is kept. local_patch.py calls
 // them.
 //
 // A map is H rows of W tokens of C channels, C a multiple of 16; weights are (C, 3, 3), the sums over their taps
@@ -9,8 +9,8 @@
 #include <cmath>
 #include <functional>
 
-#include "passes_rows.h"
-#include "passes_sums.h"
+#include "rows.h"
+#include "sums.h"
 
 // A weight by its taps, (9, C), or turned about, as the gradient of a convolution's input wants it.
 static std::vector<float> taps_of(const float* weight, int64_t C, bool turned = false) {

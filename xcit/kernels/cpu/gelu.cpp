@@ -1,6 +1,6 @@
-// GELU and its derivative from one exponential, on an x86 CPU in fp32. passes.py calls them.
+// GELU and its derivative from one exponential, on an x86 CPU in fp32. library.py calls them.
 
-#include "passes_vectors.h"
+#include "vectors.h"
 
 // y = gelu(x); y may be x. count is a multiple of 16.
 extern "C" void gelu(const float* x, float* y, int64_t count) {

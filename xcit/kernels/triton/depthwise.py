@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .opaque import opaque
-from .triton_gelu import normal
-from .triton_launch import device_of, of_channels
-from .triton_rows import input_row, load_row, normed_row, part, places, store_sums, taps
+from ..custom_op import opaque
+from .gelu import normal
+from .launch import device_of, of_channels
+from .rows import input_row, load_row, normed_row, part, places, store_sums, taps
 
 PART, WARPS = (16, 16, 64, 3), 2
 """Rows, columns and channels of a program's part of a map, how many rows are under way from memory at a time, and the

@@ -1,0 +1,1 @@
+"""The operations in C++ for x86 CPUs, compiled when the package is installed."""
