@@ -26,13 +26,13 @@ from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
 from xcit.models.data_settings import data_settings
 from xcit.models.dry_run import dry_run
-from xcit.models.fused import ready_for_inference
-from xcit.models.published import find_published
-from xcit.models.sources import HUB_CONFIG, HUB_FILE, locate
+from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
-from xcit.models.weights import Weights, weights_in
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
+from xcit.weights.formats import Weights, weights_in
+from xcit.weights.published import find_published
+from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
 
 TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
 

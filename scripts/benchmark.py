@@ -48,9 +48,9 @@ from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
 from xcit.kernels.matmul import product
 from xcit.kernels.self_check import try_out
-from xcit.models.compiling import compile_model
-from xcit.models.published import long_name
+from xcit.models.fast.compiling import compile_model
 from xcit.storage import write_text
+from xcit.weights.published import long_name
 
 CASES = {
     "cpu": ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1"),

@@ -22,10 +22,10 @@ from xcit.checkpoint import is_checkpoint
 from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
 from xcit.models import MODELS
-from xcit.models.published import find_published
-from xcit.models.sources import locate
-from xcit.models.weights import to_authors_names, weights_in
 from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
+from xcit.weights.formats import to_authors_names, weights_in
+from xcit.weights.published import find_published
+from xcit.weights.sources import locate
 
 State = Mapping[str, Tensor]
 

@@ -37,7 +37,7 @@ from xcit.errors import unknown
 from xcit.models import MODELS, create_model
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.models.data_settings import data_settings
-from xcit.models.published import PUBLISHED, Published, long_name
+from xcit.weights.published import PUBLISHED, Published, long_name
 
 ROOT = Path(__file__).parents[1]
 

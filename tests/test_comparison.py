@@ -10,8 +10,8 @@ from huggingface_hub import constants
 from timm.layers import DropPath
 
 import xcit
-from xcit.models.sources import HUB_FILE
 from xcit.storage import write_safetensors
+from xcit.weights.sources import HUB_FILE
 
 from .conftest import TINY, Result
 
@@ -77,7 +77,7 @@ def test_weights_of_timm_tell_which_model_they_are_for(
     torch.manual_seed(0)
     torch.nn.init.normal_(model.head.weight)
     write_safetensors(tmp_path / HUB_FILE, model.state_dict())
-    monkeypatch.setattr("xcit.models.sources.hf_hub_download", lambda *_: str(tmp_path / HUB_FILE))
+    monkeypatch.setattr("xcit.weights.sources.hf_hub_download", lambda *_: str(tmp_path / HUB_FILE))
     name = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     result = command("eval.py", f"checkpoint={name}", "data=digits", "data.image_size=224", "run_dir=eval")
     assert result.status == 0, result.stderr

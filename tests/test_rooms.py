@@ -13,13 +13,14 @@ SHARED = {"xcit.errors", "xcit.storage", "xcit.checkpoint"}
 
 # What each room may import of ours. Rooms are packages; a module of xcit/ itself is a room of its own.
 ALLOWED = {
-    "xcit": {"xcit.errors", "xcit.models"},
+    "xcit": {"xcit.errors", "xcit.models", "xcit.weights"},
     "xcit.errors": set(),
     "xcit.storage": {"xcit.errors"},
     "xcit.kernels": {"xcit.errors"},
-    "xcit.models": SHARED | {"xcit.kernels"},
+    "xcit.weights": SHARED,
+    "xcit.models": SHARED | {"xcit.kernels", "xcit.weights"},
     "xcit.engine": SHARED,
-    "xcit.tasks": SHARED | {"xcit.models", "xcit.engine"},
+    "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine"},
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
     "xcit.checkpoint": set(),
     "xcit.config": {"xcit.errors"},

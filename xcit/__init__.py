@@ -6,10 +6,10 @@ Importing the package needs torch, safetensors and huggingface_hub alone; `xcit.
 
 from .errors import InputError, Notice
 from .models import create_model, list_models
-from .models.fused import fuse_for_inference
-from .models.published import list_pretrained
-from .models.weights import load_weights
+from .models.fast.inference import fuse_for_inference
 from .models.xcit import XCiT
+from .weights.formats import load_weights
+from .weights.published import list_pretrained
 
 __all__ = [
     "InputError",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xcit import kernels
 from xcit.kernels import cross_covariance, depthwise, dispatch, local_patch, self_check
-from xcit.models.fused import FusedLayer
+from xcit.models.fast.inference import FusedLayer
 from xcit.models.layer import XCiTLayer
 
 from .test_layers import difference, nodes, randomised, tokens

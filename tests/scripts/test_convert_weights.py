@@ -10,8 +10,8 @@ import torch
 
 import xcit
 from scripts.parity import make_weights_tell
-from xcit.models.weights import to_authors_names
 from xcit.storage import read_tensors, write_tensors
+from xcit.weights.formats import to_authors_names
 
 from ..conftest import TINY, Result
 

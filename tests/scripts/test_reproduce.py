@@ -14,7 +14,7 @@ from scripts.reproduce import Row, composed, forward_flops, needs
 from train import TABLES
 from xcit.composition import read_config
 from xcit.config import EvalConfig, TrainConfig
-from xcit.models.published import PUBLISHED, find_published
+from xcit.weights.published import PUBLISHED, find_published
 
 from ..conftest import ROOT, Result
 

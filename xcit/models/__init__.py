@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, Notice, choose
+from ..weights.formats import load_weights
+from ..weights.published import PUBLISHED
 from .data_settings import told
 from .features import FeatureMaps
-from .published import PUBLISHED
 from .timm_models import timm_model
 from .variants import VARIANTS
-from .weights import load_weights
 from .xcit import XCiT
 
 # name → builder; its keyword arguments are the options that conf/model/NAME.yaml may set.

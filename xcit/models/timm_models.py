@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, unknown
-from .sources import cannot_download
+from ..weights.sources import cannot_download
 
 
 def timm_model(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ..errors import InputError, given_as
 from ..models import create_model
 from ..models.data_settings import DataSettings, data_settings, told
-from ..models.weights import read_weights
 from ..storage import load_exactly
+from ..weights.formats import read_weights
 
 
 class Teacher:

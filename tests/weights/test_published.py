@@ -8,7 +8,7 @@ import pytest
 import timm
 
 import xcit
-from xcit.models.published import BY_FILE, BY_TIMM_NAME, HOST, PUBLISHED, Published, find_published
+from xcit.weights.published import BY_FILE, BY_TIMM_NAME, HOST, PUBLISHED, Published, find_published
 
 ENTRIES = list(PUBLISHED.values())
 CLASSIFIERS = [entry for entry in ENTRIES if entry.timm_name]

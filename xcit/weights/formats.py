@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint, model_weights
 from ..errors import InputError, Notice
+from ..models.data_settings import told
 from ..storage import load_exactly, read_tensors
-from .data_settings import told
 from .sources import locate
 
 State = dict[str, Tensor]

@@ -12,11 +12,11 @@ import xcit
 from eval import read_checkpoint
 from xcit.checkpoint import FORMAT, LAST
 from xcit.engine.state import read_state
-from xcit.models import published
 from xcit.models.data_settings import DataSettings
 from xcit.tasks.teacher import Teacher
+from xcit.weights import published
 
-from .examples import Intruder, tiny
+from ..models.examples import Intruder, tiny
 from .hosts import serve
 
 REFUSAL = r"not a file of weights \(tensors and plain data are read, code is not\)"

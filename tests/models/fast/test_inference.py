@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import xcit
 from xcit.kernels import forced
-from xcit.models.fused import FusedLayer, fuse_for_inference
+from xcit.models.fast.inference import FusedLayer, fuse_for_inference
 
-from .examples import tiny
+from ..examples import tiny
 
 
 def images_of(height: int, width: int) -> Tensor:

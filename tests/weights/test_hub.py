@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 
 import xcit
 
-from .examples import same, tiny
+from ..models.examples import same, tiny
 
 pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
 

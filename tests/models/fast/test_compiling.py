@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 
 import xcit
 from xcit.kernels import matmul
-from xcit.models.compiling import compile_model
+from xcit.models.fast.compiling import compile_model
 
-from .examples import tiny
+from ..examples import tiny
 
 
 def step(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

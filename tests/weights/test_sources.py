@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 
 import xcit
-from xcit.models import published
-from xcit.models.sources import locate
+from xcit.weights import published
+from xcit.weights.sources import locate
 
 from ..conftest import ROOT
-from .examples import authors_state, same, tiny
+from ..models.examples import authors_state, same, tiny
 from .hosts import Host, serve
 
 STATE = tiny().state_dict()

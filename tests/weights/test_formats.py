@@ -16,7 +16,7 @@ from xcit.engine.state import TrainingState
 from xcit.storage import write_safetensors, write_tensors
 from xcit.tasks import TASKS
 
-from .examples import authors_state, moved, same, snapshot, tiny
+from ..models.examples import authors_state, moved, same, snapshot, tiny
 
 pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
 

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from ..kernels.matmul import by_onednn
-from .fused import FusedLayer
-from .xcit import XCiT
+from ...kernels.matmul import by_onednn
+from ..xcit import XCiT
+from .inference import FusedLayer
 
 
 def compile_model(model: nn.Module) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.parity import pair, timm_name
-from xcit.models.weights import to_authors_names, to_timm_names
+from xcit.weights.formats import to_authors_names, to_timm_names
 
-from .examples import authors_state, same
+from ..models.examples import authors_state, same
 
 ARCHITECTURES = [(name, patch_size) for name in xcit.list_models() for patch_size in (16, 8)]
 

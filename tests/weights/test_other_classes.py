@@ -9,7 +9,7 @@ import torch
 
 import xcit
 
-from .examples import moved, same, snapshot, tiny
+from ..models.examples import moved, same, snapshot, tiny
 
 pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
 

@@ -7,9 +7,9 @@ from typing import Any, Self
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 
-from .data_settings import data_settings
+from ..models.data_settings import data_settings
+from .formats import load_weights
 from .sources import HUB_FILE
-from .weights import load_weights
 
 PAPER = "https://arxiv.org/abs/2106.09681"
 

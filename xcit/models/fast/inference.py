@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..kernels import attend
-from ..kernels.covariance import attend_by_covariance, is_cheaper
-from ..kernels.dispatch import BATCHNORMS, is_watched, untouched
-from ..kernels.local_patch import add_folded_local_patch
-from ..kernels.matmul import by_onednn, convolution, packed, product
-from ..kernels.precision import compute_dtype
-from .cross_covariance import CrossCovarianceAttention
-from .layer import XCiTLayer
-from .patch_embed import ConvPatchEmbed
-from .xcit import XCiT
+from ...errors import InputError
+from ...kernels import attend
+from ...kernels.covariance import attend_by_covariance, is_cheaper
+from ...kernels.dispatch import BATCHNORMS, is_watched, untouched
+from ...kernels.local_patch import add_folded_local_patch
+from ...kernels.matmul import by_onednn, convolution, packed, product
+from ...kernels.precision import compute_dtype
+from ..cross_covariance import CrossCovarianceAttention
+from ..layer import XCiTLayer
+from ..patch_embed import ConvPatchEmbed
+from ..xcit import XCiT
 
 Grid = tuple[int, int]
 

@@ -1,0 +1,1 @@
+"""The layers with fused operations, and what compiles them."""

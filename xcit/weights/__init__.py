@@ -1,0 +1,1 @@
+"""Between a file and a model: formats, sources, published names, the hub."""
