@@ -1,17 +1,17 @@
 """The input pipeline: from files to batches on the device. A new data set is a file in this room and a line here."""
 
-from .digits import Digits
+from .datasets.digits import Digits
+from .datasets.folder import Folder
+from .datasets.imagenet import ImageNet
+from .datasets.imagenet_shards import ImageNetShards
+from .datasets.inaturalist import INat
+from .datasets.transfer import CIFAR10, CIFAR100, Cars, Flowers
 from .errors import BrokenImageError, DataError, WorkerKilledError
-from .folder import Folder
 from .gpu_decoding import GpuTrainTransform, require_gpu_decoding
-from .imagenet import ImageNet
 from .images import DataSource, Images
-from .inaturalist import INat
 from .loader import Batch, EvalLoader, TrainLoader
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
-from .shards import ImageNetShards
-from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 from .transforms import EvalTransform, TrainTransform
 
 # name → class; its keyword arguments are the options that conf/data/NAME.yaml may set.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from .crops import Box, random_box, resize
-from .encoded import EncodedImage
+from .encoded_image import EncodedImage
 from .errors import DataError
 from .jpeg import read_jpeg
 from .transforms import TrainTransform

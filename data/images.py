@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .encoded import EncodedImage
+from .datasets.packed_texts import PackedTexts
+from .encoded_image import EncodedImage
 from .errors import BrokenImageError, DataError
-from .packed import PackedTexts
-from .slots import Slots
+from .shared_memory import Slots
 
 REPLACEMENTS = 10
 """Tries to find another image for one that cannot be decoded."""

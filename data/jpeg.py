@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .encoded import MAX_PIXELS, EncodedImage
+from .encoded_image import MAX_PIXELS, EncodedImage
 
 UPRIGHT, ORIENTATION = 1, 0x0112
 SCALES = (8, 4, 2)

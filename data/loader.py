@@ -15,7 +15,7 @@ from .errors import BrokenImageError, DataError, WorkerKilledError, tell
 from .images import Images, Sample, Transform, TransformedImages
 from .mixing import Mixing
 from .samplers import EvalBatches, TrainBatches
-from .slots import PREFETCHED, Mapped
+from .shared_memory import PREFETCHED, Mapped
 from .workers import begin_worker
 
 

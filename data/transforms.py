@@ -15,11 +15,11 @@ from torch import Tensor
 from torchvision.transforms import Compose
 
 from .crops import random_resized_crop
-from .encoded import EncodedImage, rgb
+from .encoded_image import EncodedImage, rgb
 from .errors import DataError
 from .images import Transform
-from .normalising import Normaliser, one_thread
-from .sliding import slide_faster
+from .normalize import Normaliser, one_thread
+from .rand_augment import slide_faster
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 

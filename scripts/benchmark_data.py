@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # data/ is no installed pack
 import data
 import xcit
 from data.crops import random_resized_crop
-from data.encoded import EncodedImage
-from data.folder import list_classes
+from data.datasets.folder import list_classes
+from data.encoded_image import EncodedImage
 from data.images import ImageFiles, Transform, TransformedImages
 from data.jpeg import read_jpeg
 from data.loader import make_loader

@@ -34,10 +34,10 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where data/ is: unlike xcit/, it is not installed
 
 from data import DataError, ImageNet
-from data.folder import list_classes
+from data.datasets.folder import list_classes
 from data.images import ImageFiles
-from data.shard_index import INDEX, Index, Shard, parse_index, scan
-from data.shard_writing import ShardJob, make_shard
+from data.shards.index import INDEX, Index, Shard, parse_index, scan
+from data.shards.writing import ShardJob, make_shard
 from xcit import InputError
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import TrainingError

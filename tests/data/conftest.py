@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.shard_cache import Cache
+from data.shards.cache import Cache
 
-from .sharded import COUNTS, PATIENCE, SIZE, Command
+from .shards.sharded import COUNTS, PATIENCE, SIZE, Command
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import BrokenImageError, TrainTransform, crops
 from data.crops import Box, random_box, random_resized_crop
-from data.encoded import EncodedImage
+from data.encoded_image import EncodedImage
 from data.jpeg import Jpeg, read_jpeg
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

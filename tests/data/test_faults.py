@@ -31,7 +31,7 @@ from data import (
     TrainLoader,
     TrainTransform,
 )
-from data.encoded import EncodedImage
+from data.encoded_image import EncodedImage
 from data.errors import WorkerKilledError
 from data.images import ImageFiles, Sample, Transform, TransformedImages
 from data.workers import end_workers

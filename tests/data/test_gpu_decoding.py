@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import BrokenImageError, DataError, GpuTrainTransform, Mixing, TrainBatches, TrainLoader, TrainTransform
-from data.encoded import EncodedImage
+from data.encoded_image import EncodedImage
 from data.gpu_decoding import Undecoded, require_gpu_decoding
 from data.images import ImageFiles
 

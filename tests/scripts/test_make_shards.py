@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data.images import ImageFiles
-from data.shard_index import INDEX, parse_index
+from data.shards.index import INDEX, parse_index
 
 from ..conftest import Result, launch
 
@@ -236,16 +236,15 @@ def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path
 def test_a_disk_that_does_not_give_back_what_was_written(
     command: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data import shard_writing
 
-    check = shard_writing.check
+    check = writing.check
 
     def after_damage(path: Path, *rest: object) -> None:
         content = path.read_bytes()
         path.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
         check(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_writing, "check", after_damage)
+    monkeypatch.setattr(writing, "check", after_damage)
     result = command(SCRIPT, str(tree), "shards")
     assert result.status == 2
     assert result.stderr == (
@@ -313,7 +312,7 @@ def test_flat_validation_images_of_imagenet_are_labelled_by_the_devkit(
     (root / "val").mkdir()
     for number, source in enumerate(sorted((root / "train").rglob("*.JPEG"))[1:4], start=1):
         shutil.copy(source, root / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
-    monkeypatch.setattr("data.imagenet.read_devkit", lambda _: ({1: "n01", 2: "n02"}, [1, 1, 2]))
+    monkeypatch.setattr("data.datasets.imagenet.read_devkit", lambda _: ({1: "n01", 2: "n02"}, [1, 1, 2]))
     assert command(SCRIPT, str(root), "shards", "--workers", "1").status == 0
     labels = [data for name, data in members(tmp_path / "shards/val/000000.tar").items() if name.endswith("cls")]
     assert sorted(labels) == [b"0", b"0", b"1"]

@@ -8,8 +8,8 @@ from typing import TypeVar
 from scipy.io.matlab import MatReadError
 from torch.utils.data import Dataset
 
-from .errors import DataError
-from .images import ImageFiles, require_folder
+from ..errors import DataError
+from ..images import ImageFiles, require_folder
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data import DataError
-from data.fetching import Patience
-from data.shard_cache import Ahead, Cache
-from data.shard_index import ShardError
+from data.shards.cache import Ahead, Cache
+from data.shards.fetching import Patience
+from data.shards.index import ShardError
 
 from .servers import Faults, serving
 from .sharded import PATIENCE, SIZE, located
@@ -181,7 +181,7 @@ def test_what_the_folder_refuses_is_one_line(
         ):
             cache.open(located(base, 1))
         with monkeypatch.context() as patched:
-            patched.setattr("data.shard_cache.os.utime", refuse)
+            patched.setattr("data.datasets.imagenet_shards.cache.os.utime", refuse)
             with pytest.raises(ShardError, match=r"\.tar: cannot be read or written \(Operation not permitted\); "):
                 cache.open(located(base, 2))
         shutil.rmtree(tmp_path / "cache" / "locks")

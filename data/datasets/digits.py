@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from .errors import DataError
-from .images import Images
+from ..errors import DataError
+from ..images import Images
 
 
 class Digits:

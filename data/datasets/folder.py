@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .errors import DataError
-from .images import ImageFiles, numbers_in, require_folder
+from ..errors import DataError
+from ..images import ImageFiles, numbers_in, require_folder
 from .listing import list_images
 
 

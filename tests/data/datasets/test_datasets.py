@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data import DATASETS, DataError, Digits, Folder, ImageNet, encoded
+from data import DATASETS, DataError, Digits, Folder, ImageNet
 
 Tree = Callable[..., Path]
 
@@ -111,7 +111,7 @@ def test_an_image_is_upright_as_its_exif_has_it(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.png")
-    monkeypatch.setattr(encoded, "MAX_PIXELS", 95)
+    monkeypatch.setattr(encoded_image, "MAX_PIXELS", 95)
     with pytest.raises(DataError, match=r"a\.png: cannot be decoded \(12 × 8 pixels are a decompression bomb\)"):
         Folder(root=str(tmp_path)).train()[0][0].rgb()
 

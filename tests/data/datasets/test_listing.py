@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import DataError, Folder, listing
+from data import DataError, Folder
 from data.caches import cache_folder
-from data.listing import list_images
-from data.packed import PackedTexts
+from data.datasets import listing
+from data.datasets.listing import list_images
+from data.datasets.packed_texts import PackedTexts
 
 Tree = Callable[..., Path]
 

@@ -9,13 +9,13 @@ from typing import IO, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from .caches import cache_folder
-from .encoded import EncodedImage
-from .errors import DataError
-from .fetching import Patience, read_remote
-from .images import Images, numbers_in
-from .shard_cache import Ahead, Cache
-from .shard_index import (
+from ..caches import cache_folder
+from ..encoded_image import EncodedImage
+from ..errors import DataError
+from ..images import Images, numbers_in
+from ..shards.cache import Ahead, Cache
+from ..shards.fetching import Patience, read_remote
+from ..shards.index import (
     HEADER,
     INDEX,
     Index,

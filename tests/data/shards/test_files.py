@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data import DataError, ImageNetShards
-from data.shard_index import INDEX, Index, Shard, ShardError, parse_index
+from data.shards.index import INDEX, Index, Shard, ShardError, parse_index
 
 from .servers import serving
 from .sharded import contents, located, source

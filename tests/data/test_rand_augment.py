@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import auto_augment
 
 from data import TrainTransform
-from data.sliding import FASTER
+from data.rand_augment import FASTER
 
 from .test_crops import photograph
 

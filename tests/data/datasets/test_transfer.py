@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data import CIFAR10, CIFAR100, DATASETS, Cars, DataError, DataSource, EvalLoader, EvalTransform, Flowers, INat
-from data.encoded import rgb
+from data.encoded_image import rgb
 
-from .as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_flowers, write_inat
+from ..as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_flowers, write_inat
 
 
 def levels(images: Any) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data import DataError, EvalBatches, Folder, Mixing, TrainBatches, TrainLoader, TrainTransform
-from data.shards import ShardImages
+from data.datasets.imagenet_shards import ShardImages
 
 from .servers import Faults, serving
 from .sharded import contents, seen, source, unpadded

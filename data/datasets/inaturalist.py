@@ -6,9 +6,9 @@ from typing import Literal
 
 from torchvision import datasets
 
+from ..images import ImageFiles
 from .folder import relabel
-from .images import ImageFiles
-from .readers import list_samples, read, refuse_missing
+from .torchvision_readers import list_samples, read, refuse_missing
 
 
 class INat:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.shards import Recent, ShardImages
+from data.datasets.imagenet_shards import Recent, ShardImages
 
-from ..conftest import ROOT, launch
+from ...conftest import ROOT, launch
 from .servers import Faults, serving
 from .sharded import SMALL, Command, source
 

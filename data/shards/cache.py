@@ -14,9 +14,9 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from .errors import DataError, tell
+from ..errors import DataError, tell
 from .fetching import Patience, fetch
-from .shard_index import Located, Shard, ShardError, is_remote
+from .index import Located, Shard, ShardError, is_remote
 
 NAME = re.compile(r"[0-9a-f]{64}\.(?:tar|(?P<size>\d+)\.part)")
 """The cache's own files: what else lies in its folder is the user's, and is neither counted nor removed."""

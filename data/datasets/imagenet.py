@@ -8,9 +8,9 @@ from typing import IO
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from .errors import DataError
+from ..errors import DataError
+from ..images import ImageFiles, require_folder
 from .folder import list_classes
-from .images import ImageFiles, require_folder
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .caches import cache_folder
-from .errors import DataError, tell
-from .packed import PackedTexts
+from ..caches import cache_folder
+from ..errors import DataError, tell
+from .packed_texts import PackedTexts
 
 SETTLED = 2.0
 """Seconds: a folder changed later than so long ago may change again without a trace in its time stamp."""

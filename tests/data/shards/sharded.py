@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from data import ImageNetShards
-from data.fetching import Patience
+from data.datasets.imagenet_shards import ShardImages
 from data.images import ImageFiles, Transform, TransformedImages
 from data.loader import batches_of, make_loader
-from data.shard_index import Located, Shard
-from data.shards import ShardImages
+from data.shards.fetching import Patience
+from data.shards.index import Located, Shard
 
-from ..conftest import TINY, Result
+from ...conftest import TINY, Result
 
 Command = Callable[..., Result]
 QUICK: dict[str, Any] = {"timeout": 20.0, "backoff": 0.001}

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .errors import DataError
+from ..errors import DataError
 
 INDEX = "index.json"
 HEADER = 512

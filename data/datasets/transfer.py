@@ -6,9 +6,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from ..images import ImageFiles, Images, numbers_in
 from .folder import relabel
-from .images import ImageFiles, Images, numbers_in
-from .readers import list_samples, read, require_files
+from .torchvision_readers import list_samples, read, require_files
 
 
 class CIFAR10:

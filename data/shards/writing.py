@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .encoded import EncodedImage
-from .errors import DataError
-from .shard_index import Shard, scan
+from ..encoded_image import EncodedImage
+from ..errors import DataError
+from .index import Shard, scan
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from PIL import Image
 from data import EvalBatches
 from data.images import Transform, TransformedImages
 from data.loader import batches_of, make_loader
-from data.slots import PREFETCHED
+from data.shared_memory import PREFETCHED
 
 IMAGES, BATCH, WORKERS = 61, 4, 2
 

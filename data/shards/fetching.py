@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, tell
-from .shard_index import ShardError
+from ..errors import DataError, tell
+from .index import ShardError
 
 LONGEST_PAUSE = 60.0
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

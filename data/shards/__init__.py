@@ -1,0 +1,1 @@
+"""Shards: index, cache, fetching, writing."""
