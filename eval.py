@@ -24,10 +24,10 @@ from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
-from xcit.models.data_settings import data_settings
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
+from xcit.preprocessing import data_settings
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
 from xcit.weights.formats import Weights, weights_in

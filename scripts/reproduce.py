@@ -36,7 +36,7 @@ from xcit.composition import section_for
 from xcit.errors import unknown
 from xcit.models import MODELS, create_model
 from xcit.models.ablations import ABLATIONS, as_overrides
-from xcit.models.data_settings import data_settings
+from xcit.preprocessing import data_settings
 from xcit.weights.published import PUBLISHED, Published, long_name
 
 ROOT = Path(__file__).parents[1]

@@ -28,8 +28,8 @@ from xcit.composition import every_key, read_config
 from xcit.config import TrainConfig
 from xcit.engine import distributed
 from xcit.errors import InputError
-from xcit.models.data_settings import DataSettings, data_settings
 from xcit.models.dry_run import dry_run
+from xcit.preprocessing import DataSettings, data_settings
 from xcit.storage import write_atomically
 
 MOST = 64

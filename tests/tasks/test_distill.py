@@ -16,7 +16,7 @@ from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer
 from xcit.engine.state import TrainingState
-from xcit.models.data_settings import DataSettings
+from xcit.preprocessing import DataSettings
 from xcit.tasks import TASKS, teacher
 from xcit.tasks.distill import Distill
 from xcit.tasks.teacher import Teacher

@@ -12,7 +12,7 @@ import xcit
 from eval import read_checkpoint
 from xcit.checkpoint import FORMAT, LAST
 from xcit.engine.state import read_state
-from xcit.models.data_settings import DataSettings
+from xcit.preprocessing import DataSettings
 from xcit.tasks.teacher import Teacher
 from xcit.weights import published
 

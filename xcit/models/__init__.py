@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, Notice, choose
+from ..preprocessing import told
 from ..weights.formats import load_weights
 from ..weights.published import PUBLISHED
-from .data_settings import told
 from .features import FeatureMaps
 from .timm_models import timm_model
 from .variants import VARIANTS

@@ -14,10 +14,10 @@ from ..errors import InputError
 from ..kernels.depthwise import as_map
 from ..kernels.dispatch import possible
 from ..kernels.self_check import try_out
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..weights.hub import HubMixin
 from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
-from .data_settings import IMAGENET_MEAN, IMAGENET_STD
 from .layer import XCiTLayer
 from .patch_embed import PATCH_EMBEDS
 from .position import POSITIONS

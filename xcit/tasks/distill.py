@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.data_settings import data_settings
+from ..preprocessing import data_settings
 from .classify import Classify, Loss
 from .teacher import Teacher
 

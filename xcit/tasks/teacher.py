@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, given_as
 from ..models import create_model
-from ..models.data_settings import DataSettings, data_settings, told
+from ..preprocessing import DataSettings, data_settings, told
 from ..storage import load_exactly
 from ..weights.formats import read_weights
 

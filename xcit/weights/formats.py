@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint, model_weights
 from ..errors import InputError, Notice
-from ..models.data_settings import told
+from ..preprocessing import told
 from ..storage import load_exactly, read_tensors
 from .sources import locate
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 
-from ..models.data_settings import data_settings
+from ..preprocessing import data_settings
 from .formats import load_weights
 from .sources import HUB_FILE
 
