@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data.images import ImageFiles
+from data.shards import writing
 from data.shards.index import INDEX, parse_index
 
 from ..conftest import Result, launch

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data import DATASETS, DataError, Digits, Folder, ImageNet
+from data import DATASETS, DataError, Digits, Folder, ImageNet, encoded_image
 
 Tree = Callable[..., Path]
 
