@@ -117,10 +117,10 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
 
 
 @pytest.mark.parametrize("counts", [True, False])
-@pytest.mark.parametrize("library", [True, False])
-def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, library: bool, counts: bool) -> None:
+@pytest.mark.parametrize("in_cpp", [True, False])
+def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_cpp: bool, counts: bool) -> None:
     """Or DDP warns of it, and copies them. counts: whether BatchNorm does; several processes have another kind."""
-    if not library:
+    if not in_cpp:
         monkeypatch.setattr(library, "LIBRARY", None)
     layer, x, forward = whole_tiles()
     layer.local_mp.bn.train(counts)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..kernels import attend_class, chosen
-from ..kernels.dispatch import parts_of
+from ..kernels import attend_class, chosen, parts_of
 from .feed_forward import FeedForward
 
 

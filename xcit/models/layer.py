@@ -4,9 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import add_local_patch, attend, chosen, gelu_linear, norm_linear, scaled_linear
-from ..kernels.covariance import attend_by_covariance, is_cheaper
-from ..kernels.dispatch import parts_of
+from ..kernels import (
+    add_local_patch,
+    attend,
+    attend_by_covariance,
+    chosen,
+    gelu_linear,
+    is_cheaper,
+    norm_linear,
+    parts_of,
+    scaled_linear,
+)
 from .cross_covariance import CrossCovarianceAttention
 from .feed_forward import FeedForward
 from .local_patch import LocalPatchInteraction

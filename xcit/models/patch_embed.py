@@ -9,8 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import batchnorm_gelu, chosen
-from ..kernels.dispatch import parts_of
+from ..kernels import batchnorm_gelu, chosen, parts_of
 
 
 class ConvPatchEmbed(nn.Module):

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels.depthwise import as_map
-from ..kernels.dispatch import possible
-from ..kernels.self_check import try_out
+from ..kernels import as_map, possible, try_out
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..weights.hub import HubMixin
 from .checkpointing import recomputed

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ...kernels.matmul import by_onednn
+from ...kernels import by_onednn
 from ..xcit import XCiT
 from .inference import FusedLayer
 

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...kernels import attend
-from ...kernels.covariance import attend_by_covariance, is_cheaper
-from ...kernels.dispatch import BATCHNORMS, is_watched, untouched
-from ...kernels.local_patch import add_folded_local_patch
-from ...kernels.matmul import by_onednn, convolution, packed, product
-from ...kernels.precision import compute_dtype
+from ...kernels import (
+    BATCHNORMS,
+    add_folded_local_patch,
+    attend,
+    attend_by_covariance,
+    by_onednn,
+    compute_dtype,
+    convolution,
+    is_cheaper,
+    is_watched,
+    packed,
+    product,
+    untouched,
+)
 from ..cross_covariance import CrossCovarianceAttention
 from ..layer import XCiTLayer
 from ..patch_embed import ConvPatchEmbed
