@@ -1,42 +1,219 @@
-"""What a model expects of its images, told as timm tells it."""
+"""From a picture to the model's input: one description, used by training's evaluation, eval.py and every export.
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+A `Preprocessing` is saved in each checkpoint, so that no evaluation ever uses another size, crop or normalization than
+the one that is asked for. It needs torch; Pillow and numpy only where pictures of those kinds are given.
+"""
 
-from torch import nn
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZE_RULES = ("crop", "letterbox", "squash")
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""The mode of an 8-bit Pillow image by its number of channels."""
 
 
-class DataSettings(NamedTuple):
-    """mean and std are of RGB in [0, 1]; image_size is in pixels, crop_ratio its share of the resized short side."""
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its images.
 
-    image_size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    Args:
+        size: (height, width) of the model's input in pixels.
+        channels: of an image.
+        bit_depth: bits of a pixel's channel; 8 means values from 0 to 255.
+        resize: "crop" resizes until the image covers the size and cuts out the center, "letterbox" resizes until it
+            fits into the size and pads with the mean color, "squash" ignores the aspect ratio.
+        crop_ratio: images are resized to size / crop_ratio before the center of `size` is cut out.
+        interpolation: "bicubic" or "bilinear", both with antialiasing.
+        mean, std: of each channel, for pixels scaled to [0, 1].
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    bit_depth: int = 8
+    resize: Literal["crop", "letterbox", "squash"] = "crop"
     crop_ratio: float = 1.0
     interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise InputError(f"size={self.size}: must be (height, width) in pixels, both at least 1")
+        if not 0 < self.crop_ratio <= 1:
+            raise InputError(f"crop_ratio={self.crop_ratio}: must be greater than 0 and at most 1")
+        if not 1 <= self.bit_depth <= 16:
+            raise InputError(f"bit_depth={self.bit_depth}: must be 1 to 16")
+        for key, value, accepted in (
+            ("resize", self.resize, RESIZE_RULES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if value not in accepted:
+                raise InputError(f"{key}={value}: must be one of {', '.join(accepted)}")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise InputError(f"{key}={values}: must hold {self.channels} values, one for each channel")
+        if min(self.std) <= 0:
+            raise InputError(f"std={self.std}: must be greater than 0")
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> "Preprocessing":
+        """From a model's `pretrained_cfg` (timm's dictionary); ImageNet's defaults for keys that it lacks."""
+        cfg, default = pretrained_cfg(model), cls()
+        channels, *size = cfg.get("input_size", (default.channels, *default.size))
+        # A model made for other channels than its cfg has statistics for: they are its user's to give.
+        mean, std = (spread(cfg.get(key, getattr(default, key)), channels) for key in ("mean", "std"))
+        return cls(
+            size=(size[0], size[1]),
+            channels=channels,
+            crop_ratio=cfg.get("crop_pct", default.crop_ratio),
+            interpolation=cfg.get("interpolation", default.interpolation),
+            mean=mean,
+            std=std,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `as_dict`. Keys that an older version did not know take their defaults."""
+        known = {field.name for field in fields(cls)}
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise InputError(f"preprocessing: unknown key {unknown[0]}; known ones: {', '.join(sorted(known))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint or a JSON file."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def at(self, size: int | tuple[int, int], crop_ratio: float | None = None) -> "Preprocessing":
+        """The same for another input size, and another crop ratio if one is given. An int means a square."""
+        size = (size, size) if isinstance(size, int) else size
+        return replace(self, size=size, crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio)
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What a transform needs to know of the model."""
-        return {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
+    def image_size(self) -> int:  # TEMPORARY
+        return self.size[1]
+
+    @property
+    def max_value(self) -> int:
+        """The largest value of a pixel's channel."""
+        return 2**self.bit_depth - 1
+
+    def __call__(self, images: Sequence[Any]) -> Tensor:
+        """The model's input, (B, C, H, W) in fp32, for a list of pictures: Pillow images, arrays or tensors (H, W, C).
+
+        Raises:
+            InputError: a picture does not have the channels or the bit depth.
+        """
+        return self.normalize(torch.stack([self.pixels(image) for image in images]))
+
+    def pixels(self, image: Any) -> Tensor:
+        """One picture, resized and cut to (H, W, C); uint8 or, above 8 bits, int32.
+
+        8-bit Pillow images are resized by Pillow, as the published accuracies were measured; others by torch.
+        """
+        if hasattr(image, "convert") and self.bit_depth == 8 and self.channels in PIL_MODES:
+            return self.resize_pillow(image.convert(PIL_MODES[self.channels]))
+        return self.resize_tensor(self.as_tensor(image))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, C), integers → (B, C, H, W), fp32 with the channels last in memory: (x / max - mean) / std."""
+        mean, std = (self.max_value * torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
+        return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """(B, C, H, W), fp32 → (B, H, W, C), uint8 from 0 to 255: for people to look at. Values beyond are clipped."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+    def resize_pillow(self, image: Any) -> Tensor:
+        from PIL import Image  # here, since `import xcit` must not need it
+
+        import numpy as np
+
+        resized = self.resized_size(image.height, image.width)
+        if (image.height, image.width) != resized:
+            image = image.resize(resized[::-1], Image.Resampling[self.interpolation.upper()])
+        return self.cut_or_pad(torch.from_numpy(np.array(image).reshape(*resized, self.channels)))
+
+    def resize_tensor(self, pixels: Tensor) -> Tensor:
+        resized = self.resized_size(*pixels.shape[:2])
+        if tuple(pixels.shape[:2]) != resized:
+            image = pixels.permute(2, 0, 1)[None].float()
+            image = F.interpolate(image, resized, mode=self.interpolation, antialias=True)
+            pixels = image[0].permute(1, 2, 0).round().clamp(0, self.max_value).to(pixels.dtype)
+        return self.cut_or_pad(pixels)
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image is resized to before the center is cut out or padding is added."""
+        goal_h, goal_w = (math.floor(side / self.crop_ratio) for side in self.size)
+        if self.resize == "squash":
+            return goal_h, goal_w
+        # Which side decides: for "crop" the one that needs the larger factor, for "letterbox" the other one.
+        height_decides = (goal_h * width >= goal_w * height) == (self.resize == "crop")
+        if height_decides:
+            return goal_h, max(1, int(goal_h * width / height))
+        return max(1, int(goal_w * height / width)), goal_w
+
+    def cut_or_pad(self, pixels: Tensor) -> Tensor:
+        """The center of `size`; sides that are shorter are padded with the mean, which is 0 once it is normalized."""
+        H, W = self.size
+        top, left = (int(round((have - want) / 2)) for have, want in zip(pixels.shape[:2], self.size, strict=True))
+        cut = pixels[max(top, 0) : max(top, 0) + H, max(left, 0) : max(left, 0) + W]
+        if cut.shape[:2] == (H, W):
+            return cut
+        padded = (self.max_value * torch.tensor(self.mean)).round().to(pixels.dtype).expand(H, W, -1).clone()
+        top, left = (H - cut.shape[0]) // 2, (W - cut.shape[1]) // 2
+        padded[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+        return padded
+
+    def as_tensor(self, image: Any) -> Tensor:
+        """(H, W, C) of an array, a tensor or a Pillow image that Pillow cannot convert by itself."""
+        if not isinstance(image, Tensor):
+            import numpy as np
+
+            array = np.asarray(image)
+            image = torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else np.array(array))
+        image = image[..., None] if image.ndim == 2 else image
+        if image.ndim != 3 or image.shape[-1] != self.channels:
+            raise InputError(f"image of shape {tuple(image.shape)}: must be (H, W, {self.channels})")
+        if image.is_floating_point() or image.is_complex() or image.dtype == torch.bool:
+            raise InputError(f"image of {image.dtype}: must hold integers from 0 to {self.max_value}")
+        if image.numel() and not 0 <= int(image.min()) <= int(image.max()) <= self.max_value:
+            raise InputError(
+                f"image with values from {int(image.min())} to {int(image.max())}: must be 0 to {self.max_value}"
+            )
+        return image.to(torch.uint8 if self.bit_depth <= 8 else torch.int32)
 
 
-def data_settings(model: nn.Module) -> DataSettings:
-    """The settings of a model, from its `pretrained_cfg` (timm's dictionary); ImageNet's where it says nothing."""
-    cfg, plain = told(model), DataSettings()
-    return DataSettings(
-        image_size=cfg.get("input_size", (3, plain.image_size))[-1],
-        mean=tuple(cfg.get("mean", plain.mean)),
-        std=tuple(cfg.get("std", plain.std)),
-        crop_ratio=cfg.get("crop_pct", plain.crop_ratio),
-        interpolation=cfg.get("interpolation", plain.interpolation),
-    )
-
-
-def told(model: nn.Module) -> Mapping[str, Any]:
-    """timm's dictionary of a model: empty, where it has none."""
+def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
+    """timm's dictionary of a model; empty if the model has none."""
     cfg: Any = getattr(model, "pretrained_cfg", None)
     return cfg or {}
+
+
+def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """The values if there is one for each channel, otherwise their mean for every channel."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+# TEMPORARY aliases, until the branches that use the old names are merged.
+told = pretrained_cfg
+DataSettings = Preprocessing
+
+
+def data_settings(model: nn.Module) -> Preprocessing:
+    return Preprocessing.of_model(model)
