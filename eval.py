@@ -6,6 +6,7 @@ torchrun --nproc-per-node=8 eval.py …
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from omegaconf import DictConfig
 
 import data
 from xcit import InputError, create_model
-from xcit.checkpoint import MODEL, is_checkpoint, task_weights
+from xcit.checkpoint import is_checkpoint, task_weights
 from xcit.command import guarded, run
 from xcit.composition import Tables, every_key, read_config, section_for, to_yaml
 from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, new_path
+from xcit.engine.task import Target, require_target
 from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
@@ -27,44 +29,62 @@ from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
-from xcit.preprocessing import data_settings
+from xcit.preprocessing import Preprocessing
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
 from xcit.weights.formats import Weights, weights_in
 from xcit.weights.published import find_published
 from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
 
-TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
+TABLES: Tables = {
+    "model": MODELS,
+    "data": data.DATASETS,
+    "task": TASKS,
+    "augment": {name: data.VIEWS[task.view].training for name, task in TASKS.items()},
+}
 
 
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
     with distributed.session() as device:
+        # 1. The checkpoint, and what it tells of the run that wrote it.
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
-            found, trained, classes = read_checkpoint(path)
-        kinds = list(found.kinds) if config.weights == "both" else [config.weights]
-        weights = {kind: found.state(kind) for kind in kinds}
-        whole = completed(config, trained, path)
+            saved = read_checkpoint(path)
+        kinds = list(saved.weights.kinds) if config.weights == "both" else [config.weights]
+        weights = {kind: saved.weights.state(kind) for kind in kinds}
+
+        # 2. The configuration, completed with the run's own; the folder for the report.
+        whole = completed(config, saved.config, path)
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         folder.require_free()
 
+        # 3. The data set.
         source = data.DATASETS[whole.data.name](**whole.data.options)
-        images = source.val(classes)
-        task = trained.task if trained else TaskConfig(name="classify")
+        examples = source.val(saved.classes)
+        task = saved.config.task if saved.config else TaskConfig(name="classify")
+        require_target(task.name, TASKS[task.name], whole.data.name, examples.target_kind)
+        target = Target(examples.target_kind, tuple(examples.classes))
+
+        # 4. The task with each of the weights, ready for inference.
         tasks = {}
         for name, state in weights.items():
-            model = create_model(whole.model.entry, num_classes=len(images.classes), **whole.model.options)
-            tasks[name] = TASKS[task.name](model, len(images.classes), **task.options).to(device)
+            num_classes = TASKS[task.name].num_outputs(target)
+            model = create_model(whole.model.entry, num_classes=num_classes, **whole.model.options)
+            tasks[name] = TASKS[task.name](model, target, **task.options).to(device)
             load_exactly(tasks[name], state, str(path))
             tasks[name].model = ready_for_inference(tasks[name].model)
+        preprocessing = (saved.preprocessing or Preprocessing.of_model(model)).at(
+            whole.data.image_size, config.crop_ratio
+        )
 
-        settings = data_settings(model)
+        # 5. The evaluation at each resolution.
+        view = data.VIEWS[TASKS[task.name].view].evaluation
         rows = sweep(
             tasks,
             lambda resolution: data.EvalLoader(
-                images,
-                data.EvalTransform(resolution, config.crop_ratio, **settings.preprocessing),
+                examples,
+                view(preprocessing.at(resolution), examples.classes),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
@@ -79,38 +99,54 @@ def evaluate(config: EvalConfig) -> list[Row]:
             device=device,
             precision=config.precision,
         )
-        headline = str(next(iter(tasks.values())).headline)
+
+        # 6. The report.
         if distributed.is_main():
             folder.create()
             folder.describe(to_yaml(whole))
-            write_report(folder.path, rows, headline, trained.data.image_size if trained else None)
+            trained_at = saved.config.data.image_size if saved.config else None
+            write_report(folder.path, rows, TASKS[task.name].headline, trained_at)
             print(f"run folder: {folder.path}")
         return rows
 
 
-def read_checkpoint(path: Path) -> tuple[Weights, TrainConfig | None, list[str] | None]:
-    """The weights of the task in a file; and its run's configuration and classes, if it is of a run."""
+@dataclass(frozen=True)
+class Saved:
+    """What a file of weights holds."""
+
+    weights: Weights
+    """Of the task."""
+    config: TrainConfig | None = None
+    """Of the run that wrote it; None for bare weights, like the fields below."""
+    classes: list[str] | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def read_checkpoint(path: Path) -> Saved:
     content = read_tensors(path)
-    if is_checkpoint(content):
-        trained = read_config(TrainConfig, content["identity"]["config"], TABLES)
-        return Weights(str(path), task_weights(content)), trained, content["identity"]["classes"]
-    models = weights_in(content, str(path)).kinds
-    return Weights(str(path), {kind: as_task(state) for kind, state in models.items()}), None, None
-
-
-def as_task(state: dict[str, Any]) -> dict[str, Any]:
-    return {f"{MODEL}{key}": value for key, value in state.items()}
+    if not is_checkpoint(content):
+        models = weights_in(content, str(path)).kinds
+        prefix = TASKS["classify"].backbone
+        of_task = {kind: {f"{prefix}.{key}": value for key, value in state.items()} for kind, state in models.items()}
+        return Saved(Weights(str(path), of_task))
+    preprocessing = content.get("preprocessing")  # older checkpoints have none: it is the model's
+    return Saved(
+        Weights(str(path), task_weights(content)),
+        read_config(TrainConfig, content["identity"]["config"], TABLES),
+        content["identity"]["classes"],
+        Preprocessing.from_dict(preprocessing) if preprocessing else None,
+    )
 
 
 def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
-    """The configuration with model, data and resolutions as they were in training, where it does not say."""
-    told = trained.model if trained else model_of(config.checkpoint, path)
-    model = config.model or told
+    """The configuration; model, data and resolutions that it does not give are the run's."""
+    known_model = trained.model if trained else model_of(config.checkpoint, path)
+    model = config.model or known_model
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
         raise InputError(f"{missing}: must be given, as {config.checkpoint} holds weights alone")
-    made_for = told.options.get("image_size") if told else None
+    made_for = known_model.options.get("image_size") if known_model else None
     resolutions = config.resolutions or (trained.resolutions if trained else [made_for or source.image_size])
     dry_run(model.entry, model.options, {"resolutions": resolutions})
     known = {"model": model, "data": source, "resolutions": resolutions}
@@ -118,7 +154,7 @@ def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> Re
 
 
 def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
-    """What published weights, or what lies beside those of a hub's folder, tell of the model that they are for."""
+    """The model that published weights are for, or that the config.json beside a hub folder's weights describes."""
     published, beside = find_published(checkpoint), path.with_name(HUB_CONFIG)
     plain: dict[str, Any] | None = None
     if published:

@@ -9,14 +9,16 @@ import hydra
 import torch
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
+from torch import nn
 
 import data
-from xcit import InputError, create_model
+from xcit import create_model
 from xcit.command import guarded, run
 from xcit.composition import Tables, every_key, read_config, to_yaml
 from xcit.config import TrainConfig
 from xcit.engine import distributed
 from xcit.engine.freezing import freeze, frozen_parts
+from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism
 from xcit.engine.optimizer import make_optimizer, peak_lr
@@ -26,6 +28,7 @@ from xcit.engine.run_folder import RunFolder, resolve
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState, read_state
 from xcit.engine.stopping import StopSignals
+from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import make_tracker, new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import write_report
@@ -34,55 +37,107 @@ from xcit.models import MODELS
 from xcit.models.checkpointing import switch_on_checkpointing
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.compiling import compile_model
-from xcit.preprocessing import DataSettings, data_settings
+from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS
 
-TABLES: Tables = {"model": MODELS, "data": data.DATASETS, "task": TASKS}
+TABLES: Tables = {
+    "model": MODELS,
+    "data": data.DATASETS,
+    "task": TASKS,
+    "augment": {name: data.VIEWS[task.view].training for name, task in TASKS.items()},
+}
 
 
 def train(config: TrainConfig) -> float:
     """One run, from configuration to report; returns the headline metric of the final weights as trained."""
     with distributed.session() as device:
+        # 1. Refuse what can be refused before work begins, and find the run's folder.
         require_determinism(config.deterministic)
         check(config, device)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
-        # The model with its task, and all that changes while it learns.
+        # 2. The data set: examples to learn from, examples to be evaluated on, and what they are labelled with.
         source = data.DATASETS[config.data.name](**config.data.options)
-        images = source.train()
-        held_out = source.val(images.classes)
-        state = new_state(config, images, device, pretrained=None if checkpoint else config.pretrained)
+        examples = source.train()
+        held_out = source.val(examples.classes)
+        require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
+        target = Target(examples.target_kind, tuple(examples.classes))
+
+        # 3. The model, and the task that says what it learns.
+        model = new_model(config, target, pretrained=None if checkpoint else config.pretrained)
+        task = TASKS[config.task.name](model, target, **config.task.options).to(device)
+        distributed.synchronise_batchnorm(task, device)
+        freeze(task.model, config.train.freeze)
+        preprocessing = Preprocessing.of_model(task.model).at(config.data.image_size, config.crop_ratio)
+
+        # 4. Everything that must survive a crash; a resumed run continues from its checkpoint.
+        state = new_state(config, task, examples, preprocessing, device)
         if checkpoint:
             saved = read_state(checkpoint)
             state.load_state_dict(saved, str(checkpoint))
-            announce_resume(checkpoint, state.epoch, state.seen, saved["identity"]["config"], config.model_dump())
+            before = read_config(TrainConfig, saved["identity"]["config"], TABLES)
+            announce_resume(checkpoint, state.epoch, state.seen, before.model_dump(), config.model_dump())
 
-        # The data: augmented batches to learn from, and plain ones, at any resolution, to be judged by.
-        settings = data_settings(state.task.model)
-        batches = train_batches(config, images, settings, device)
+        # 5. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
+        length = Length(config.train.epochs, config.train.updates)
+        batches = train_batches(config, examples, preprocessing, length, device)
+        updates_per_epoch = len(batches) // config.train.accumulate
+        evaluation_view = data.VIEWS[task.view].evaluation
 
-        def plain_batches(resolution: int) -> data.EvalLoader:
-            return eval_batches(config, held_out, settings, resolution, device)
+        def batches_at(resolution: int) -> data.EvalLoader:
+            return data.EvalLoader(
+                held_out,
+                evaluation_view(preprocessing.at(resolution), examples.classes),
+                config.train.batch_size(distributed.world_size()),
+                workers=config.data.workers,
+                device=device,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
 
-        trainer = make_trainer(config, state, len(batches), device)
-        validation = plain_batches(config.data.image_size)
+        # 6. What only training needs: a teacher, if there is one; the compiler; the other processes.
+        with distributed.main_first():
+            task.begin_training(device)
+        if config.train.compile:
+            compile_model(task.model)
+        module = distributed.parallelise(task, device)
 
-        # From here on there is something to keep.
+        # 7. Train, with a validation and a checkpoint after each epoch. From here on there is something to keep.
+        trainer = Trainer(
+            state,
+            module,
+            schedule=make_schedule(
+                state.optimizer,
+                epochs=length.num_updates(updates_per_epoch) / updates_per_epoch,
+                updates_per_epoch=updates_per_epoch,
+                **config.optim.schedule,
+            ),
+            device=device,
+            precision=config.train.precision,
+            global_batch_size=config.train.global_batch_size,
+            accumulate=config.train.accumulate,
+            clip_norm=config.optim.clip_norm,
+            log_every=config.train.log_every,
+            seed=config.seed,
+            length=length,
+            frozen=frozen_parts(task.model, config.train.freeze),
+        )
+        validation = batches_at(config.data.image_size)
         with StopSignals() as signals, open_run(config, folder, state) as recorder:
             fit(
                 trainer,
                 batches,
                 lambda task: evaluate(task, validation, device, config.train.precision),
-                epochs=config.train.epochs,
                 folder=folder,
                 recorder=recorder,
                 save_every=config.train.save_every,
                 asked_to_stop=signals.agreed,
             )
 
+        # 8. Evaluate the final weights across resolutions, and report.
         rows = sweep(
             state.weights(),
-            plain_batches,
+            batches_at,
             sorted({*config.resolutions, config.data.image_size}),
             model=config.model.name,
             checkpoint=str(folder.last),
@@ -94,17 +149,16 @@ def train(config: TrainConfig) -> float:
         if distributed.is_main():
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
             print(f"run folder: {folder.path}")
-        as_trained = next(
-            row for row in rows if row["resolution"] == config.data.image_size and row["weights"] == "raw"
-        )
-        return as_trained[state.headline]
+        (final,) = (r for r in rows if (r["resolution"], r["weights"]) == (config.data.image_size, "raw"))
+        return final[state.headline]
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what can be refused before the data are looked at."""
+    """Refuse what can be refused before the data are read."""
     if config.data.decode == "gpu":
         data.require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
+    TASKS[config.task.name].check_options(config.task.options, config.augment.options)
     sizes = {
         "augment.image_sizes": config.augment.image_sizes or [],
         "data.image_size": [config.data.image_size],
@@ -115,97 +169,26 @@ def check(config: TrainConfig, device: torch.device) -> None:
         switch_on_checkpointing(model)
     freeze(model, config.train.freeze)
     new_optimizer(config, model)
-    if config.task.options.get("loss") == "binary_cross_entropy" and config.augment.label_smoothing:
-        raise InputError(
-            f"augment.label_smoothing={config.augment.label_smoothing}: must be 0 with task.loss=binary_cross_entropy, "
-            "to which a class with any share of an image is a right one"
-        )
 
 
-def train_batches(
-    config: TrainConfig, images: data.Images, settings: DataSettings, device: torch.device
-) -> data.TrainLoader:
-    """This process's share of the augmented batches, as conf/augment has them."""
-    transform = data.GpuTrainTransform if config.data.decode == "gpu" else data.TrainTransform
-    order = data.TrainBatches(
-        len(images),
-        config.train.batch_size(distributed.world_size()),
-        seed=config.seed,
-        accumulate=config.train.accumulate,
-        repeats=config.augment.repeats,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        shuffled=images.shuffled,
-    )
-    return data.TrainLoader(
-        images,
-        [
-            transform(size, **settings.preprocessing, **config.augment.transform)
-            for size in config.augment.image_sizes or [config.data.image_size]
-        ],
-        data.Mixing(len(images.classes), **config.augment.mixing),
-        order,
-        epochs=config.train.epochs,
-        workers=config.data.workers,
-        device=device,
-        max_broken=config.data.max_broken,
-    )
-
-
-def eval_batches(
-    config: TrainConfig, images: data.Images, settings: DataSettings, resolution: int, device: torch.device
-) -> data.EvalLoader:
-    """This process's share of the validation images, at a resolution."""
-    return data.EvalLoader(
-        images,
-        data.EvalTransform(resolution, config.crop_ratio, **settings.preprocessing),
-        config.train.batch_size(distributed.world_size()),
-        workers=config.data.workers,
-        device=device,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-
-
-def new_state(
-    config: TrainConfig, images: data.Images, device: torch.device, pretrained: str | bool | None
-) -> TrainingState:
-    """The state before the first update."""
-    classes = images.classes
+def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> nn.Module:
+    """The model before the first update, with as many outputs as the task needs."""
     torch.manual_seed(config.seed)
     with given_as("pretrained"), distributed.main_first():
         model = create_model(
-            config.model.entry, num_classes=len(classes), pretrained=pretrained, **config.model.options
+            config.model.entry,
+            num_classes=TASKS[config.task.name].num_outputs(target),
+            pretrained=pretrained,
+            **config.model.options,
         )
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    task = TASKS[config.task.name](model, len(classes), **config.task.options).to(device)
-    distributed.synchronise_batchnorm(task, device)
-    freeze(task.model, config.train.freeze)
-    return TrainingState(
-        task,
-        new_optimizer(config, task),
-        scaler=grad_scaler(device, config.train.precision),
-        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
-        identity={
-            "config": config.model_dump(),
-            "classes": classes,
-            "tracker": new_run_id(),
-            "order": {
-                "data": config.data.name,
-                "the number of images": len(images),
-                "augment.repeats": config.augment.repeats,
-                "train.global_batch_size": config.train.global_batch_size,
-                "seed": config.seed,
-                **images.order,
-            },
-        },
-    )
+    return model
 
 
-def new_optimizer(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+def new_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     return make_optimizer(
         module,
         name=config.optim.name,
@@ -216,35 +199,64 @@ def new_optimizer(config: TrainConfig, module: torch.nn.Module) -> torch.optim.O
     )
 
 
-def make_trainer(config: TrainConfig, state: TrainingState, batches_per_epoch: int, device: torch.device) -> Trainer:
-    """How an update is made, as conf/optim and train.* have it."""
-    schedule = make_schedule(
-        state.optimizer,
-        epochs=config.train.epochs,
-        updates_per_epoch=batches_per_epoch // config.train.accumulate,
-        **config.optim.schedule,
+def new_state(
+    config: TrainConfig, task: Task, examples: data.Examples, preprocessing: Preprocessing, device: torch.device
+) -> TrainingState:
+    """The state before the first update."""
+    return TrainingState(
+        task,
+        new_optimizer(config, task),
+        scaler=grad_scaler(device, config.train.precision),
+        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
+        preprocessing=preprocessing,
+        identity={
+            "config": config.model_dump(),
+            "classes": examples.classes,
+            "tracker": new_run_id(),
+            # What the order of an epoch depends on: a resume within an epoch needs the same.
+            "order": {
+                "data": config.data.name,
+                "the number of images": len(examples),
+                "augment.repeats": config.augment.repeats,
+                "train.global_batch_size": config.train.global_batch_size,
+                "seed": config.seed,
+                **examples.order,
+            },
+        },
     )
-    with distributed.main_first():
-        state.task.begin_training(device)
-    if config.train.compile:
-        compile_model(state.task.model)
-    return Trainer(
-        state,
-        module=distributed.parallelise(state.task, device),
-        schedule=schedule,
-        device=device,
-        precision=config.train.precision,
-        global_batch_size=config.train.global_batch_size,
-        accumulate=config.train.accumulate,
-        clip_norm=config.optim.clip_norm,
-        log_every=config.train.log_every,
+
+
+def train_batches(
+    config: TrainConfig, examples: data.Examples, preprocessing: Preprocessing, length: Length, device: torch.device
+) -> data.TrainLoader:
+    """This process's share of the augmented batches, as conf/augment describes them."""
+    view = data.VIEWS[TASKS[config.task.name].view].training
+    order = data.TrainBatches(
+        len(examples),
+        config.train.batch_size(distributed.world_size()),
         seed=config.seed,
-        frozen=frozen_parts(state.task.model, config.train.freeze),
+        accumulate=config.train.accumulate,
+        repeats=config.augment.repeats,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        shuffled=examples.shuffled,
+    )
+    return data.TrainLoader(
+        examples,
+        [
+            view(preprocessing.at(size), examples.classes, config.data.decode, **config.augment.options)
+            for size in config.augment.image_sizes or [config.data.image_size]
+        ],
+        order,
+        epochs=length.num_epochs(len(order) // config.train.accumulate),
+        workers=config.data.workers,
+        device=device,
+        max_broken=config.data.max_broken,
     )
 
 
 def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Recorder:
-    """Make the run's folder, or go on in it, and open what is recorded there."""
+    """Make the run's folder, or continue in it, and open what is recorded there."""
     if not distributed.is_main():
         return NullRecorder()
     if state.step == 0:

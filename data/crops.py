@@ -1,4 +1,4 @@
-"""The crop of a training image: chosen before anything is decoded, cut out, and resized once."""
+"""Random resized crop: chooses the crop from the image's size, decodes only what it needs, and resizes once."""
 
 import math
 import random
@@ -15,12 +15,13 @@ from .encoded_image import EncodedImage, rgb
 from .jpeg import SCALES, read_jpeg
 
 ATTEMPTS = 10
-KEPT = 2
-"""A JPEG is decoded at a part of its size only where its crop remains so many times as large as the output."""
+"""How many boxes are drawn before the center crop is taken."""
+MIN_OVERSAMPLING = 2
+"""A JPEG is decoded at reduced size only if its crop remains this many times as large as the output."""
 
 
 class Box(NamedTuple):
-    """In pixels of the image."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -29,10 +30,16 @@ class Box(NamedTuple):
 
 
 def random_box(height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Box:
-    """A box of a uniform share of the image's area and of a log-uniform width / height, anywhere that it fits.
+    """Draw a crop with the distribution of RandomResizedCrop in torchvision and timm, from Python's generator.
 
-    The distribution is RandomResizedCrop's (torchvision, timm). Where none of ten fits: the middle, as much of it as
-    the ratios allow. Draws from Python's generator.
+    The share of the area is uniform and the aspect ratio log-uniform. If none of ten boxes fits into the image, the
+    result is the largest center crop whose aspect ratio is in range.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        scale: Range of the crop's share of the image's area.
+        ratio: Range of the crop's aspect ratio, width / height.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(ATTEMPTS):
@@ -49,32 +56,37 @@ def random_box(height: int, width: int, scale: Sequence[float], ratio: Sequence[
 def random_resized_crop(
     image: Image.Image | EncodedImage, size: int, scale: Sequence[float], ratio: Sequence[float], interpolation: str
 ) -> Tensor:
-    """A random box of the image as (size, size, 3), uint8, resized with antialiasing."""
+    """Crop the image at random and resize the crop with antialiasing. Return (size, size, 3), uint8."""
     jpeg = read_jpeg(image) if isinstance(image, EncodedImage) else None
+    # Other formats: decode the whole image, then crop.
     if jpeg is None:
-        pixels = np.array(rgb(image))  # a copy: torch wants to be allowed to write
+        pixels = np.array(rgb(image))  # copies, since torch needs a writable array
         return resize(cut(pixels, random_box(pixels.shape[0], pixels.shape[1], scale, ratio)), size, interpolation)
+    # JPEGs: choose the crop and the largest reduction of the image, then decode the rows of the crop.
     box = random_box(jpeg.height, jpeg.width, scale, ratio)
-    shrunk = next((s for s in SCALES if min(box.height, box.width) >= KEPT * s * size), 1)
-    rows = jpeg.rows(box.top + box.height, shrunk)
+    reduction = next((s for s in SCALES if min(box.height, box.width) >= MIN_OVERSAMPLING * s * size), 1)
+    rows = jpeg.rows(box.top + box.height, reduction)
     if rows is None:
         return resize(cut(np.array(jpeg.image.rgb()), box), size, interpolation)
-    return resize(cut(rows, shrink(box, shrunk)), size, interpolation)
+    return resize(cut(rows, reduce_box(box, reduction)), size, interpolation)
 
 
-def shrink(box: Box, by: int) -> Box:
-    """The same box of the image at 1 / by of its size."""
-    top, left = round(box.top / by), round(box.left / by)
-    return Box(top, left, round((box.top + box.height) / by) - top, round((box.left + box.width) / by) - left)
+def reduce_box(box: Box, reduction: int) -> Box:
+    """Return the box in the coordinates of the image at 1 / reduction of its size."""
+    top, left = round(box.top / reduction), round(box.left / reduction)
+    bottom, right = round((box.top + box.height) / reduction), round((box.left + box.width) / reduction)
+    return Box(top, left, bottom - top, right - left)
 
 
 def cut(pixels: np.ndarray, box: Box) -> Tensor:
+    """Return the pixels within the box: (H, W, 3) → (box.height, box.width, 3), without a copy."""
     return torch.from_numpy(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
 
 
 def resize(pixels: Tensor, size: int, interpolation: str) -> Tensor:
-    """(H, W, 3) → (size, size, 3), uint8."""
+    """Resize with antialiasing: (H, W, 3) → (size, size, 3), in the type of the input."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    image = pixels[None].permute(0, 3, 1, 2)  # in this order torch sees that the channels lie last, and leaves them so
+    # Permuted after the batch dimension is added, torch recognizes the channels_last memory format and keeps it.
+    image = pixels[None].permute(0, 3, 1, 2)
     return F.interpolate(image, (size, size), mode=interpolation, antialias=True)[0].permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""An image as it lies in a file, and the plain way to its pixels: Pillow's, for every format."""
+"""An encoded image file, and how Pillow decodes it. This path works for every image format."""
 
 import io
 from dataclasses import dataclass
@@ -6,47 +6,59 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import BrokenImageError
+from xcit.errors import InputError
+
+
+class BrokenImageError(InputError):
+    """An image cannot be decoded."""
+
+    of_one_process = True
+    """Under DDP only the process that loads the image raises it."""
+
 
 MAX_PIXELS = 178_956_970
-"""More are a decompression bomb: Pillow's own limit."""
+"""Larger images are refused as decompression bombs. Pillow raises an error at the same limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """The bytes of a file, and where they are from: a path, say, for what is said about them."""
+    """The content of an image file."""
 
     data: bytes
     origin: str
+    """Names the image in error messages: the path of its file, for example."""
 
     def rgb(self) -> Image.Image:
-        """All its pixels, upright as its EXIF orientation has it; of an animation the first frame.
+        """Decode the image to RGB with Pillow. Apply its EXIF orientation. Of an animation, take the first frame.
 
         Raises:
-            BrokenImageError: it cannot be decoded, or has more than MAX_PIXELS.
+            BrokenImageError: The image cannot be decoded, or it has more than MAX_PIXELS.
         """
         try:
             with Image.open(io.BytesIO(self.data)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise self.broken(f"{image.width} × {image.height} pixels are a decompression bomb")
-                return eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        except UnidentifiedImageError:  # whose message holds an address: one image would be told of as many
-            raise self.broken("in no format that is known") from None
+                return to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        except UnidentifiedImageError:
+            # Pillow's message contains an object's address. It would differ each time, and an image is reported once.
+            raise self.broken("unknown image format") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow may raise
             if isinstance(error, BrokenImageError):
                 raise
             raise self.broken(str(error) or type(error).__name__) from None
 
     def broken(self, reason: str) -> BrokenImageError:
+        """Return the error for this image."""
         return BrokenImageError(f"{self.origin}: cannot be decoded ({' '.join(reason.split())})")
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen bits a pixel as eight: Pillow would cut off what is above 255."""
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert 16 bits per pixel to 8 bits; return other images unchanged. Pillow itself would clip values to 255."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def rgb(image: Image.Image | EncodedImage) -> Image.Image:
+    """Decode an encoded image. Return a Pillow image unchanged."""
     return image.rgb() if isinstance(image, EncodedImage) else image

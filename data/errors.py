@@ -1,25 +1,8 @@
-"""What this room raises, and what it tells of."""
+"""TEMPORARY: old names of errors."""
 
-import sys
+from xcit.errors import InputError as DataError
 
+from .encoded_image import BrokenImageError
+from .loader import WorkerKilledError
 
-class DataError(ValueError):
-    """A data set cannot be used as it is: exit status 2. The message names the path and what would be accepted."""
-
-
-class BrokenImageError(DataError):
-    """An image that cannot be decoded. Of several processes only the one whose share it is in gets to know."""
-
-    of_one_process = True
-
-
-class WorkerKilledError(RuntimeError):
-    """A process that decodes images is gone: the machine is at fault, by lack of memory say, not the data."""
-
-    of_one_process = True
-    exit_status = 1
-
-
-def tell(line: str) -> None:
-    """Say what the user should know and need not mend."""
-    print(f"note: {line}", file=sys.stderr, flush=True)
+__all__ = ["BrokenImageError", "DataError", "WorkerKilledError"]

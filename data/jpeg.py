@@ -1,7 +1,8 @@
-"""JPEGs, decoded no further than needed: down to a crop's last row, at a half, a quarter or an eighth of the size.
+"""Decodes only the part of a JPEG that a crop needs: the rows above its lower edge, at reduced size where possible.
 
-Decoding is most of what an augmented image costs, and most of decoding is to undo the Huffman code, which can be left
-off only at the end. So the frame's height is set to what is wanted, and the decoder stops there.
+Decoding takes most of the time of an augmented image, and Huffman decoding most of that. Huffman decoding must start at
+the top of the image, but it may stop early. So this module writes a smaller height into the JPEG's frame header, and
+the decoder stops there.
 """
 
 import struct
@@ -14,37 +15,48 @@ from PIL import Image
 from .encoded_image import MAX_PIXELS, EncodedImage
 
 UPRIGHT, ORIENTATION = 1, 0x0112
+"""The value of EXIF's orientation for an upright image, and the number of its tag."""
 SCALES = (8, 4, 2)
+"""libjpeg-turbo can decode at 1/8, 1/4 or 1/2 of the size."""
 BLOCK_ROWS = 16
-"""A baseline image is decoded in rows of blocks that are as high at most."""
+"""The largest height of a row of blocks in a baseline JPEG. The decoder works on whole rows of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """A JPEG of three components (YCbCr) and eight bits that lies upright and is not cut off."""
+    """A complete, upright JPEG with three components (YCbCr) of 8 bits, and what its header says."""
 
     image: EncodedImage
     width: int
+    """In pixels."""
     height: int
+    """In pixels."""
     height_at: int | None
-    """Where the frame's height stands, in an image that can be decoded in part: one scan, from top to bottom."""
+    """Offset in bytes of the frame's height. None if the JPEG has several scans: it cannot be decoded in part."""
 
     def rows(self, bottom: int, scale: int) -> np.ndarray | None:
-        """The rows from 0 to `bottom` at least, of the image at 1 / scale: (rows / scale, width / scale, 3), uint8.
+        """Decode the rows from 0 to at least `bottom`, at 1 / scale of the size.
 
-        None where the decoder has something to object: then what is right is Pillow's to say.
+        Args:
+            bottom: Number of rows that are needed, in pixels of the full size.
+            scale: 1, or one of SCALES.
+
+        Returns:
+            (rows / scale, width / scale, 3), uint8; or None if the decoder reports an error. The caller should then
+            use Pillow, which decodes some of these images and has an error message for the others.
         """
         data: bytes | bytearray = self.image.data
         height = self.height
-        wanted = -(-(bottom + 1) // BLOCK_ROWS) * BLOCK_ROWS  # the last row's colours are mixed with the next one's
-        in_part = self.height_at is not None and wanted < height
+        # Decode one row more than needed, since chroma upsampling of the last row also reads the next one.
+        needed = -(-(bottom + 1) // BLOCK_ROWS) * BLOCK_ROWS
+        in_part = self.height_at is not None and needed < height
         if in_part:
             assert self.height_at is not None
-            height = wanted
+            height = needed
             data = bytearray(data)
             struct.pack_into(">H", data, self.height_at, height)
         try:
-            # In part the decoder objects to what is left over, so that it may not be strict.
+            # After the last row the decoder finds data left over. In strict mode it would report that as an error.
             return simplejpeg.decode_jpeg(
                 data, min_height=-(-height // scale), min_width=-(-self.width // scale), strict=not in_part
             )
@@ -53,38 +65,45 @@ class Jpeg:
 
 
 def read_jpeg(image: EncodedImage) -> Jpeg | None:
-    """The header alone; None for other formats and for the JPEGs that go the plain way."""
+    """Read the header of a JPEG. Return None for other formats and for JPEGs that Pillow should decode."""
     data = image.data
+    # A JPEG starts with the marker SOI, and a complete one ends with EOI.
     if data[:2] != b"\xff\xd8" or b"\xff\xd9" not in data[-64:]:
         return None
     try:
         return read_header(image)
-    except (struct.error, IndexError, SyntaxError, ValueError, OSError):  # of a header, or an EXIF, that breaks off
+    except (struct.error, IndexError, SyntaxError, ValueError, OSError):  # the header or its EXIF data is cut off
         return None
 
 
 def read_header(image: EncodedImage) -> Jpeg | None:
+    """Read the segments of a JPEG up to the first scan. Return None as soon as one rules out fast decoding."""
     data, at, frame = image.data, 2, None
     while True:
+        # Each segment is 0xFF, its marker, its length, its content.
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         if data[at] != 0xFF:
             return None
-        if marker == 0xDA:  # the first scan: of all components, or of one of several
+        # Start of scan: all segments of the header have been read.
+        if marker == 0xDA:
             if frame is None:
                 return None
             kind, height, width, height_at = frame
-            whole = kind != 0xC2 and data[at + 4] == 3
-            return Jpeg(image, width, height, height_at if whole else None)
-        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            is_only_scan = kind != 0xC2 and data[at + 4] == 3  # not progressive, and with all three components
+            return Jpeg(image, width, height, height_at if is_only_scan else None)
+        # Start of frame (baseline, extended, progressive): the size, and whether there are three components of 8 bits.
+        if marker in (0xC0, 0xC1, 0xC2):
             precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
             if precision != 8 or components != 3 or not 0 < height * width <= MAX_PIXELS:
                 return None
             frame = marker, height, width, at + 5
+        # EXIF: Pillow decodes images that must be rotated or flipped.
         elif marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
             exif = Image.Exif()
             exif.load(data[at + 4 : at + 2 + length])
             if exif.get(ORIENTATION, UPRIGHT) != UPRIGHT:
                 return None
-        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and data[at + 15] != 1:  # not YCbCr
+        # Adobe: a transform other than 1 means that the components are not YCbCr.
+        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and data[at + 15] != 1:
             return None
         at += 2 + length

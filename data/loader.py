@@ -1,47 +1,45 @@
-"""Batches on the device. The one shape that a batch has in the whole program is defined here."""
+"""Loads examples in worker processes, applies a view, and yields batches on the device.
+
+The loaders work with any data set and any view; they know none of them by name.
+"""
 
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .errors import BrokenImageError, DataError, WorkerKilledError, tell
-from .images import Images, Sample, Transform, TransformedImages
-from .mixing import Mixing
+from xcit.errors import InputError, TrainingError, print_note
+
+from .encoded_image import BrokenImageError
+from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
-from .shared_memory import PREFETCHED, Mapped
+from .shared_memory import PREFETCHED, HeldMappings
+from .viewed_examples import ViewedExamples, ViewedSample
 from .workers import begin_worker
 
 
-class Batch(NamedTuple):
-    """Images on the device, and what they show."""
+class WorkerKilledError(TrainingError):
+    """A worker process was killed. The cause is the machine, for example too little memory, and not the data."""
 
-    images: Tensor
-    """(B, 3, H, W), fp32, normalised by the model's mean and deviation; its channels lie last in memory."""
-    targets: Tensor
-    """(B, K), fp32: the probability of each class; smoothed and mixed in training, one-hot in evaluation."""
-    labels: Tensor
-    """(B,), int64: the class of each image before mixing."""
+    of_one_process = True
+    """Under DDP only the process whose worker was killed raises it."""
 
 
 class TrainLoader:
-    """Augmented batches, an epoch at a time; the order and the augmentation follow from (seed, epoch).
+    """Yields augmented training batches, one epoch at a time. Order and augmentation follow from (seed, epoch).
 
-    With several transforms the run's epochs fall into as many equal parts, one transform for each: image sizes that
-    grow, say. The size is then a function of the epoch, too.
+    With several views, the run is divided into equal parts of epochs, and each part uses one view. Progressive image
+    sizes are an example. The epoch number alone determines the view.
     """
 
     def __init__(
         self,
-        images: Images,
-        transforms: Sequence[Transform],
-        mixing: Mixing,
+        examples: Examples,
+        views: Sequence[View],
         batches: TrainBatches,
         *,
         epochs: int,
@@ -49,65 +47,72 @@ class TrainLoader:
         device: torch.device,
         max_broken: float = 0.0,
     ) -> None:
-        """
+        """Check that the views and the batch size fit together. Workers start with the first epoch.
+
         Args:
-            epochs: of the whole run.
-            max_broken: how large a share of the images may be broken; each is replaced by another. Every process may
-                meet all of them, in one epoch or another.
+            examples: The training split.
+            views: One view, or one for each part of the run.
+            batches: The sampler: which examples make up each batch of this process.
+            epochs: Number of epochs of the whole run.
+            workers: Number of worker processes; 0 loads in the main process.
+            device: The device that the batches are moved to.
+            max_broken: The largest share of the images that may be broken. Each broken image is replaced by another
+                one. Each process counts on its own, since over the epochs it may load every image.
 
         Raises:
-            DataError: there are no images, more transforms than epochs, or odd batches to mix.
+            InputError: There are no examples, there are more views than epochs, or a view does not support the batch
+                size.
         """
-        if not len(images):
-            raise DataError("data: the training split holds no images")
-        if not 1 <= len(transforms) <= epochs:
-            raise DataError(
-                f"augment.image_sizes: holds {len(transforms)} sizes; must be 1 to {epochs} (train.epochs={epochs})"
+        if not len(examples):
+            raise InputError("data: the training split holds no images")
+        if not 1 <= len(views) <= epochs:
+            raise InputError(
+                f"augment.image_sizes: holds {len(views)} sizes; must be 1 to {epochs} (train.epochs={epochs})"
             )
-        if mixing.mixes and batches.batch_size % 2:
-            raise DataError(
-                f"train.global_batch_size: gives batches of {batches.batch_size} a process; mixing needs pairs"
-            )
-        self.images, self.transforms, self.epochs = images, transforms, epochs
-        self.mixing, self.batches, self.workers, self.device = mixing, batches, workers, device
-        self.broken = BrokenImages(max_broken, len(images))
-        self.part: int | None = None  # which transform the loader below has
+        for view in views:
+            view.check_batch_size(batches.batch_size)
+        self.examples, self.views, self.epochs = examples, views, epochs
+        self.batches, self.workers, self.device = batches, workers, device
+        self.broken = BrokenImages(max_broken, len(examples))
+        self.part: int | None = None  # the part of the run for which self.loader was made
         self.loader: DataLoader | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self.batches)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from 0; one after the last has the last one's transform.
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches of one epoch.
 
-        start: how many of them were learnt from before. They are not loaded, and the others are as with them.
+        Args:
+            epoch: Number of the epoch, from 0. Epochs after the last one of the run use the last view.
+            start: Number of batches to skip, for a resume within an epoch. They are not loaded, and the batches after
+                them are the same as in an epoch from its start.
         """
         self.batches.epoch, self.batches.start = epoch, start
         for number, collated in enumerate(batches_of(self.loader_for(epoch)), start):
             self.broken.add(collated.broken)
-            images, labels = to_device(collated, self.transform, self.device)
-            images, targets = self.mixing(images, labels, seed=[self.batches.seed, epoch, number])
-            yield Batch(images, targets, labels)
+            seed = [self.batches.seed, epoch, number]
+            yield self.view.to_device(collated.samples, self.device, collated.seeds, seed)
 
     def loader_for(self, epoch: int) -> DataLoader:
-        """The loader of the epoch before, with its workers, or a new one where another transform's part begins."""
-        part = min(epoch, self.epochs - 1) * len(self.transforms) // self.epochs
+        """Return the current DataLoader with its workers, or make a new one if the epoch needs another view."""
+        part = min(epoch, self.epochs - 1) * len(self.views) // self.epochs
         if self.loader is None or part != self.part:
-            self.loader = None  # its last reference: its workers end before others start
-            self.part, self.transform = part, self.transforms[part]
-            samples = TransformedImages(self.images, self.transform, replace=True)
-            self.loader = make_loader(samples, self.batches, self.workers, self.device, keep_workers=True)
+            self.loader = None  # ends the workers of the old loader before the new ones start
+            self.part, self.view = part, self.views[part]
+            viewed = ViewedExamples(self.examples, self.view, replace=True)
+            self.loader = make_loader(viewed, self.batches, self.workers, self.device, keep_workers=True)
         return self.loader
 
 
 class EvalLoader:
-    """Batches for evaluation, each image of the split exactly once over all processes."""
+    """Yields evaluation batches. Each example of the split is loaded exactly once, by one of the processes."""
 
     def __init__(
         self,
-        images: Images,
-        transform: Transform,
+        examples: Examples,
+        view: View,
         batch_size: int,
         *,
         workers: int,
@@ -115,20 +120,18 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        batches = EvalBatches(len(images), batch_size, rank=rank, world_size=world_size)
-        self.num_classes, self.device = len(images.classes), device
-        self.transform = transform
-        samples = TransformedImages(images, transform, replace=False)
-        self.loader = make_loader(samples, batches, workers, device, keep_workers=False)
+        batches = EvalBatches(len(examples), batch_size, rank=rank, world_size=world_size)
+        self.view, self.device = view, device
+        viewed = ViewedExamples(examples, view, replace=False)
+        self.loader = make_loader(viewed, batches, workers, device, keep_workers=False)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for collated in batches_of(self.loader):
-            images, labels = to_device(collated, self.transform, self.device)
-            yield Batch(images, F.one_hot(labels, self.num_classes).float(), labels)
+    def __iter__(self) -> Iterator[Any]:
+        for number, collated in enumerate(batches_of(self.loader)):
+            yield self.view.to_device(collated.samples, self.device, collated.seeds, [number])
 
 
 class BrokenImages:
-    """The images that cannot be decoded, of those that this process met: each is told of once; too many end the run."""
+    """Counts the undecodable images that this process met. Warns once per image and raises past the limit."""
 
     def __init__(self, share: float, images: int) -> None:
         self.share, self.images, self.limit = share, images, share * images
@@ -143,32 +146,36 @@ class BrokenImages:
                         f"{description}; broken images so far: {len(self.known)}, of {self.images:,}; "
                         f"data.max_broken={self.share:g} allows {int(self.limit)}"
                     )
-                tell(f"{description}; replaced by another image ({len(self.known)} so far)")
+                print_note(f"{description}; replaced by another image ({len(self.known)} so far)")
 
 
 class Collated(NamedTuple):
-    """A batch as it comes from a worker."""
+    """A batch as a worker sends it."""
 
-    pixels: Any
-    labels: list[int]
+    samples: Any
+    """What the view's `collate` returned."""
     seeds: list[int]
+    """The seed of each sample."""
     broken: list[str]
+    """Descriptions of the images that could not be decoded and were replaced."""
 
 
 def make_loader(
-    samples: TransformedImages,
+    viewed: ViewedExamples,
     batches: TrainBatches | EvalBatches,
     workers: int,
     device: torch.device,
     *,
     keep_workers: bool,
 ) -> DataLoader:
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: they wait for disks
+    """Make the DataLoader. keep_workers: whether its workers continue to run between epochs."""
+    # torch warns of more workers than cores, but workers that wait for a slow disk use no core.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
     return DataLoader(
-        samples,
+        viewed,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=Collate(samples.transform.stacking()),
+        collate_fn=Collate(viewed.view),
         prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=begin_worker,
         pin_memory=device.type == "cuda",
@@ -177,55 +184,57 @@ def make_loader(
 
 
 class Collate:
-    """Samples → batch, or the first error among them."""
+    """Combines samples into a batch. If a sample is an error, the first error is returned instead."""
 
-    def __init__(self, stack: Callable[[Sequence[Any]], Any]) -> None:
-        self.stack = stack
+    def __init__(self, view: View) -> None:
+        self.view = view
 
-    def __call__(self, samples: list[Sample | DataError]) -> Collated | DataError:
-        good: list[Sample] = []
-        for sample in samples:
-            if isinstance(sample, DataError):
-                return sample
-            good.append(sample)
+    def __call__(self, items: list[ViewedSample | InputError]) -> Collated | InputError:
+        good: list[ViewedSample] = []
+        for item in items:
+            if isinstance(item, InputError):
+                return item
+            good.append(item)
         return Collated(
-            self.stack([sample.pixels for sample in good]),
-            [sample.label for sample in good],
-            [sample.seed for sample in good],
-            [description for sample in good for description in sample.broken],
+            self.view.collate([item.sample for item in good]),
+            [item.seed for item in good],
+            [description for item in good for description in item.broken],
         )
 
 
 def batches_of(loader: DataLoader) -> Iterator[Collated]:
-    """Those of an epoch, or what went wrong in a worker. Each is valid until the next one is asked for."""
-    before = without_torchs(signal.getsignal(signal.SIGCHLD))
-    mapped = Mapped()
+    """Yield the batches of one epoch. A batch is valid until the next one is requested, as workers reuse its memory.
+
+    Raises:
+        InputError: A worker returned an error.
+        WorkerKilledError: A worker was killed.
+    """
+    handler_before = without_torch_handler(signal.getsignal(signal.SIGCHLD))
+    mappings = HeldMappings()
     try:
         batches = iter(loader)
+        # torch has installed a SIGCHLD handler that raises at any point of the program when a worker dies. Remove it:
+        # the loop below notices a dead worker, too, within seconds.
         if threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever the program happens to be; the loop below sees it within seconds.
-            signal.signal(signal.SIGCHLD, before)
+            signal.signal(signal.SIGCHLD, handler_before)
         for collated in batches:
-            if isinstance(collated, DataError):
+            if isinstance(collated, InputError):
                 raise collated
-            mapped.hold(collated.pixels)
+            mappings.hold(collated.samples)
             yield collated
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: it cannot hand over what it made
-        of_workers = ("DataLoader worker", "Pin memory thread")  # the thread ends with a worker that was killed
-        told = any(part in str(error) for part in of_workers) or not isinstance(error, RuntimeError)
-        if loader.num_workers == 0 or not told or str(error).startswith("Caught "):  # caught: by a worker that lives
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A killed worker shows as a RuntimeError of the DataLoader or of its pinning thread, or as a ConnectionError
+        # or EOFError while the worker's batch is received. "Caught " marks an exception raised within a live worker.
+        killed_messages = ("DataLoader worker", "Pin memory thread")
+        killed = any(part in str(error) for part in killed_messages) or not isinstance(error, RuntimeError)
+        if loader.num_workers == 0 or not killed or str(error).startswith("Caught "):
             raise
         raise WorkerKilledError(
             f"a data worker was killed ({' '.join(str(error).split())}); where memory is short, lower data.workers"
         ) from None
 
 
-def without_torchs(handler: Any) -> Any:
-    """The handler of a signal, if it is not the one that torch sets with the first loader of a process."""
-    ours = callable(handler) and not handler.__module__.startswith("torch.")
-    return handler if ours or isinstance(handler, signal.Handlers) else signal.SIG_DFL
-
-
-def to_device(collated: Collated, transform: Transform, device: torch.device) -> tuple[Tensor, Tensor]:
-    pixels = collated.pixels.to(device, non_blocking=True)
-    return transform.on_device(pixels, collated.seeds), torch.tensor(collated.labels).to(device, non_blocking=True)
+def without_torch_handler(handler: Any) -> Any:
+    """Return the signal handler, or SIG_DFL if it is the one that torch installs with a process's first DataLoader."""
+    is_not_torchs = callable(handler) and not handler.__module__.startswith("torch.")
+    return handler if is_not_torchs or isinstance(handler, signal.Handlers) else signal.SIG_DFL

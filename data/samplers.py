@@ -1,4 +1,4 @@
-"""Which images make up which batch: a function of (seed, epoch), shared out over the processes."""
+"""Batch samplers: which images make up each batch of each process. They are functions of (seed, epoch)."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,16 +6,30 @@ import numpy as np
 
 
 class TrainBatches:
-    """The batches of one process, as lists of (index, seed of its augmentation).
+    """Yields the training batches of one process as lists of (index, seed of the augmentation).
 
-    The epoch's entries are a permutation of the data set, each image `repeats` times in a row (repeated augmentation,
-    Hoffer et al., arXiv 1901.09335), cut to as many entries as there are images and then to whole updates: global
-    batches of `accumulate` passes over W processes each. A data set smaller than one update is gone through as often
-    as it takes to fill it. Process r of W takes the entries r, r + W, r + 2W, …: the copies of one image go to
-    different processes in the same step, and a global batch is the same whatever W is.
+    An epoch is a list of entries:
 
-    In each batch the second half runs backwards. timm's Mixup mixes position j with position b - 1 - j; so it mixes
-    entry e of the global batch with entry e + B / 2, which lie in the same process whatever W is.
+    - The entries are a permutation of the data set, in which each image occurs `repeats` times in a row (repeated
+      augmentation, Hoffer et al., arXiv 1901.09335).
+    - They are truncated to the number of images and then to whole updates. An update takes `accumulate` global batches
+      of batch_size * world_size entries. If the data set is smaller than one update, further permutations fill the
+      update.
+    - Process r of W takes the entries r, r + W, r + 2W and so on. Thus different processes get the copies of an image
+      in the same step, and a global batch does not depend on W.
+
+    The second half of each batch is reversed, because timm's Mixup mixes position j with position B - 1 - j. Then entry
+    e of a global batch is mixed with entry e + half of the global batch. One process has both, whatever W is.
+
+    Args:
+        images: Number of images in the data set.
+        batch_size: Number of images of one forward pass in this process.
+        seed: Seed of the run.
+        accumulate: Number of forward passes per update.
+        repeats: Number of copies of each image.
+        rank: Rank of this process.
+        world_size: Number of processes, W.
+        shuffled: Draws a permutation of the images, for data sets that allow only some. The default draws any.
     """
 
     def __init__(
@@ -30,37 +44,44 @@ class TrainBatches:
         world_size: int = 1,
         shuffled: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
-        """batch_size: of this process, for one forward pass; images: how many the data set has.
-
-        shuffled: draws a permutation of the images that suits how they lie; by default any is as likely as another.
-        """
         self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
         self.shuffled = shuffled or (lambda random: random.permutation(images))
-        self.epoch, self.start = 0, 0  # set by the loader before each epoch; start: batches that are left out
+        # The loader sets both before each epoch. `start` is the number of batches that are skipped.
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
+        """Return the number of batches in an epoch, without regard to `start`."""
         return max(1, self.images // (self.batch_size * self.world_size * self.accumulate)) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         random = np.random.default_rng([self.seed, self.epoch])
+        # Draw the entries of all processes and their seeds.
         entries = len(self) * self.batch_size * self.world_size
-        rounds = -(-entries // (self.images * self.repeats))
-        order = np.concatenate([self.shuffled(random) for _ in range(rounds)]).repeat(self.repeats)[:entries]
+        permutations = -(-entries // (self.images * self.repeats))
+        order = np.concatenate([self.shuffled(random) for _ in range(permutations)]).repeat(self.repeats)[:entries]
         seeds = random.integers(2**32, size=entries)
+        # Take those of this process.
         own = list(
             zip(order[self.rank :: self.world_size].tolist(), seeds[self.rank :: self.world_size].tolist(), strict=True)
         )
+        # Cut them into batches, and reverse the second half of each.
         for start in range(self.start * self.batch_size, len(own), self.batch_size):
             middle, end = start + self.batch_size // 2, start + self.batch_size
             yield own[start:middle] + own[middle:end][::-1]
 
 
 class EvalBatches:
-    """The validation batches of one process: every image exactly once over all processes, no padding.
+    """Yields the evaluation batches of one process. Over all processes each image occurs exactly once, without padding.
 
-    The processes may get different numbers of batches, so nothing in an evaluation may wait for another process
-    before its end.
+    Processes may get different numbers of batches. Therefore no process may wait for another one before the end of the
+    evaluation.
+
+    Args:
+        images: Number of images in the split.
+        batch_size: Number of images per batch.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, images: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -68,6 +89,7 @@ class EvalBatches:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
+        """Return the number of batches of this process."""
         return -(-len(self.own) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -1,44 +1,55 @@
-"""Memory that a worker shares with the training process: in it the pixels of a batch change hands.
+"""Buffers in shared memory that a worker reuses for its batches.
 
-It is used again and again. Memory that is new for every batch costs a tenth of all that a worker does: the system
-clears each page of it, and maps it in both processes. For a GPU, torch's thread that pins memory still maps each batch
-anew: only what the worker does is saved.
+A new buffer for each batch takes a tenth of a worker's time: the operating system clears each page and maps it into
+both processes. With a GPU only the worker's part is saved, since torch's pin_memory thread maps each batch again.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import get_worker_info
 
 PREFETCHED = 2
-"""Batches that each worker makes ahead."""
+"""The DataLoader's prefetch_factor: the number of batches that each worker prepares in advance."""
 
 
-class Mapped:
-    """The slots that this process has mapped: torch maps anew what nobody holds."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, Tensor] = {}
-
-    def hold(self, batch: object) -> None:
-        if isinstance(batch, Tensor) and batch.is_shared():
-            self.slots[batch.data_ptr()] = batch
-
-
-class Slots:
-    """As many as can be filled before the first is free again: those made ahead, and the one that is being read."""
+class HeldMappings:
+    """Keeps shared tensors mapped in the main process: torch unmaps one as soon as no reference to it is left."""
 
     def __init__(self) -> None:
-        self.slots: list[Tensor] = []
+        self.tensors: dict[int, Tensor] = {}
+
+    def hold(self, collated: object) -> None:
+        """Keep a reference to each shared tensor in a nested batch."""
+        for leaf in tree_leaves(collated):
+            if isinstance(leaf, Tensor) and leaf.is_shared():
+                self.tensors[leaf.data_ptr()] = leaf
+
+
+class SharedBuffers:
+    """Stacks tensors into shared buffers: one for each prefetched batch and one for the batch that is being read."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Tensor] = []
         self.turn = 0
 
-    def stack(self, images: Sequence[Tensor]) -> Tensor:
-        """One batch, (B, …), of images of one shape. In a worker it is valid until the next but PREFETCHED."""
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Stack tensors of the same shape: (…) each → (B, …).
+
+        In a worker the result remains valid while PREFETCHED further batches are stacked. Outside of workers this is
+        torch.stack.
+        """
         if get_worker_info() is None:
-            return torch.stack(list(images))
-        shape = torch.Size((len(images), *images[0].shape))
-        if not self.slots or self.slots[0].shape[1:] != shape[1:] or len(self.slots[0]) < len(images):
-            self.slots = [torch.empty(shape, dtype=images[0].dtype).share_memory_() for _ in range(PREFETCHED + 1)]
-        self.turn = (self.turn + 1) % len(self.slots)
-        return torch.stack(list(images), out=self.slots[self.turn][: len(images)])
+            return torch.stack(list(tensors))
+        # Allocate new buffers for the first batch, and again if a batch has another shape or is larger.
+        shape = torch.Size((len(tensors), *tensors[0].shape))
+        if not self.buffers or self.buffers[0].shape[1:] != shape[1:] or len(self.buffers[0]) < len(tensors):
+            self.buffers = [torch.empty(shape, dtype=tensors[0].dtype).share_memory_() for _ in range(PREFETCHED + 1)]
+        # Use the buffers in turn.
+        self.turn = (self.turn + 1) % len(self.buffers)
+        return torch.stack(list(tensors), out=self.buffers[self.turn][: len(tensors)])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"buffers": [], "turn": 0}  # a worker started by spawn allocates its own buffers

@@ -1,29 +1,32 @@
-"""The processes that load: how they begin, and how they end."""
+"""Setup of the data workers, and their end when the program exits."""
 
 import atexit
 import ctypes
 import multiprocessing
 import signal
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# Option numbers of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
+"""The largest value that glibc accepts, in bytes."""
 
 
 def begin_worker(worker: int) -> None:
-    outlive_signals()
-    keep_memory()
+    """Set up a worker process. This is the DataLoader's worker_init_fn."""
+    ignore_signals()
+    keep_freed_memory()
 
 
-def outlive_signals() -> None:
-    """Leave it to the training process when to stop: what ends a job is often sent to its workers as well."""
+def ignore_signals() -> None:
+    """Ignore the signals that stop a job: launchers often send them to workers, too, and the main process decides."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
-def keep_memory() -> None:
-    """What one image took is kept for the next: given back, the system would have to clear it page by page again.
+def keep_freed_memory() -> None:
+    """Make malloc keep freed memory for the next image, so that the system need not clear and map new pages.
 
-    For large photographs that is a twentieth of the time. Only glibc can be told so; elsewhere nothing changes.
+    For large photographs this saves a twentieth of the time. Without glibc this function does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -33,7 +36,7 @@ def keep_memory() -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """At the end by an error multiprocessing sends workers a SIGTERM, which they outlive, and waits for ever."""
+    """Kill the workers at exit. multiprocessing sends SIGTERM, which workers ignore, and would then wait forever."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,13 @@ import data
 import xcit
 from data.crops import random_resized_crop
 from data.datasets.folder import list_classes
+from data.datasets.image_files import ImageFiles
 from data.encoded_image import EncodedImage
-from data.images import ImageFiles, Transform, TransformedImages
+from data.examples import View
 from data.jpeg import read_jpeg
 from data.loader import make_loader
+from data.shared_memory import SharedBuffers
+from data.viewed_examples import ViewedExamples
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError
 from xcit.storage import write_text
@@ -120,9 +123,9 @@ def against_timm(
     large = list_classes(make_jpegs(folder / "large", LARGE, 4))
     images = arguments.batches * arguments.batch_size
     few = argparse.Namespace(**vars(arguments) | {"batch_size": max(1, arguments.batch_size // 8)})
-    samples = TransformedImages(repeated(usual, images), DecodeOnly(), replace=False)
+    viewed = ViewedExamples(repeated(usual, images), DecodeOnly(), replace=False)
     order = data.EvalBatches(images, arguments.batch_size)
-    decoding = make_loader(samples, order, arguments.workers, CPU, keep_workers=True)
+    decoding = make_loader(viewed, order, arguments.workers, CPU, keep_workers=True)
     plain = compare(repeated(usual, images), PLAIN, arguments, device, decode_only=decoding)
     return {
         "decode_only": plain.pop("decode_only"),
@@ -143,10 +146,10 @@ def compare(
     **others: Iterable[Any],
 ) -> dict[str, float]:
     """Images/s of both and of the others, and the ratio of every turn of ours to timm's beside it."""
+    mixing = data.Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1)
     ours = data.TrainLoader(
         images,
-        [data.TrainTransform(SIZE, **policy)],
-        data.Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1),
+        [data.RandomLabelledCrop(data.TrainTransform(SIZE, **policy), mixing)],
         data.TrainBatches(len(images), arguments.batch_size, seed=0),
         epochs=1,
         workers=arguments.workers,
@@ -190,15 +193,22 @@ def timms(
     )
 
 
-class DecodeOnly(Transform):
-    """A transform that decodes the whole image and hands on nothing of it."""
+class DecodeOnly(View):
+    """A view that decodes the whole image and hands on nothing of it."""
 
-    def __call__(self, image: Any) -> Tensor:
-        simplejpeg.decode_jpeg(image.data)
+    def __init__(self) -> None:
+        self.buffers = SharedBuffers()
+
+    def sample(self, example: data.Example) -> Tensor:
+        assert isinstance(example.image, EncodedImage)
+        simplejpeg.decode_jpeg(example.image.data)
         return torch.zeros(1, 1, 3, dtype=torch.uint8)
 
-    def on_device(self, images: Tensor, seeds: Any) -> Tensor:
-        return images
+    def collate(self, samples: Sequence[Tensor]) -> Tensor:
+        return self.buffers.stack(samples)
+
+    def to_device(self, collated: Tensor, *_: Any) -> Tensor:
+        return collated
 
 
 def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds: int) -> dict[str, list[float]]:
@@ -281,10 +291,10 @@ def whole_loader(
     images: ImageFiles, transform: data.TrainTransform, arguments: argparse.Namespace, device: torch.device
 ) -> Callable[[], Iterable[Any]]:
     images = repeated(images, arguments.batches * arguments.batch_size)
+    mixing = data.Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
     loader = data.TrainLoader(
         images,
-        [transform],
-        data.Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1),
+        [data.RandomLabelledCrop(transform, mixing)],
         data.TrainBatches(len(images), arguments.batch_size, seed=0),
         epochs=1,
         workers=arguments.workers,
@@ -325,4 +335,4 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    guarded(data.DataError, data.WorkerKilledError)(main)()
+    guarded()(main)()

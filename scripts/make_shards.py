@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where data/ is: unlike xci
 
 from data import DataError, ImageNet
 from data.datasets.folder import list_classes
-from data.images import ImageFiles
+from data.datasets.image_files import ImageFiles
 from data.shards.index import INDEX, Index, Shard, parse_index, scan
 from data.shards.writing import ShardJob, make_shard
 from xcit import InputError

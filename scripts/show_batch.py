@@ -14,7 +14,6 @@ from pathlib import Path
 
 import hydra
 import matplotlib
-import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -27,10 +26,13 @@ from xcit.command import guarded, run
 from xcit.composition import every_key, read_config
 from xcit.config import TrainConfig
 from xcit.engine import distributed
+from xcit.engine.length import Length
+from xcit.engine.task import require_target
 from xcit.errors import InputError
 from xcit.models.dry_run import dry_run
-from xcit.preprocessing import DataSettings, data_settings
+from xcit.preprocessing import Preprocessing
 from xcit.storage import write_atomically
+from xcit.tasks import TASKS
 
 MOST = 64
 SIDE = 128
@@ -42,23 +44,27 @@ FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/Deja
 def show(config: TrainConfig) -> None:
     with distributed.session() as device:
         check(config, device)
-        images = data.DATASETS[config.data.name](**config.data.options).train()
-        settings = data_settings(dry_run(config.model.entry, config.model.options, {}))
+        examples = data.DATASETS[config.data.name](**config.data.options).train()
+        require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
+
         # One worker makes a batch from beginning to end, and others would make the next ones for nothing.
         alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-        batch = next(train_batches(alone, images, settings, device).epoch(0))
-        smoothed = config.augment.label_smoothing / len(images.classes)
-        captions = [caption(target, images.classes, smoothed) for target in batch.targets[:MOST].cpu()]
+        preprocessing = Preprocessing.of_model(dry_run(config.model.entry, config.model.options, {}))
+        length = Length(config.train.epochs, config.train.updates)
+        batch = next(train_batches(alone, examples, preprocessing, length, device).epoch(0))
+        if not isinstance(batch, data.LabelledImages):
+            raise InputError(
+                f"task={config.task.name}: learns from the view {TASKS[config.task.name].view}; "
+                "only batches of images with class probabilities can be drawn"
+            )
+
+        # The sheet: the pictures as the model gets them, and what it is to learn of each.
+        smoothed = config.augment.options.get("label_smoothing", 0.0) / len(examples.classes)
+        captions = [caption(target, examples.classes, smoothed) for target in batch.targets[:MOST].cpu()]
+        pictures = [Image.fromarray(pixels.numpy()) for pixels in preprocessing.denormalize(batch.images[:MOST])]
         if distributed.is_main():
-            path = save(draw(as_seen(batch.images[:MOST], settings), captions), config.run_dir)
+            path = save(draw(pictures, captions), config.run_dir)
             print(f"{path}: {len(captions)} of the {len(batch.images)} images of the first batch")
-
-
-def as_seen(images: Tensor, settings: DataSettings) -> list[Image.Image]:
-    """(B, 3, H, W), normalised → pictures; what lies beyond black and white is clipped."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (settings.mean, settings.std))
-    pixels = (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte()
-    return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
 
 
 def caption(target: Tensor, classes: list[str], smoothed: float) -> list[tuple[str, str]]:
@@ -111,7 +117,7 @@ def save(sheet: Image.Image, run_dir: str | None) -> Path:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@guarded(data.DataError)
+@guarded()
 def main(raw: DictConfig) -> None:
     show(read_config(TrainConfig, raw, TABLES))
 

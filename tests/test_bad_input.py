@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import xcit
+from data.datasets.digits import DigitImages
 
 from .conftest import TINY, Result, launch
 
@@ -41,6 +42,8 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("train.epochs=true", "train.epochs=True: must be a valid integer"),
         ("train.compile=3", "train.compile=3: must be a valid boolean"),
         ("train.epochs=0", "train.epochs=0: must be greater than or equal to 1"),
+        ("train.updates=0", "train.updates=0: must be greater than or equal to 1"),
+        ("train.epochs=null", "train.epochs: must be given, or train.updates"),
         ("train.ema_decay=1", "train.ema_decay=1: must be less than 1"),
         ("optim.lr=-1", "optim.lr=-1: must be greater than 0"),
         ("optim.lr=nan", "optim.lr=nan: must be a finite number"),
@@ -195,3 +198,25 @@ def test_resolutions_under_one_patch_in_an_evaluation(command: Command, tmp_path
         "resolutions=15: the model does not take images of this size "
         "(image of 15×15 pixels: must hold one patch of 16×16)"
     )
+
+
+def test_targets_that_the_task_does_not_learn_from(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before a model is made or a folder is written; an evaluation asks the task of the run."""
+    torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
+    small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.updates=1")
+    assert command("train.py", *small, "task=classify", "run_dir=run").status == 0
+    before = {path for path in tmp_path.rglob("*") if path.name != "__pycache__"}
+
+    monkeypatch.setattr(DigitImages, "target_kind", "boxes")
+    line = "task=classify: learns from targets of kind class; those of data=digits are boxes"
+    assert refused(command("train.py", *small, "run_dir=new"), tmp_path, before) == line
+    distilled = ("task=distill", "task.teacher=test_vit", "recipe=digits")
+    assert refused(command("train.py", *small, *distilled, "run_dir=new"), tmp_path, before) == line.replace(
+        "classify", "distill"
+    )
+    assert refused(command("eval.py", "checkpoint=run", "run_dir=new"), tmp_path, before) == line
+    bare = ("checkpoint=n12.pth", "model=xcit_n12", "data=digits", "run_dir=new")
+    assert refused(command("eval.py", *bare), tmp_path, before) == line
+    assert refused(command("scripts/show_batch.py", *small), tmp_path, before) == line

@@ -1,58 +1,92 @@
-"""docs/extending.md is right: its blocks, written into a copy of the checkout, train and evaluate."""
+"""docs/extending.md is right: its blocks, written into a copy of the checkout, train, resume and evaluate."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import ROOT, TINY
 
+# Where the page's lines go, and the import that a person would add with each.
 TABLES = {
-    "xcit/tasks/__init__.py": ("TASKS", "from .focal import Focal"),
-    "xcit/models/__init__.py": ("MODELS", "from .pooled import Pooled"),
-    "data/__init__.py": ("DATASETS", "from .photographs import Photographs"),
+    '"focal": Focal,': ("xcit/tasks/__init__.py", "TASKS", "from .focal import Focal"),
+    '"pooled": Pooled,': ("xcit/models/__init__.py", "MODELS", "from .pooled import Pooled"),
+    '"photographs": Photographs,': ("data/datasets/__init__.py", "DATASETS", "from .photographs import Photographs"),
+    '"shapes": Shapes,': ("data/datasets/__init__.py", "DATASETS", "from .shapes import Shapes"),
+    '"crop_with_mask": Views(crop_with_mask.training_view, crop_with_mask.evaluation_view),': (
+        "data/views/__init__.py",
+        "VIEWS",
+        "from . import crop_with_mask",
+    ),
+    '"segment_shapes": SegmentShapes,': (
+        "xcit/tasks/__init__.py",
+        "TASKS",
+        "from .segment_shapes import SegmentShapes",
+    ),
 }
+SHAPES = ("data=shapes", "data.count=24", "model.patch_size=4", "+model.depth=1", "resolutions=[24,40]")
+# Eight updates of two forward passes over 24 images: two epochs and two thirds.
+SHORT = (*SHAPES, "train.updates=8", "train.global_batch_size=8", "train.accumulate=2", "train.save_every=1")
 
 
-@pytest.fixture
-def extended(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout with everything that the page adds."""
+    folder = tmp_path_factory.mktemp("extended")
     for name in ("train.py", "eval.py", "conf", "xcit", "data"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
+        copy(ROOT / name, folder / name)
     page = (ROOT / "docs" / "extending.md").read_text()
     files = re.findall(r"^`(\S+)`\n\n```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(files) == 6
+    assert len(files) == 13
     for name, content in files:
-        assert not (tmp_path / name).exists()
-        (tmp_path / name).write_text(content)
+        assert not (folder / name).exists()
+        (folder / name).write_text(content)
     lines = re.findall(r"^The line in `(\S+)`, in (\w+).*?\n\n```python\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
-    assert len(lines) == 3
+    assert {line: (name, table) for name, table, line in lines} == {line: TABLES[line][:2] for line in TABLES}
     for name, table, line in lines:
-        assert TABLES[name][0] == table
-        source = (tmp_path / name).read_text()
-        # As one would by hand: the import beside the others, the line at the head of the table.
-        source, added = re.subn(rf"^({table}\b[^\n]*= \{{\n)", rf"\1    {line}\n", source, flags=re.MULTILINE)
-        assert added == 1
-        first_import = re.search(r"^from \.", source, re.MULTILINE)
-        assert first_import
-        start = first_import.start()
-        (tmp_path / name).write_text(f"{source[:start]}{TABLES[name][1]}\n{source[start:]}")
-    return tmp_path
+        add_to_table(folder / name, table, line, TABLES[line][2])
+    return folder
 
 
-def test_the_examples_of_the_page_train_and_evaluate(extended: Path) -> None:
+def add_to_table(path: Path, table: str, line: str, imported: str) -> None:
+    """As one would by hand: the import beside the others, the line at the head of the table."""
+    source, added = re.subn(rf"^({table}\b[^\n]*= \{{\n)", rf"\1    {line}\n", path.read_text(), flags=re.MULTILINE)
+    assert added == 1
+    first_import = re.search(r"^from \.", source, re.MULTILINE)
+    assert first_import
+    path.write_text(f"{source[: first_import.start()]}{imported}\n{source[first_import.start() :]}")
+
+
+def call(extended: Path, *command: str, processes: int = 1, status: int = 0) -> str:
+    """Run train.py or eval.py of the copy; returns what it wrote to stderr."""
+    starter = [sys.executable]
+    if processes > 1:
+        starter += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*starter, *command], cwd=extended, check=False, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stderr
+
+
+def rows(folder: Path, split: str) -> list[dict]:
+    return [row for row in map(json.loads, (folder / "metrics.jsonl").open()) if row["split"] == split]
+
+
+def test_the_small_examples_train_and_evaluate(extended: Path) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("model.")]
     choices = ["task=focal", "task.gamma=1.5", "model=pooled", "model.width=48", "data=photographs", "recipe=digits"]
-    for command in (
-        ["train.py", *choices, *tiny, "train.epochs=6", "train.global_batch_size=32", "run_dir=run"],
-        ["eval.py", "checkpoint=run", "run_dir=evaluated", "resolutions=[40]", "weights=raw"],
-    ):
-        subprocess.run([sys.executable, *command], cwd=extended, check=True, capture_output=True)
+    call(extended, "train.py", *choices, *tiny, "train.epochs=6", "train.global_batch_size=32", "run_dir=run")
+    call(extended, "eval.py", "checkpoint=run", "run_dir=evaluated", "resolutions=[40]", "weights=raw")
     (row,) = json.loads((extended / "evaluated" / "results.json").read_text())
     assert (row["model"], row["eval_set"], row["images"]) == ("pooled", "photographs", 64)
     assert row["top1"] > 70
@@ -60,12 +94,86 @@ def test_the_examples_of_the_page_train_and_evaluate(extended: Path) -> None:
 
 
 def test_their_options_are_checked_like_all_others(extended: Path) -> None:
-    for argument, message in (
-        ("task.gamma=hard", "task.gamma=hard: must be a valid number"),
-        ("task.gama=1", "task.gama: unknown key; did you mean task.gamma?"),
-        ("model=poled", "model=poled: unknown; did you mean pooled?"),
+    for arguments, message in (
+        (("task=focal", "task.gamma=hard"), "task.gamma=hard: must be a valid number"),
+        (("task=focal", "task.gama=1"), "task.gama: unknown key; did you mean task.gamma?"),
+        (("model=poled",), "model=poled: unknown; did you mean pooled?"),
+        ((*SHAPES, "augment.hflip=2"), "augment.hflip=2: must be less than or equal to 1"),
+        ((*SHAPES, "augment.mixup=1"), "augment.mixup: not a key of what is chosen for augment"),
     ):
-        command = [sys.executable, "train.py", "task=focal", argument]
-        done = subprocess.run(command, cwd=extended, check=False, capture_output=True, text=True)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert message in done.stderr
+        stderr = call(extended, "train.py", *arguments, status=2)
+        assert stderr.count("\n") == 1
+        assert message in stderr
+
+
+def test_a_task_of_another_target_view_evaluator_and_schedule_trains(extended: Path) -> None:
+    call(extended, "train.py", "data=shapes", "model.patch_size=4", "+model.depth=2", "run_dir=segment")
+    folder = extended / "segment"
+    trained = rows(folder, "train")
+    assert [row["step"] for row in trained] == list(range(1, 61))
+    assert {"loss", "cross_entropy", "dice"} <= set(trained[0])
+    assert trained[0]["loss"] == trained[0]["cross_entropy"], "the Dice loss begins with no share"
+    share = 0.5 * 30 / 60
+    at_30 = trained[30]
+    assert at_30["loss"] == pytest.approx((1 - share) * at_30["cross_entropy"] + share * at_30["dice"], rel=1e-5)
+    assert at_30["dice"] < trained[0]["dice"]
+    results = json.loads((folder / "results.json").read_text())
+    assert [(row["resolution"], row["images"]) for row in results] == [(32, 16), (48, 16)]
+    assert results[0]["miou"] > 40, "background alone makes 30 at most"
+    assert (folder / "miou_vs_resolution.png").is_file()
+
+    call(extended, "eval.py", "checkpoint=segment", "run_dir=segment-eval")
+    evaluated = json.loads((extended / "segment-eval" / "results.json").read_text())
+    assert [row["miou"] for row in evaluated] == pytest.approx([row["miou"] for row in results], abs=0.2)
+
+
+def test_it_resumes_exactly(extended: Path) -> None:
+    """A run killed after its third update, within its first epoch, ends with the weights of one that was not."""
+    call(extended, "train.py", *SHORT, "run_dir=whole")
+    kill = f"""
+import os, runpy, sys
+from xcit.engine.run_folder import RunFolder
+save = RunFolder.save
+
+def save_and_die(self, state, **how):
+    save(self, state, **how)
+    if state.step == 2:
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+
+RunFolder.save = save_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path("train.py", run_name="__main__")
+"""
+    (extended / "killed.py").write_text(kill)
+    call(extended, "killed.py", "train.py", *SHORT, "run_dir=parts", status=-signal.SIGKILL)
+    assert len(rows(extended / "parts", "train")) == 2
+    assert "after epoch 0 and 16 images of the next" in call(
+        extended, "train.py", *SHORT, "run_dir=parts", "resume=auto"
+    )
+    whole, parts = (torch.load(extended / run / "checkpoints/last.pt", weights_only=True) for run in ("whole", "parts"))
+    assert (whole["step"], whole["epoch"]) == (parts["step"], parts["epoch"]) == (8, 3)
+    assert set(whole["task"]) == set(parts["task"]) and "dice_share" in whole["task"]
+    assert all(torch.equal(whole["task"][key], parts["task"][key]) for key in whole["task"])
+    losses = [[row["loss"] for row in rows(extended / run, "train")] for run in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_two_processes_learn_what_one_learns(extended: Path) -> None:
+    call(extended, "train.py", *SHORT, "run_dir=one")
+    call(extended, "train.py", *SHORT, "run_dir=two", processes=2)
+    one, two = (rows(extended / run, "train") for run in ("one", "two"))
+    for name in ("loss", "cross_entropy", "dice"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=2e-4)
+    one, two = (json.loads((extended / run / "results.json").read_text()) for run in ("one", "two"))
+    assert [row["images"] for row in two] == [row["images"] for row in one] == [6, 6, 6]
+    assert [row["pixel_accuracy"] for row in two] == pytest.approx([row["pixel_accuracy"] for row in one], abs=0.5)
+
+
+def test_a_data_set_with_other_targets_is_refused(extended: Path) -> None:
+    for arguments, message in (
+        (("data=shapes", "recipe=digits"), "task=classify: learns from targets of kind class; those of data=shapes"),
+        (("data=digits", "recipe=shapes"), "task=segment_shapes: learns from targets of kind mask; those of data=dig"),
+    ):
+        stderr = call(extended, "train.py", *arguments, "model.patch_size=4", "run_dir=refused", status=2)
+        assert stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
+        assert not (extended / "refused").exists()

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from xcit.preprocessing import Preprocessing
+
 from .conftest import ROOT, TINY, Result, launch
+from .engine.older_formats import as_version_2
 
 Command = Callable[..., Result]
 
@@ -62,10 +65,10 @@ AT_STEP_14 = """
 import signal
 from xcit.engine.loop import Trainer
 update = Trainer.update
-def update_or_not(self, batches):
+def update_or_not(self, batches, position):
     if self.state.step == 13 and os.environ.get("RANK", "1") == "1":
         signal.raise_signal(signal.{})
-    return update(self, batches)
+    return update(self, batches, position)
 Trainer.update = update_or_not
 """
 
@@ -118,6 +121,57 @@ def test_a_run_that_is_told_to_end_resumes_where_it_was(
     result = command("train.py", *SMALL, "data.workers=0", "run_dir=run", "resume=auto")
     assert result.status == 0, result.stderr
     assert_same_run(folder, whole)
+
+
+def test_a_run_of_an_older_version_goes_on_and_is_evaluated_alike(
+    stopped: Path, whole: Path, command: Command, tmp_path: Path
+) -> None:
+    """Its checkpoint is of format 2: it has one loss and says nothing about the backbone and the preprocessing."""
+    folders = {run: shutil.copytree(run, tmp_path / run.parent.name) for run in (stopped, whole)}
+    for run, folder in folders.items():
+        last = folder / "checkpoints" / "last.pt"
+        content = torch.load(last, weights_only=True)
+        assert (content["format"], content["backbone"]) == ("xcit training state, version 3", "model"), run
+        torch.save(as_version_2(content), last)
+
+    result = command("train.py", *SMALL, "data.workers=0", f"run_dir={folders[stopped]}", "resume=auto")
+    assert result.status == 0, result.stderr
+    assert_same_run(folders[stopped], whole)
+
+    found = []
+    for number, checkpoint in enumerate((folders[whole], whole)):
+        evaluated = ("resolutions=[16,24]", "crop_ratio=0.9", "batch_size=100", f"run_dir=eval{number}")
+        assert command("eval.py", f"checkpoint={checkpoint}", *evaluated).status == 0
+        rows = json.loads((tmp_path / f"eval{number}" / "results.json").read_text())
+        found.append(
+            [[row[key] for key in ("resolution", "weights", "top1", "top5", "loss", "images")] for row in rows]
+        )
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
+
+
+def test_a_checkpoint_holds_the_preprocessing_as_plain_data(whole: Path, stopped: Path) -> None:
+    """At the size and crop that the run is validated at; of an epoch's end and of a moment within one."""
+    for run in (whole, stopped):
+        content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+        plain = content["preprocessing"]
+        assert json.loads(json.dumps(plain)) == plain
+        assert plain["size"] == [16, 16]
+        assert Preprocessing.from_dict(plain) == Preprocessing(size=(16, 16), crop_ratio=1.0)
+
+
+def test_an_evaluation_uses_the_preprocessing_of_the_checkpoint(whole: Path, command: Command, tmp_path: Path) -> None:
+    """Not what the code would give the model today: other statistics in the checkpoint give other numbers."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    last = folder / "checkpoints" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    content["preprocessing"] |= {"mean": [0.1, 0.9, 0.5], "interpolation": "bilinear"}
+    torch.save(content, last)
+    losses = []
+    for number, checkpoint in enumerate((folder, whole)):
+        assert command("eval.py", f"checkpoint={checkpoint}", "resolutions=[16]", f"run_dir=eval{number}").status == 0
+        losses.append(json.loads((tmp_path / f"eval{number}" / "results.json").read_text())[0]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_a_run_goes_on_in_more_processes(stopped: Path, whole: Path, tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ assert xcit.__file__.startswith(sys.argv[1]), xcit.__file__
 model = xcit.create_model("xcit_n12", num_classes=3)
 import torch
 assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+from xcit.preprocessing import Preprocessing
+preprocessing = Preprocessing.of_model(model).at(32)
+assert preprocessing([torch.zeros(40, 50, 3, dtype=torch.uint8)]).shape == (1, 3, 32, 32)
+assert preprocessing.normalize(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, 3, 32, 32)
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 

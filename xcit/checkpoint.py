@@ -6,26 +6,30 @@ from typing import Any
 
 from torch import Tensor
 
-FORMAT = "xcit training state, version 2"
+FORMAT = "xcit training state, version 3"
+FORMAT_2 = "xcit training state, version 2"
+"""Of older runs; `read_state` upgrades it."""
 LAST = Path("checkpoints", "last.pt")
-"""Where a run folder keeps the checkpoint that it goes on from, and that is meant where the folder is given."""
-MODEL = "model."
-"""What the names of a task's weights begin with where they are the model's."""
+"""The checkpoint in a run folder from which the run continues; the folder's path stands for it."""
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
-    """Whether it is one of ours, of any version: its weights can be read."""
+    """Whether it is a checkpoint of one of our runs, of any version: its weights can be read."""
     return str(content.get("format")).startswith(FORMAT.partition(",")[0])
 
 
 def task_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The weights of the task: "raw", as trained, and "ema", their moving average, where the run kept one."""
+    """The weights of the task: "raw", as trained, and "ema", their moving average, if the run kept one."""
     return {"raw": content["task"]} | ({"ema": content["ema"]} if content["ema"] else {})
 
 
-def model_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The same of the model alone, by the model's own names."""
+def backbone_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The weights of the task's backbone alone, by the model's own names: what others load."""
+    prefix = f"{content.get('backbone', 'model')}."
     return {
-        kind: {key.removeprefix(MODEL): value for key, value in weights.items() if key.startswith(MODEL)}
+        kind: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         for kind, weights in task_weights(content).items()
     }
+
+
+model_weights = backbone_weights  # TEMPORARY, until the weights room is merged

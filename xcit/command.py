@@ -1,4 +1,4 @@
-"""How a command ends: 0, or one clear line and 2 for input that cannot be used, 1 for anything else."""
+"""How a command ends: status 0; one clear line and 2 for input that cannot be used; 1 for anything else."""
 
 import argparse
 import functools
@@ -17,7 +17,7 @@ from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """That of a script: its help begins with a text as it stands, and what it cannot read is an InputError."""
+    """The parser of a script: its help begins with `text` unchanged, and bad arguments raise an InputError."""
 
     def __init__(self, text: str | None) -> None:
         super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,10 +27,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def guarded(*further: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a Hydra main so that what a user can mend ends it with a line and an exit status, without a traceback.
+    """Decorate a main function: errors that a user can mend end it with one line and a status, without a traceback.
 
-    It stands below @hydra.main, as Hydra adds lines of its own to an exception. further: exceptions that are told like
-    an InputError. The status is their exit_status, else 2; one with a true of_one_process is met by no other process.
+    It stands below @hydra.main, because Hydra adds lines of its own to an exception.
+
+    Args:
+        further: exceptions that are handled like an InputError. The status is their exit_status, or 2. An exception
+            whose of_one_process is true is raised in one process only, which prints it.
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,9 +54,9 @@ def guarded(*further: type[Exception]) -> Callable[[Callable[..., Any]], Callabl
 
 
 def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
-    """Call a Hydra main; a command line that does not compose ends it with one line and status 2.
+    """Call a Hydra main. A command line that does not compose ends it with one line and status 2.
 
-    keys: every key of the configuration, for the nearest to a misspelt one.
+    keys: every key of the configuration; the nearest one is suggested for a misspelt key.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
     print_notices()
@@ -68,7 +71,7 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
 
 
 def print_notices() -> None:
-    """Notices become a line each, from the main process alone; other warnings stay as they are."""
+    """Print each notice as one line, from the main process only. Other warnings stay as they are."""
     show = warnings.showwarning
 
     def show_notice(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
@@ -82,14 +85,14 @@ def print_notices() -> None:
 
 
 def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:
-    """End the process. All processes come here with one error, and the main one prints it, unless this one is alone."""
+    """End the process. All processes meet the same error and the main one prints it, unless this one is alone."""
     if distributed.is_main() or alone:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def nameless_choice(arguments: Sequence[str], keys: Sequence[str]) -> str:
-    """The argument that gives a group something else than a name (model=null, say): Hydra does not tell which."""
+    """The argument that gives a group something else than a name, as model=null does. Hydra does not tell which."""
     nameless = re.compile(r"\+?(\w+)=(null|true|false|[\d.]+|[{].*)", re.IGNORECASE)
     groups = {key.split(".")[0] for key in keys if "." in key} | {"recipe"}
     found = [argument for argument in arguments if (match := nameless.fullmatch(argument)) and match[1] in groups]
@@ -97,7 +100,7 @@ def nameless_choice(arguments: Sequence[str], keys: Sequence[str]) -> str:
 
 
 def explain(error: Exception, keys: Sequence[str]) -> str:
-    """What Hydra has to say, in one line and in the words of the other errors."""
+    """Hydra's message in one line, in the words of the other errors."""
     message = str(error).strip()
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")

@@ -1,4 +1,4 @@
-"""A composed configuration, checked against the schema; and back to a file that composes it again."""
+"""Checks a composed configuration against the schema, and writes it as a file that composes it again."""
 
 import inspect
 import re
@@ -17,7 +17,7 @@ C = TypeVar("C", bound=Section)
 # group → its table: name → what builds it.
 Tables = Mapping[str, Mapping[str, Callable[..., Any]]]
 
-# What conf/train.yaml and conf/eval.yaml tell Hydra, for a configuration that stands by itself.
+# The Hydra settings of conf/train.yaml and conf/eval.yaml, for a configuration that stands by itself.
 RUN_AGAIN = """\
 defaults:
 - _self_
@@ -33,7 +33,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
     """The composed configuration as typed objects.
 
     Raises:
-        InputError: a key is unknown or missing, a value of the wrong type or out of range. One line, with the key.
+        InputError: a key is unknown or missing, or a value has the wrong type or range. One line that names the key.
     """
     try:
         plain: Any = (
@@ -49,29 +49,29 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
 
 
 def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> type[C]:
-    """The schema with the open groups' options filled in, as the chosen entries have them."""
-    groups: dict[str, Any] = {
-        group: (section_for(group, plain[group], table), ...)
-        for group, table in tables.items()
-        if group in schema.model_fields and isinstance(plain.get(group), Mapping)
-    }
+    """The schema, completed with the options of the chosen entries of the open groups."""
+    groups: dict[str, Any] = {}
+    for group, table in tables.items():
+        chosen = plain.get(OPEN_SECTIONS[group].chosen_by or group)
+        if group in schema.model_fields and isinstance(plain.get(group), Mapping) and isinstance(chosen, Mapping):
+            groups[group] = (section_for(group, chosen, table), ...)
     return create_model(schema.__name__, __base__=schema, **groups)
 
 
 def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Callable[..., Any]]) -> type[Any]:
-    """The schema of an open group with the options of its entry."""
+    """The schema of an open group, with the options of its chosen entry."""
     base = OPEN_SECTIONS[group]
     name = base.entry_of(chosen)
     if not isinstance(name, str):
         return base
-    options = options_of(choose(table, name, f"{group}.name"))
+    options = options_of(choose(table, name, f"{base.chosen_by or group}.name"))
     section = create_model(base.__name__, __base__=base, **options)
     section.option_names = frozenset(options)
     return section
 
 
 def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a table's entry, as fields, but for those that come from the data."""
+    """The keyword-only parameters of a table's entry as fields, except those that the program sets."""
     parameters = inspect.signature(entry, eval_str=True).parameters.values()
     return {
         p.name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
@@ -81,17 +81,20 @@ def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
 
 
 def describe(invalid: ValidationError, schema: type[Section]) -> str:
-    """The first problem in one line: its key, its value, what would be accepted."""
+    """The first problem in one line: its key, its value, and what would be accepted."""
     problem = invalid.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
-    key = re.sub(r"\.(str|bool|int|float|list\[.*)$", "", key)  # which of several types it was read as
+    key = re.sub(r"\.(str|bool|int|float|list\[.*)$", "", key)  # the type that pydantic tried
     match problem["type"]:
         case "extra_forbidden":
             return f"{key}: unknown key{did_you_mean(key, known_keys(schema))}"
         case "missing":
             return f"{key}: must be given"
         case "value_error":
-            return f"{key}{'.' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
+            message = problem["msg"].removeprefix("Value error, ")
+            if isinstance(problem["input"], Mapping | BaseModel):  # of a section, and the message begins with the key
+                return f"{key}{'.' if key else ''}{message}"
+            return f"{key}={problem['input']}: {message}"
         case _:
             return f"{key}={problem['input']}: {re.sub('^(Input|List|Value) should', 'must', problem['msg'])}"
 
@@ -106,7 +109,7 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def every_key(schema: type[Section], tables: Tables) -> list[str]:
-    """The keys of a schema whatever is chosen in its open groups."""
+    """All keys of a schema, for every choice in its open groups."""
     options = [
         f"{group}.{option}" for group, table in tables.items() for e in table.values() for option in options_of(e)
     ]
@@ -116,7 +119,7 @@ def every_key(schema: type[Section], tables: Tables) -> list[str]:
 def to_yaml(config: Section) -> str:
     """The whole configuration as a file that runs it again: train.py --config-path=FOLDER --config-name=config.
 
-    Where it ran is not part of it, so that the next run gets a folder of its own.
+    It does not hold run_dir, so that the next run gets its own folder.
     """
     plain = (
         config.model_dump(serialize_as_any=True)

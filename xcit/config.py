@@ -1,10 +1,9 @@
 """The typed schema of conf/; xcit/composition.py checks a composed configuration against it.
 
-Sections that are the same for every run are classes here. The open groups (model, data, task) have a table each, whose
-entries own their options: the keyword arguments of the class are what its file in conf/ may set.
+Sections that are the same for every run are classes here. The open groups (model, data, task, augment) have a table
+each, whose entries own their options: the keyword-only arguments of the entry are what its file in conf/ may set.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,8 +16,6 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Range = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
-RAND_AUGMENT = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|tweights|t3a))*"
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -27,10 +24,11 @@ class Section(BaseModel):
 
 
 class OpenSection(Section):
-    """A group with a table: `name` is the entry; its keyword arguments are further fields, the options."""
+    """A group with a table of entries: an entry's keyword-only arguments are further fields of it, the options."""
 
-    name: str
     option_names: ClassVar[frozenset[str]] = frozenset()
+    chosen_by: ClassVar[str | None] = None
+    """The group whose name chooses the entry, if it is not this one."""
 
     @classmethod
     def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
@@ -38,16 +36,20 @@ class OpenSection(Section):
         return chosen.get("name")
 
     @property
-    def entry(self) -> str:
-        return str(self.entry_of(dict(self)))
-
-    @property
     def options(self) -> dict[str, Any]:
         return self.model_dump(include=set(self.option_names))
 
 
-class ModelConfig(OpenSection):
-    """conf/model: the options are the model's. Those of timm have one entry together."""
+class NamedSection(OpenSection):
+    name: str
+
+    @property
+    def entry(self) -> str:
+        return str(self.entry_of(dict(self)))
+
+
+class ModelConfig(NamedSection):
+    """conf/model: the options are the model's. timm's models have one entry together."""
 
     library: Literal["xcit", "timm"] = "xcit"
 
@@ -56,65 +58,41 @@ class ModelConfig(OpenSection):
         return "timm" if chosen.get("library") == "timm" else chosen.get("name")
 
 
-class TaskConfig(OpenSection):
+class TaskConfig(NamedSection):
     """conf/task: the options are the task's."""
 
 
-class DataConfig(OpenSection):
-    """conf/data: the options are the data set's; these are the same for all."""
+class DataConfig(NamedSection):
+    """conf/data: the options are the data set's; these keys are the same for all."""
 
     image_size: Positive = 224
     workers: Annotated[int, Field(ge=0)] = 8
     max_broken: Share = 0.001
-    """Of the training images: so many may be broken, and are replaced by others, before the run stops."""
+    """The share of the training images that may be broken, and are replaced by others, before the run stops."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where JPEGs are decoded in training."""
 
 
-OPEN_SECTIONS: dict[str, type[OpenSection]] = {"model": ModelConfig, "task": TaskConfig, "data": DataConfig}
+class AugmentConfig(OpenSection):
+    """conf/augment: the options are those of the task's view (data/views); these keys are the same for all."""
 
-
-class AugmentConfig(Section):
-    """conf/augment; see `TrainTransform` and `Mixing` in data/."""
-
-    scale: Range
-    ratio: Range
-    hflip: Share
-    color_jitter: NonNegative
-    rand_augment: str | None
-    three_augment: bool = False
-    erase_prob: Share
-    mixup: NonNegative
-    cutmix: NonNegative
-    switch_prob: Share
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    repeats: Positive
+    chosen_by = "task"
+    repeats: Positive = 1
+    """Copies of each image in an epoch, each augmented anew (repeated augmentation)."""
     image_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Training resolutions, one after the other in equal parts of the run; null for data.image_size throughout."""
 
-    @model_validator(mode="after")
-    def ranges_rise(self) -> "AugmentConfig":
-        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
-            raise ValueError(f"scale={self.scale}: must rise, and end at 1 at most")
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"ratio={self.ratio}: must rise")
-        if self.rand_augment is not None and not re.fullmatch(RAND_AUGMENT, self.rand_augment):
-            raise ValueError(f"rand_augment={self.rand_augment}: must be a policy of timm's, as rand-m9-mstd0.5-inc1")
-        return self
 
-    @property
-    def transform(self) -> dict[str, Any]:
-        """The arguments of `TrainTransform`."""
-        of_mixing = {"mixup", "cutmix", "switch_prob", "label_smoothing"}
-        return self.model_dump(exclude={*of_mixing, "repeats", "image_sizes"})
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """The arguments of `Mixing`."""
-        return self.model_dump(include={"mixup", "cutmix", "switch_prob", "label_smoothing"})
+OPEN_SECTIONS: dict[str, type[OpenSection]] = {
+    "model": ModelConfig,
+    "task": TaskConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+}
 
 
 class OptimConfig(Section):
-    """conf/optim: the optimiser and the learning rate's schedule."""
+    """conf/optim: the optimizer and the learning rate schedule."""
 
     name: str
     lr: PositiveFloat
@@ -136,7 +114,9 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     """train.*: the loop."""
 
-    epochs: Positive
+    epochs: Positive | None = None
+    updates: Positive | None = None
+    """The length of the run; takes the place of epochs."""
     global_batch_size: Positive
     accumulate: Positive
     precision: Precision
@@ -148,8 +128,26 @@ class LoopConfig(Section):
     log_every: Positive
     save_every: Positive | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def one_length(cls, values: Any) -> Any:
+        """A number of updates takes the place of the recipe's epochs."""
+        if isinstance(values, dict) and values.get("updates") is not None:
+            return values | {"epochs": None}
+        return values
+
+    @model_validator(mode="after")
+    def has_a_length(self) -> "LoopConfig":
+        if self.epochs is None and self.updates is None:
+            raise ValueError("epochs: must be given, or train.updates")
+        return self
+
     def batch_size(self, world_size: int) -> int:
-        """Images of one forward pass in one process."""
+        """Images of one forward pass in one process.
+
+        Raises:
+            InputError: the global batch cannot be divided.
+        """
         parts = world_size * self.accumulate
         if self.global_batch_size % parts:
             raise InputError(

@@ -1,6 +1,7 @@
-"""How a command ends early without being at fault itself, the wording of the commonest case, and notices."""
+"""Errors that a user can mend, the wording of the most common one, and notices."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,7 +17,7 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on, though its input was accepted (the loss is not finite, say)."""
+    """The run cannot continue although its input was accepted: the loss is not finite, for example."""
 
     exit_status = 1
 
@@ -25,9 +26,14 @@ class Notice(UserWarning):
     """Something that the user should know and need not mend. Commands print it as one line."""
 
 
+def print_note(line: str) -> None:
+    """Print what the user should know and need not mend; in a worker process, where a `Notice` would be lost."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def given_as(key: str) -> Iterator[None]:
-    """Put the key of the configuration before an InputError whose message begins with the value."""
+    """Put the configuration key before the message of an InputError, which begins with the value."""
     try:
         yield
     except InputError as error:
@@ -35,7 +41,7 @@ def given_as(key: str) -> Iterator[None]:
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """table[name], or an InputError that names the nearest entry, and the others where they are few."""
+    """table[name], or an InputError that names the nearest entry, and all entries if they are few."""
     if name not in table:
         raise InputError(unknown(name, what, table))
     return table[name]
@@ -49,6 +55,6 @@ def unknown(name: str, what: str, choices: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """'; did you mean xcit_s12?', or nothing where no choice is near. A section is no suggestion for a key in it."""
+    """'; did you mean xcit_s12?', or '' if no choice is near. A section is not suggested for a key in it."""
     near = difflib.get_close_matches(name, [c for c in choices if not name.startswith(f"{c}.")], n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

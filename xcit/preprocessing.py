@@ -92,7 +92,8 @@ class Preprocessing:
         unknown = [key for key in values if key not in known]
         if unknown:
             raise InputError(f"preprocessing: unknown key {unknown[0]}; known ones: {', '.join(sorted(known))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or a JSON file."""
@@ -140,9 +141,8 @@ class Preprocessing:
         return (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
     def resize_pillow(self, image: Any) -> Tensor:
-        from PIL import Image  # here, since `import xcit` must not need it
-
         import numpy as np
+        from PIL import Image  # here, since `import xcit` must not need it
 
         resized = self.resized_size(image.height, image.width)
         if (image.height, image.width) != resized:
@@ -171,7 +171,7 @@ class Preprocessing:
     def cut_or_pad(self, pixels: Tensor) -> Tensor:
         """The center of `size`; sides that are shorter are padded with the mean, which is 0 once it is normalized."""
         H, W = self.size
-        top, left = (int(round((have - want) / 2)) for have, want in zip(pixels.shape[:2], self.size, strict=True))
+        top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], self.size, strict=True))
         cut = pixels[max(top, 0) : max(top, 0) + H, max(left, 0) : max(left, 0) + W]
         if cut.shape[:2] == (H, W):
             return cut

@@ -1,4 +1,4 @@
-"""To files, atomically; from files, without running code; and into modules, exactly."""
+"""Writes files atomically, reads them without running code, and loads state dicts exactly."""
 
 import argparse
 import csv
@@ -19,7 +19,7 @@ from .errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk and rename it: `path` is old or new, never half."""
+    """Let `write` fill a file beside `path`, flush it to disk and rename it: `path` is never half-written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -41,7 +41,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with None for numbers that are not finite: JSON has no word for them."""
+    """The row with None for numbers that are not finite, which JSON cannot hold."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
@@ -56,26 +56,26 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """torch.save of nested plain data and tensors, which `read_tensors` takes back."""
+    """torch.save of nested plain data and tensors, which `read_tensors` reads."""
     write_atomically(path, lambda file: torch.save(dict(content), file))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name as a file of safetensors, which `read_tensors` takes back."""
+    """Tensors by name as a safetensors file, which `read_tensors` reads."""
     whole = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, {"format": "pt"})
     write_atomically(path, lambda file: file.write(whole))
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Any]:
-    """The mapping in a file of torch.save's or of safetensors, on the CPU. A file that carries code is refused.
+    """The mapping in a file of torch.save or safetensors, on the CPU. A file that carries code is refused.
 
     Raises:
-        InputError: there is no such file, or it is not one of tensors and plain data.
+        InputError: there is no such file, or it does not hold tensors and plain data.
     """
     try:
         if Path(path).suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data, which training scripts save along
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data that training scripts save, too
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -84,7 +84,7 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a file of weights (tensors and plain data are read, code is not)") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, SafetensorError) as error:
-        # torch reports damage in as many ways as there are places in a file.
+        # torch reports damage in many ways, depending on the place in the file.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise InputError(f"{path}: not a file of weights, or damaged ({reason})") from None
     if not isinstance(content, Mapping):
@@ -93,7 +93,7 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    """load_state_dict, strict, with an InputError that lists what differs and leaves the module as it was."""
+    """Strict load_state_dict. An InputError lists the differences; the module is then unchanged."""
     own = module.state_dict()
     differences = {
         "missing": [key for key in own if key not in state],

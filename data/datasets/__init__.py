@@ -1,1 +1,22 @@
-"""The data sets, one file each."""
+"""The table of data sets. A new data set is a file here and a line below."""
+
+from ..examples import DataSource
+from .digits import Digits
+from .folder import Folder
+from .imagenet import ImageNet
+from .imagenet_shards import ImageNetShards
+from .inaturalist import INat
+from .transfer import CIFAR10, CIFAR100, Cars, Flowers
+
+# Name → class. The class's keyword arguments are the options that conf/data/NAME.yaml may set.
+DATASETS: dict[str, type[DataSource]] = {
+    "digits": Digits,
+    "imagenet": ImageNet,
+    "imagenet_shards": ImageNetShards,
+    "folder": Folder,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "flowers": Flowers,
+    "cars": Cars,
+    "inat": INat,
+}

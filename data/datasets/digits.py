@@ -1,28 +1,34 @@
-"""Handwritten digits that scikit-learn ships: 1,797 real images, no download. The default data set."""
+"""The default data set: 1,797 images of handwritten digits, which are part of scikit-learn and need no download."""
 
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from ..images import Images
+from xcit.errors import InputError
+
+from ..examples import Example, Examples
 
 
 class Digits:
-    """The UCI digits, 8 × 8 grey levels, enlarged to 32 × 32; 1,437 for training and 360 for validation."""
+    """The UCI digits: grayscale images of 8 × 8, resized to RGB images of 32 × 32.
+
+    1,437 images are for training and 360 for validation.
+    """
 
     SIZE = 32
+    """Height and width of the resized images in pixels."""
 
-    def train(self) -> Images:
+    def train(self) -> Examples:
         return self.split(0)
 
-    def val(self, classes: list[str] | None = None) -> Images:
+    def val(self, classes: list[str] | None = None) -> Examples:
         images = self.split(1)
         if classes not in (None, images.classes):
-            raise DataError(f"data=digits: its classes are {', '.join(images.classes)}, not those of the model")
+            raise InputError(f"data=digits: its classes are {', '.join(images.classes)}, not those of the model")
         return images
 
-    def split(self, part: int) -> Images:
-        # Here, as scikit-learn takes most of a second to import, which other data sets need not wait for.
+    def split(self, part: int) -> Examples:
+        """Return the training split (part 0) or the validation split (part 1)."""
+        # scikit-learn takes most of a second to import. Importing it here spares users of other data sets the wait.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -32,16 +38,19 @@ class Digits:
         return DigitImages(digits.images[chosen], digits.target[chosen], [str(name) for name in digits.target_names])
 
 
-class DigitImages(Images):
-    def __init__(self, grey: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+class DigitImages(Examples):
+    """One split of the digits, held in memory."""
+
+    def __init__(self, gray: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+        """gray: (num_images, 8, 8), values from 0 to 16. labels: (num_images,), indices into classes."""
         self.classes = classes
         self.labels = [int(label) for label in labels]
         size = (Digits.SIZE, Digits.SIZE)
-        levels = (grey * (255 / 16)).round().astype(np.uint8)  # load_digits counts from 0 to 16
+        levels = (gray * (255 / 16)).round().astype(np.uint8)
         self.images = [Image.fromarray(level).resize(size, Image.Resampling.BICUBIC).convert("RGB") for level in levels]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.images[index], self.labels[index]
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], self.labels[index], f"digit {index}")

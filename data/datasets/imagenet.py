@@ -8,19 +8,20 @@ from typing import IO
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from ..errors import DataError
-from ..images import ImageFiles, require_folder
+from xcit.errors import InputError
+
 from .folder import list_classes
+from .image_files import ImageFiles, require_folder
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 
 class ImageNet:
-    """root/train/WNID/*.JPEG, and for validation either of
+    """ImageNet-1k. The training images are root/train/WNID/*.JPEG. The validation images have one of two layouts.
 
-    - root/val/WNID/*.JPEG, sorted into class folders;
-    - root/val/ILSVRC2012_val_*.JPEG, flat as they are distributed, with the development kit beside it
-      (root/ILSVRC2012_devkit_t12/ or the .tar.gz of that name), which holds their labels.
+    - root/val/WNID/*.JPEG: one folder per class.
+    - root/val/ILSVRC2012_val_*.JPEG: a flat folder, as in the official archive. The labels are read from the
+      development kit, which must be in root: the folder ILSVRC2012_devkit_t12/ or ILSVRC2012_devkit_t12.tar.gz.
     """
 
     def __init__(self, *, root: str) -> None:
@@ -34,24 +35,32 @@ class ImageNet:
         flat = sorted(folder.glob("ILSVRC2012_val_*.JPEG"))
         if not flat:
             return list_classes(folder, classes)
+        # A flat folder: look up the label of each image by the number in its file name.
         wnids, truth = read_devkit(self.root)
         classes = classes or sorted(wnids.values())
-        numbers = {wnid: number for number, wnid in enumerate(classes)}
+        labels = {wnid: label for label, wnid in enumerate(classes)}
         samples = []
         for path in flat:
             image_number = re.search(r"(\d+)$", path.stem)
             position = int(image_number[1]) if image_number else 0
             if not 1 <= position <= len(truth):
-                raise DataError(f"{path}: the devkit has labels for images 1 to {len(truth)}")
+                raise InputError(f"{path}: the devkit has labels for images 1 to {len(truth)}")
             wnid = wnids.get(truth[position - 1], f"ILSVRC2012_ID {truth[position - 1]}")
-            if wnid not in numbers:
-                raise DataError(f"{path}: its class {wnid} is one that training lacks")
-            samples.append((str(path), numbers[wnid]))
+            if wnid not in labels:
+                raise InputError(f"{path}: its class {wnid} is one that training lacks")
+            samples.append((str(path), labels[wnid]))
         return ImageFiles.of(samples, classes)
 
 
 def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
-    """(WNID of each ILSVRC2012_ID, the ILSVRC2012_ID of each validation image in order)."""
+    """Read the development kit in root, from its folder or its archive.
+
+    Returns:
+        A dictionary ILSVRC2012_ID → WNID, and the ILSVRC2012_ID of each validation image in order.
+
+    Raises:
+        InputError: The kit is missing or cannot be read.
+    """
     members = (f"{DEVKIT}/data/meta.mat", f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt")
     archive = root / f"{DEVKIT}.tar.gz"
     try:
@@ -65,11 +74,13 @@ def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
                     return parse_devkit(meta_member, truth_member)
     except (OSError, LookupError, ValueError, TypeError, tarfile.TarError, MatReadError) as error:
         damaged = root / DEVKIT if (root / DEVKIT).is_dir() else archive
-        raise DataError(f"{damaged}: cannot be read ({error}); must hold {members[0]} and {members[1]}") from None
-    raise DataError(f"{root / 'val'}: is flat, so {DEVKIT}/ or {archive.name} must lie in {root} for its labels")
+        raise InputError(f"{damaged}: cannot be read ({error}); must hold {members[0]} and {members[1]}") from None
+    raise InputError(f"{root / 'val'}: is flat, so {DEVKIT}/ or {archive.name} must lie in {root} for its labels")
 
 
 def parse_devkit(meta: IO[bytes], truth: IO[bytes]) -> tuple[dict[int, str], list[int]]:
+    """Parse meta.mat and the ground truth of the validation images. Returns what `read_devkit` returns."""
     synsets = loadmat(meta, squeeze_me=True)["synsets"]
+    # The synsets without children are the classes.
     wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
     return wnids, [int(line) for line in truth.read().split()]

@@ -1,18 +1,18 @@
-"""ImageNet, or any labelled images, in webdataset's shards: on this disk, over HTTP, or in a bucket."""
+"""ImageNet, or other images with classes, in webdataset shards: on a local disk, over HTTP, or in an S3 bucket."""
 
 import math
 import os
-from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from xcit.errors import InputError
+
 from ..caches import cache_folder
 from ..encoded_image import EncodedImage
-from ..errors import DataError
-from ..images import Images, numbers_in
+from ..examples import Example, Examples
 from ..shards.cache import Ahead, Cache
 from ..shards.fetching import Patience, read_remote
 from ..shards.index import (
@@ -29,24 +29,37 @@ from ..shards.index import (
     parse_index,
     scan,
 )
+from ..shards.recent import Recent
+from .image_files import class_indices
 
 GB = 10**9
 OPEN_SHARDS = 64
-"""What a process keeps open at least; not of a cache, where a removed file takes its room until it is closed."""
-KNOWN_SAMPLES = 2**21
-"""Samples whose positions a process remembers: 40 MB of them, all of ImageNet-1k."""
-
-V = TypeVar("V")
+"""The least number of local shards that a process may keep open. For cached ones the limit is 2 * shuffle_shards, since
+a file that was removed from the cache takes disk space until it is closed."""
+REMEMBERED_SAMPLES = 2**21
+"""The number of samples whose positions a process remembers: 40 MB, enough for all of ImageNet-1k."""
 
 
 class ImageNetShards:
-    """Shards of samples KEY.jpg (or another image) and KEY.cls (a number), with an index.json beside them.
+    """Images with classes in webdataset shards.
 
-    urls and val_urls name folders or shards: paths, http(s):// or s3://, with *, ?, […] in a shard's name and {a..b}
-    anywhere. Remote shards are kept in cache_dir, up to cache_gb (10⁹ bytes). Training goes through the shards in
-    random order, `shuffle_shards` of them at a time, whose images are shuffled among each other.
+    A shard is a tar file. A sample in it is KEY.jpg (or another image format) and KEY.cls (the number of its class).
+    Each folder of shards has an index.json, which docs/shards.md describes.
 
-    retries, timeout (s) and backoff (s) are those of `Patience`.
+    Args:
+        urls: The training shards: folders or shards, as paths, http://, https:// or s3://. The name of a shard may
+            contain *, ? and […]; {a..b} may stand anywhere.
+        val_urls: The validation shards, in the same form.
+        shuffle_shards: The number of shards in a window. In training the shards are in random order, and the images of
+            each window of shards are shuffled together.
+        cache_dir: The folder in which remote shards are cached.
+        cache_gb: The largest size of the cache in 10⁹ bytes.
+        retries: The number of tries after the first one, as in `Patience`.
+        timeout: Seconds without a byte after which a try fails.
+        backoff: Seconds before the second try.
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     def __init__(
@@ -67,10 +80,10 @@ class ImageNetShards:
             ("backoff", backoff, 0),
         ):
             if not least <= value < math.inf:
-                raise DataError(f"data.{option}={value}: must be at least {least}, and finite")
+                raise InputError(f"data.{option}={value}: must be at least {least}, and finite")
         for option, value in (("cache_gb", cache_gb), ("timeout", timeout)):
             if not 0 < value < math.inf:
-                raise DataError(f"data.{option}={value}: must be greater than 0, and finite")
+                raise InputError(f"data.{option}={value}: must be greater than 0, and finite")
         self.urls, self.val_urls, self.shuffle_shards = urls, val_urls, shuffle_shards
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder("shards")
         self.cache_gb, self.patience = cache_gb, Patience(retries, timeout, backoff)
@@ -82,84 +95,103 @@ class ImageNetShards:
         return self.split(self.val_urls, "data.val_urls", classes)
 
     def split(self, urls: str | list[str] | None, option: str, classes: list[str] | None) -> "ShardImages":
+        """Find the shards of one split. `option` is the configuration key of the urls, for error messages."""
         if not urls:
-            raise DataError(
+            raise InputError(
                 f"{option}: must be given: a folder of shards, or shards, as {option}=/path/{{000..146}}.tar"
             )
         names, shards = locate(urls, option, self.read_index)
         require_local(shards)
         folder = shards[0].address.rpartition("/")[0]
-        numbers = numbers_in(classes, names, Path(folder.rpartition("://")[2]))
+        new_labels = class_indices(classes, names, Path(folder.rpartition("://")[2]))
         cache = self.make_cache([located.shard.bytes for located in shards if located.is_remote])
-        return ShardImages(shards, np.array(numbers), classes or names, cache, self.shuffle_shards)
+        return ShardImages(shards, np.array(new_labels), classes or names, cache, self.shuffle_shards)
 
     def read_index(self, folder: str) -> Index:
-        """The index of a folder.
+        """Read the index of a folder.
 
         Raises:
-            DataError: there is none.
+            InputError: The folder has no index, or it cannot be read.
         """
         address = join(folder, INDEX)
         try:
             text = read_remote(address, self.patience) if is_remote(address) else Path(address).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(
+            raise InputError(
                 f"{address}: no such file; shards are used by the index beside them, which "
                 "`python scripts/make_shards.py --index-only FOLDER` makes"
             ) from None
         except OSError as error:
-            raise DataError(f"{address}: cannot be read ({error.strerror})") from None
+            raise InputError(f"{address}: cannot be read ({error.strerror})") from None
         return parse_index(text, address)
 
     def make_cache(self, sizes: list[int]) -> Cache | None:
-        """Where shards of these sizes (bytes), the remote ones, are kept: as many as are in use at a time must fit."""
+        """Make the cache for remote shards of these sizes in bytes. Return None if there are no remote shards.
+
+        Raises:
+            InputError: The shards that are in use at the same time do not fit into the cache.
+        """
         if not sizes:
             return None
         limit = round(self.cache_gb * GB)
         needed = sum(sorted(sizes)[-2 * self.shuffle_shards :])
         if limit < needed:
-            raise DataError(
+            raise InputError(
                 f"data.cache_gb={self.cache_gb:g}: must be at least {needed / GB:.3g} for data.shuffle_shards="
                 f"{self.shuffle_shards}: the shards in use and the next ones"
             )
         return Cache(self.cache_dir, limit, self.patience)
 
 
-class ShardImages(Images):
-    """The images of shards, in the shards' order; any can be asked for, but neighbours come cheapest.
+class ShardImages(Examples):
+    """The images of shards, in the order of the shards. Random access works, but access in order is fastest.
 
-    A process holds open the shards that it used last, remembers where the samples of the last ones lie, and lets a
-    thread fetch what comes next; all this begins with the first image, so that a process may fork before.
+    Each process keeps recently used shards open and remembers the positions of their samples, and one of its threads
+    fetches the next shards (see `Reader`). It begins with the first image, since an open file or a running thread must
+    not be carried over a fork.
     """
 
     def __init__(
-        self, shards: list[Located], numbers: np.ndarray, classes: list[str], cache: Cache | None, shuffle_shards: int
+        self,
+        shards: list[Located],
+        new_labels: np.ndarray,
+        classes: list[str],
+        cache: Cache | None,
+        shuffle_shards: int,
     ) -> None:
-        """numbers: the label here of each class of the index; cache: for remote shards."""
-        self.shards, self.numbers, self.classes = shards, numbers, classes
+        """
+        Args:
+            shards: The shards.
+            new_labels: The index in `classes` of each class of the shards' index.
+            classes: The names of the classes.
+            cache: The cache for remote shards.
+            shuffle_shards: The number of shards whose images are shuffled together.
+        """
+        self.shards, self.new_labels, self.classes = shards, new_labels, classes
         self.cache, self.shuffle_shards = cache, shuffle_shards
         self.ends = np.cumsum([located.shard.samples for located in shards])
-        # The order in which the shards are gone through. In shared memory, as `shuffled` is called in the process that
-        # draws the batches, and its workers are to know what comes next.
+        # The order of the shards in the current epoch. It is in shared memory, because the main process calls
+        # `shuffled` and the workers must know which shards come next.
         self.shard_order = torch.arange(len(shards)).share_memory_()
         self.reader: Reader | None = None
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self.ends, index, side="right"))
+        # Make a reader if there is none or if it was made before a fork.
         if self.reader is None or self.reader.process != os.getpid():
             order = self.shard_order.numpy()
-            self.reader = Reader(self.shards, self.cache, len(self.numbers), order, self.shuffle_shards)
+            self.reader = Reader(self.shards, self.cache, len(self.new_labels), order, self.shuffle_shards)
         first = int(self.ends[number]) - self.shards[number].shard.samples
         image, label = self.reader.read(number, index - first)
-        return image, int(self.numbers[label])
+        return Example(image, int(self.new_labels[label]), image.origin)
 
     def shuffled(self, random: np.random.Generator) -> np.ndarray:
-        """All indices once: the shards in random order, the samples of each `shuffle_shards` shards mixed."""
+        """Return all indices: the shards in random order, and the samples of each window of shards shuffled."""
         order = random.permutation(len(self.shards))
         self.shard_order.copy_(torch.from_numpy(order))
         windows = np.split(order, range(self.shuffle_shards, len(order), self.shuffle_shards))
@@ -170,7 +202,7 @@ class ShardImages(Images):
         return {"data.shuffle_shards": self.shuffle_shards, "the number of shards": len(self.shards)}
 
     def indices(self, number: int) -> np.ndarray:
-        """The indices of a shard's samples."""
+        """Return the indices of a shard's samples."""
         return np.arange(self.ends[number] - self.shards[number].shard.samples, self.ends[number])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,17 +210,21 @@ class ShardImages(Images):
 
 
 def require_local(shards: list[Located]) -> None:
-    """Refuse a shard on this disk that is missing or has another size than its index says; every process finds it."""
+    """Raise an InputError if a local shard is missing or has another size than in its index.
+
+    A `ShardError` is raised by one process only. Here every process finds the same, so it becomes an InputError.
+    """
     for located in shards:
         if not located.is_remote:
             try:
                 with open_local(located.address) as file:
                     require_size(file, located)
             except ShardError as error:
-                raise DataError(str(error)) from None
+                raise InputError(str(error)) from None
 
 
 def open_local(path: str) -> IO[bytes]:
+    """Open a local shard, or raise a ShardError."""
     try:
         return Path(path).open("rb", buffering=0)
     except OSError as error:
@@ -196,6 +232,7 @@ def open_local(path: str) -> IO[bytes]:
 
 
 def require_size(file: IO[bytes], located: Located) -> None:
+    """Raise a ShardError if an open shard has another size than in its index."""
     address, shard = located
     size = os.fstat(file.fileno()).st_size
     if size != shard.bytes:
@@ -203,45 +240,50 @@ def require_size(file: IO[bytes], located: Located) -> None:
 
 
 class Reader:
-    """What one process has open."""
+    """Reads samples of shards within one process. It keeps files open, remembers positions and prefetches shards."""
 
     def __init__(
         self, shards: list[Located], cache: Cache | None, classes: int, order: np.ndarray, shuffle_shards: int
     ) -> None:
+        """classes: the number of classes in the index. order: the shards' order in this epoch, as their numbers."""
         self.shards, self.cache, self.classes = shards, cache, classes
         self.order, self.shuffle_shards = order, shuffle_shards
         self.process = os.getpid()
+        # Each open file counts 1, the positions of a shard as many as it has samples.
         self.files: Recent[IO[bytes]] = Recent(2 * shuffle_shards if cache else max(OPEN_SHARDS, 2 * shuffle_shards))
-        self.positions: Recent[Positions] = Recent(KNOWN_SAMPLES)
+        self.positions: Recent[Positions] = Recent(REMEMBERED_SAMPLES)
         self.ahead = Ahead(cache) if cache else None
         self.failure: ShardError | None = None
 
     def read(self, number: int, sample: int) -> tuple[EncodedImage, int]:
-        """(image, number of its class in the index) of a shard's sample.
+        """Read a sample: number of the shard, number of the sample in it → (image, index of its class).
 
         Raises:
-            DataError: the shard is not there, or not what the index says.
+            ShardError: The shard is missing, cannot be fetched or read, or does not match the index.
         """
         address = self.shards[number].address
         file = self.files.get(number) or self.open(number)
         positions = self.positions.get(number) or self.scan(number, file)
         offset, size = int(positions.offsets[sample]), int(positions.sizes[sample])
+        # Read the image together with the tar header before it, which holds the image's name.
         try:
             content = os.pread(file.fileno(), HEADER + size, offset - HEADER)
         except OSError as error:
             raise ShardError(f"{address}: cannot be read ({error.strerror})") from None
         if len(content) != HEADER + size:
-            raise ShardError(f"{address}: has become shorter while it was read")
+            raise ShardError(f"{address}: was truncated while it was being read")
         origin = f"{address}/{member_name(content[:HEADER])}"
         return EncodedImage(content[HEADER:], origin), int(positions.labels[sample])
 
     def open(self, number: int) -> IO[bytes]:
+        """Open a shard and keep it open. Fetch a remote one and start fetching the next ones."""
         located = self.shards[number]
         address = located.address
         if self.cache and self.ahead and located.is_remote:
-            if self.failure:  # a worker is asked for the rest of its batches, too: it is not to wait for each in vain
+            # After a failure the main process still requests the remaining batches. Fail at once for each of them.
+            if self.failure:
                 raise self.failure
-            self.ahead.fetch(self.coming(number))
+            self.ahead.fetch(self.next_shards(number))
             try:
                 file = self.cache.open(located)
             except ShardError as error:
@@ -253,38 +295,16 @@ class Reader:
         return self.files.keep(number, file, 1)
 
     def scan(self, number: int, file: IO[bytes]) -> Positions:
+        """Find the samples of a shard and remember their positions."""
         address, shard = self.shards[number]
         positions = scan(file, address, self.classes)
         if len(positions) != shard.samples:
             raise ShardError(f"{address}: has {len(positions)} samples where {INDEX} has {shard.samples}")
         return self.positions.keep(number, positions, len(positions))
 
-    def coming(self, number: int) -> list[Located]:
-        """The other shards of the window that a shard is in, and those of the next."""
+    def next_shards(self, number: int) -> list[Located]:
+        """Return the other shards of the shard's window and all shards of the next window."""
         place = int(np.flatnonzero(self.order == number)[0])
         start = place - place % self.shuffle_shards
-        coming = self.order[start : start + 2 * self.shuffle_shards]
-        return [self.shards[other] for other in coming.tolist() if other != number]
-
-
-class Recent(Generic[V]):
-    """The values used last, up to a weight in all."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.weight = limit, 0
-        self.kept: OrderedDict[int, tuple[V, int]] = OrderedDict()
-
-    def get(self, key: int) -> V | None:
-        if key not in self.kept:
-            return None
-        self.kept.move_to_end(key)
-        return self.kept[key][0]
-
-    def keep(self, key: int, value: V, weight: int) -> V:
-        """Keep a new value, and let go of the oldest that have no room beside it."""
-        self.kept[key] = value, weight
-        self.weight += weight
-        while self.weight > self.limit and len(self.kept) > 1:
-            _, (_, freed) = self.kept.popitem(last=False)
-            self.weight -= freed
-        return value
+        window = self.order[start : start + 2 * self.shuffle_shards]
+        return [self.shards[other] for other in window.tolist() if other != number]

@@ -1,4 +1,4 @@
-"""iNaturalist 2018 and 2019: torchvision reads the tree of images, the official lists divide it."""
+"""iNaturalist 2018 and 2019. torchvision reads the image folders; the official JSON files define the splits."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,15 @@ from typing import Literal
 
 from torchvision import datasets
 
-from ..images import ImageFiles
-from .folder import relabel
+from .image_files import ImageFiles
 from .torchvision_readers import list_samples, read, refuse_missing
 
 
 class INat:
-    """root/YEAR/SUPERCATEGORY/CATEGORY/*.jpg, which the archive calls train_val{YEAR}/, and beside it
-    train{YEAR}.json and val{YEAR}.json, whose lists of images are the splits.
+    """iNaturalist. The images are root/YEAR/SUPERCATEGORY/CATEGORY/*.jpg; rename the archive's train_valYEAR/ to YEAR/.
 
-    2018: 437,513 images for training and 24,426 for validation, of 8,142 species. 2019: 268,243 in all, of 1,010.
+    root/trainYEAR.json and root/valYEAR.json list the images of each split. 2018 has 8,142 species, with 437,513 images
+    for training and 24,426 for validation. 2019 has 1,010 species, with 268,243 images in total.
     """
 
     def __init__(self, *, root: str, year: Literal[2018, 2019] = 2018) -> None:
@@ -25,9 +24,10 @@ class INat:
         return self.split("train")
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
-        return relabel(self.split("val"), classes, self.root / str(self.year))
+        return self.split("val").relabel(classes, self.root / str(self.year))
 
     def split(self, part: str) -> ImageFiles:
+        """Return the split "train" or "val"."""
         tree, names = f"{self.year}", f"{part}{self.year}.json"
         source = (
             f"expected {tree}/, which the archive calls train_val{tree}/, and {names} in data.root; "
@@ -35,6 +35,7 @@ class INat:
         )
 
         def contents() -> tuple[list[str], dict[str, int], list[str]]:
+            """Return the classes, the label of each file in the tree, and the files that the JSON file lists."""
             reader = datasets.INaturalist(self.root, version=tree, loader=str)
             labels = {path.removeprefix(f"{reader.root}/"): label for path, label in list_samples(reader)}
             listed = [image["file_name"] for image in json.loads((self.root / names).read_bytes())["images"]]

@@ -1,4 +1,4 @@
-"""The images below a folder with a folder for each class: looked up once, and again only when a folder has changed."""
+"""Lists the images in class folders. The list is cached until one of the folders changes."""
 
 import hashlib
 import json
@@ -11,40 +11,53 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from xcit.errors import InputError, print_note
+
 from ..caches import cache_folder
-from ..errors import DataError, tell
 from .packed_texts import PackedTexts
 
-SETTLED = 2.0
-"""Seconds: a folder changed later than so long ago may change again without a trace in its time stamp."""
+MIN_AGE = 2.0
+"""In seconds. Two changes of a folder in quick succession may have the same time stamp, so a list is cached only if the
+last change is older than this."""
 
 
 class Listing(NamedTuple):
+    """The images of a folder with one subfolder per class."""
+
     classes: list[str]
     paths: PackedTexts
     labels: np.ndarray
-    """(images,), int32: the number of each image's class."""
+    """(num_images,), int32. Indices into classes."""
 
 
 def list_images(root: Path) -> Listing:
-    """Every image below root/CLASS/, classes and paths sorted; from the cache where no folder has changed since."""
+    """List all images in root/CLASS/ and its subfolders, with classes and paths sorted.
+
+    The list comes from the cache if no folder has changed since it was written.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
     cache = cache_folder("listings") / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.npz"
-    known = read_cache(cache, root)
-    if known is not None:
-        return known
-    looked_at = time.time()
+    cached = read_cache(cache, root)
+    if cached is not None:
+        return cached
+    started = time.time()
     folders: dict[str, int] = {}
     try:
-        listing = look_through(root, folders)
-    except OSError as error:  # of a folder that may not be read, or of links that lead in a circle
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
-    if looked_at - max(folders.values()) / 1e9 > SETTLED:
+        listing = list_folders(root, folders)
+    except OSError as error:  # a folder without permission to read, or a loop of symbolic links
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+    if started - max(folders.values()) / 1e9 > MIN_AGE:
         write_cache(cache, listing, folders)
     return listing
 
 
-def look_through(root: Path, folders: dict[str, int]) -> Listing:
-    """The listing, and each folder's time stamp."""
+# In the functions below, `folders` collects the time stamp of each folder that was read: path relative to root → ns.
+
+
+def list_folders(root: Path, folders: dict[str, int]) -> Listing:
+    """List all images in root/CLASS/ and its subfolders, without the cache."""
     classes = sorted(entry.name for entry in scan(root, "", folders) if is_class(entry))
     found: list[str] = []
     labels: list[int] = []
@@ -60,7 +73,7 @@ def is_class(entry: os.DirEntry) -> bool:
 
 
 def walk(root: Path, top: str, folders: dict[str, int]) -> list[str]:
-    """The images in root/top and below, relative to root: folder by folder, each sorted."""
+    """Return the images in root/top and its subfolders, as paths relative to root, sorted by folder, then by name."""
     pending, found = [top], []
     while pending:
         folder = pending.pop()
@@ -75,49 +88,47 @@ def walk(root: Path, top: str, folders: dict[str, int]) -> list[str]:
 
 
 def scan(root: Path, folder: str, folders: dict[str, int]) -> list[os.DirEntry]:
-    """What is in root/folder, whose time stamp (ns) is noted before."""
-    folders[folder] = changed_at(root, folder)
+    """Return the entries of root/folder. Add its time stamp to `folders` first, so that no change is missed."""
+    folders[folder] = change_time(root, folder)
     with os.scandir(root / folder) as entries:
         return list(entries)
 
 
-def changed_at(root: Path, folder: str) -> int:
-    """In nanoseconds, by the system's clock: unpacking an archive may set the other time stamp back."""
+def change_time(root: Path, folder: str) -> int:
+    """Return the ctime of root/folder in ns. Its mtime is not reliable, since unpacking an archive may set it back."""
     return (root / folder).stat().st_ctime_ns
 
 
 def read_cache(cache: Path, root: Path) -> Listing | None:
-    """What was listed before, if every folder's time stamp is still the same."""
+    """Return the cached list, or None if there is none or a folder's time stamp has changed."""
     try:
         with np.load(cache) as saved:
             about = json.loads(str(saved["about"]))
-            if any(changed_at(root, name) != at for name, at in about["folders"].items()):
+            if any(change_time(root, name) != at for name, at in about["folders"].items()):
                 return None
             paths = PackedTexts(saved["content"], saved["ends"], f"{root}/")
             return Listing(about["classes"], paths, saved["labels"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-    ):  # none yet, or a folder is gone, or it is no longer what was written
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # There is no cache file yet, a listed folder was removed, or the cache file is damaged.
         return None
 
 
 def write_cache(cache: Path, listing: Listing, folders: dict[str, int]) -> None:
-    """In one step, so that another process reads it whole; where it cannot be written the next run lists again."""
+    """Write the cache file. Print a note if that fails.
+
+    The file is written under a temporary name and renamed, so that no other process reads half of it.
+    """
     about = json.dumps({"classes": listing.classes, "folders": folders})
-    aside = cache.with_suffix(f".{os.getpid()}.tmp")
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 np.savez(
                     file, about=about, content=listing.paths.content, ends=listing.paths.ends, labels=listing.labels
                 )
-            aside.replace(cache)
+            temporary.replace(cache)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        tell(f"{cache}: the list of images cannot be kept ({error.strerror})")
+        print_note(f"{cache}: the list of images cannot be kept ({error.strerror})")

@@ -1,7 +1,8 @@
-"""Many short texts in two arrays: what a worker looks at it does not copy.
+"""Stores many short strings in two arrays, whose memory forked workers share without copies.
 
-A list of a million strings is a million objects with a count of references each. To read one writes its count, and
-writing copies the memory page that a forked worker shared with its parent: host memory grows with every epoch.
+A list of a million strings is a million Python objects. Reading one changes its reference count, and this write makes
+the operating system copy the memory page that a forked worker shares with its parent. So host
+memory would grow with every epoch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,14 +11,15 @@ import numpy as np
 
 
 class PackedTexts:
-    """A sequence of texts; `prefix` stands before each of them, and is kept once."""
+    """A sequence of strings. They may share a prefix, which is stored once."""
 
     def __init__(self, content: np.ndarray, ends: np.ndarray, prefix: str = "") -> None:
-        """content: UTF-8 of all of them, one after the other, uint8; ends: where each ends, int64."""
+        """content: all strings in UTF-8, concatenated, uint8. ends: where each string ends in content, int64."""
         self.content, self.ends, self.prefix = content, ends, prefix
 
     @classmethod
     def of(cls, texts: Iterable[str], prefix: str = "") -> "PackedTexts":
+        """Pack strings, which are given without the prefix."""
         encoded = [text.encode(errors="surrogateescape") for text in texts]
         content = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         return cls(content, np.cumsum([len(text) for text in encoded], dtype=np.int64), prefix)
@@ -36,5 +38,5 @@ class PackedTexts:
         return (self[index] for index in range(len(self)))
 
     def take(self, indices: np.ndarray) -> "PackedTexts":
-        """Those at the indices."""
+        """Return the strings at these indices."""
         return PackedTexts.of((self[index][len(self.prefix) :] for index in indices), self.prefix)

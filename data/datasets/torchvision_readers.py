@@ -1,4 +1,4 @@
-"""torchvision's readers of data sets, made to answer as this room does. Nothing is downloaded."""
+"""Helpers for data sets that torchvision reads: they check its files and convert its errors. Nothing is downloaded."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -8,45 +8,49 @@ from typing import TypeVar
 from scipy.io.matlab import MatReadError
 from torch.utils.data import Dataset
 
-from ..errors import DataError
-from ..images import ImageFiles, require_folder
+from xcit.errors import InputError
+
+from .image_files import ImageFiles, require_folder
 
 T = TypeVar("T")
 
 
 def read(reader: Callable[[], T], root: Path, contents: Iterable[str], source: str) -> T:
-    """What `reader` makes of a data set in root.
+    """Call `reader` and return its result. Convert its errors to InputErrors.
 
     Args:
-        contents: the files and folders that it needs there.
-        source: what to tell of them where one is missing, and where they come from.
+        reader: A function that reads the data set in root.
+        root: The folder of the data set.
+        contents: The files and folders in root that `reader` needs.
+        source: For the error message: which files are expected, and where to download them.
 
     Raises:
-        DataError: something is missing, or cannot be read.
+        InputError: A file is missing or cannot be read.
     """
     require_folder(root, source)
     for name in contents:
         if not (root / name).exists():
-            raise DataError(f"{root / name}: no such file or folder ({source})")
+            raise InputError(f"{root / name}: no such file or folder ({source})")
     try:
         return reader()
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, MatReadError, zlib.error) as error:
-        advice = ". You can use download=True"  # torchvision's; here nothing downloads
+        advice = ". You can use download=True"  # torchvision's advice, which does not apply here
         reason = " ".join(str(error).partition(advice)[0].split()) or type(error).__name__
-        raise DataError(f"{root}: cannot be read ({reason}); {source}") from None
+        raise InputError(f"{root}: cannot be read ({reason}); {source}") from None
 
 
 def list_samples(reader: Dataset) -> list[tuple[str, int]]:
-    """(path, label) of every image of a reader of torchvision's that loads images by `loader=str`: as their paths."""
+    """Return the (path, label) of each image of a torchvision data set made with `loader=str`, which returns paths."""
     return [reader[index] for index in range(len(reader))]  # type: ignore[arg-type]
 
 
 def require_files(images: ImageFiles, source: str) -> ImageFiles:
+    """Return the images, or raise an InputError if a file is missing."""
     refuse_missing([path for path in images.paths if not Path(path).is_file()], len(images), source)
     return images
 
 
 def refuse_missing(missing: list[str], total: int, source: str) -> None:
-    """Refuse a data set of `total` images of which these are missing, by a DataError."""
+    """Raise an InputError if some of a data set's `total` images are missing."""
     if missing:
-        raise DataError(f"{missing[0]}: no such file ({len(missing)} of {total} images are missing; {source})")
+        raise InputError(f"{missing[0]}: no such file ({len(missing)} of {total} images are missing; {source})")

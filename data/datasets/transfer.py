@@ -1,18 +1,20 @@
-"""The small data sets that the paper fine-tunes on, as torchvision reads them."""
+"""The small data sets that the paper fine-tunes on: CIFAR, Oxford Flowers and Stanford Cars. torchvision reads them."""
 
 from pathlib import Path
 
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from ..images import ImageFiles, Images, numbers_in
-from .folder import relabel
+from ..examples import Example, Examples
+from .image_files import ImageFiles, class_indices
 from .torchvision_readers import list_samples, read, require_files
 
 
 class CIFAR10:
-    """root/cifar-10-batches-py/: 50,000 images of 32 × 32 for training, the 10,000 of the test for validation."""
+    """CIFAR-10, in root/cifar-10-batches-py/: images of 32 × 32.
+
+    The 50,000 training images are for training, the 10,000 test images for validation.
+    """
 
     reader = datasets.CIFAR10
     title = "CIFAR-10"
@@ -20,34 +22,35 @@ class CIFAR10:
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
 
-    def train(self) -> Images:
+    def train(self) -> Examples:
         return self.split(True)
 
-    def val(self, classes: list[str] | None = None) -> Images:
+    def val(self, classes: list[str] | None = None) -> Examples:
         return self.split(False, classes)
 
-    def split(self, train: bool, classes: list[str] | None = None) -> Images:
+    def split(self, train: bool, classes: list[str] | None = None) -> Examples:
         reader, folder = self.reader, self.reader.base_folder
         names = [name for name, _ in [*reader.train_list, *reader.test_list]] + [reader.meta["filename"]]
         source = (
             f"expected {folder}/ in data.root; download {self.title} from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
-        held = read(lambda: reader(self.root, train=train), self.root, [f"{folder}/{name}" for name in names], source)
-        return HeldImages(held, classes or held.classes, numbers_in(classes, held.classes, self.root / folder))
+        cifar = read(lambda: reader(self.root, train=train), self.root, [f"{folder}/{name}" for name in names], source)
+        new_labels = class_indices(classes, cifar.classes, self.root / folder)
+        return InMemoryImages(cifar, classes or cifar.classes, new_labels)
 
 
 class CIFAR100(CIFAR10):
-    """root/cifar-100-python/: as CIFAR-10, with 100 (fine) classes."""
+    """CIFAR-100, in root/cifar-100-python/: like CIFAR-10, with 100 (fine) classes."""
 
     reader = datasets.CIFAR100
     title = "CIFAR-100"
 
 
 class Flowers:
-    """Oxford 102 Flower: root/flowers-102/ with jpg/, imagelabels.mat and setid.mat.
+    """Oxford 102 Flower, in root/flowers-102/ with jpg/, imagelabels.mat and setid.mat.
 
-    As the literature has it, training takes the train and the val split, 1,020 images each; the 6,149 of the test are
-    for validation.
+    As is usual in the literature, the official train and val splits, 1,020 images each, are for training. The 6,149
+    test images are for validation.
     """
 
     SOURCE = (
@@ -62,7 +65,7 @@ class Flowers:
         return self.split("train", "val")
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
-        return relabel(self.split("test"), classes, self.root / "flowers-102")
+        return self.split("test").relabel(classes, self.root / "flowers-102")
 
     def split(self, *parts: str) -> ImageFiles:
         def samples() -> list[tuple[str, int]]:
@@ -75,9 +78,9 @@ class Flowers:
 
 
 class Cars:
-    """Stanford Cars: root/stanford_cars/ with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat.
+    """Stanford Cars, in root/stanford_cars/ with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat.
 
-    8,144 images for training, the 8,041 of the test for validation.
+    The 8,144 training images are for training, the 8,041 test images for validation.
     """
 
     def __init__(self, *, root: str) -> None:
@@ -88,7 +91,7 @@ class Cars:
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
         images = self.split("test", "cars_test_annos_withlabels.mat")
-        return relabel(images, classes, self.root / "stanford_cars")
+        return images.relabel(classes, self.root / "stanford_cars")
 
     def split(self, part: str, annotations: str) -> ImageFiles:
         contents = [f"stanford_cars/{name}" for name in (f"cars_{part}", "devkit/cars_meta.mat", annotations)]
@@ -104,15 +107,16 @@ class Cars:
         return require_files(read(images, self.root, contents, source), source)
 
 
-class HeldImages(Images):
-    """Images that a reader of torchvision's holds in memory; its label l is `numbers[l]` here."""
+class InMemoryImages(Examples):
+    """Images that a torchvision data set holds in memory."""
 
-    def __init__(self, reader: Dataset, classes: list[str], numbers: list[int]) -> None:
-        self.reader, self.classes, self.numbers = reader, classes, numbers
+    def __init__(self, reader: Dataset, classes: list[str], new_labels: list[int]) -> None:
+        """new_labels: the index in `classes` of each label of the reader."""
+        self.reader, self.classes, self.new_labels = reader, classes, new_labels
 
     def __len__(self) -> int:
         return len(self.reader)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> Example:
         image, label = self.reader[index]
-        return image, self.numbers[label]
+        return Example(image, self.new_labels[label], f"image {index}")

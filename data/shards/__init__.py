@@ -1,1 +1,1 @@
-"""Shards: index, cache, fetching, writing."""
+"""Shards in webdataset format: their index, the cache for remote shards, fetching and writing."""

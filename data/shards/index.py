@@ -1,4 +1,4 @@
-"""What lies where: the shards of a folder, by its index.json; the samples of a shard, by the headers of its tar."""
+"""Finds the shards of a folder by its index.json, and the samples of a shard by the headers of its tar file."""
 
 import fnmatch
 import json
@@ -13,49 +13,59 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..errors import DataError
+from xcit.errors import InputError
 
 INDEX = "index.json"
 HEADER = 512
-"""Bytes of a tar's header, which stands right before the data of its member."""
+"""The size of a tar header in bytes. It is directly before the data of its member."""
 PROTOCOLS = ("http", "https", "s3", "file")
 IMAGE_KINDS = frozenset(suffix.removeprefix(".") for suffix in IMG_EXTENSIONS)
 SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
-"""key.kind, as webdataset divides the name of a member: at the first dot of its last part."""
+"""KEY.KIND. As in webdataset, the first dot of a member's file name separates the key from the kind."""
 
 
-class ShardError(DataError):
-    """A shard that cannot be had, or is not what it should be. Only the process whose share it is in gets to know."""
+class ShardError(InputError):
+    """A shard is missing, cannot be fetched or read, or does not match its index."""
 
     of_one_process = True
+    """Under DDP only the process that reads the shard raises it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tar of samples, as the index describes it."""
+    """The entry of a shard in the index."""
 
     name: str
+    """The file name of the tar."""
     samples: int
+    """The number of samples in it."""
     bytes: int
+    """The size of the tar."""
     sha256: str
+    """The SHA-256 of the tar, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The content of an index.json; `made` is what scripts/make_shards.py made the shards by."""
+    """The content of an index.json."""
 
     classes: list[str]
+    """The name of each class."""
     shards: list[Shard]
+    """All shards of the folder."""
     made: dict[str, Any] = field(default_factory=dict)
+    """The options with which scripts/make_shards.py made the shards; empty for shards that others made."""
 
     def text(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"  # ASCII: names of folders need not be UTF-8
+        """Return the index as JSON. The text is ASCII, since names of folders may not be valid UTF-8."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 class Located(NamedTuple):
-    """A shard and where it is: a path, or an address with a scheme."""
+    """A shard and its address."""
 
     address: str
+    """A path, or an address with a scheme such as https://."""
     shard: Shard
 
     @property
@@ -68,10 +78,14 @@ def is_remote(address: str) -> bool:
 
 
 def parse_index(text: str | bytes, origin: str) -> Index:
-    """The index in a text.
+    """Parse the content of an index.json.
+
+    Args:
+        text: The content.
+        origin: The address of the file, for the error message.
 
     Raises:
-        DataError: it is not one.
+        InputError: The text is not a valid index.
     """
     try:
         content = json.loads(text)
@@ -84,80 +98,86 @@ def parse_index(text: str | bytes, origin: str) -> Index:
         if not index.shards or not index.classes or not all(isinstance(name, str) for name in index.classes):
             raise ValueError("no shards, or no classes")
         if len({shard.name for shard in index.shards}) < len(index.shards):
-            raise ValueError("a shard stands there twice")
+            raise ValueError("a shard is listed twice")
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise DataError(f"{origin}: not an index of shards ({error}); scripts/make_shards.py writes one") from None
+        raise InputError(f"{origin}: not an index of shards ({error}); scripts/make_shards.py writes one") from None
     return index
 
 
 def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index]) -> tuple[list[str], list[Located]]:
-    """(classes, shards) that addresses name: folders, whose shards are meant all, or shards, by *, ?, […] and {a..b}.
+    """Find the shards that addresses stand for. Return the classes and the shards.
 
     Args:
-        option: what the addresses were given as.
-        read_index: the index of a folder.
+        urls: One address or several. An address is a folder, which stands for all its shards, or a pattern of shards
+            with *, ?, […] and {a..b}.
+        option: The configuration key of the addresses, for error messages.
+        read_index: Returns the index of a folder.
 
     Raises:
-        DataError: an address is of another kind, or has a query or a fragment, a shard is not in the index beside it,
-            or two folders have different classes.
+        InputError: An address has an unknown protocol, a query or a fragment; no shard of the index matches it; or two
+            folders have different classes.
     """
     found: dict[str, Located] = {}
     indices: dict[str, Index] = {}
     for url in [urls] if isinstance(urls, str) else urls:
         for expanded in expand_braces(url):
+            # Check the form of the address.
             protocol, remote, path = expanded.partition("://")
             if remote and (protocol not in PROTOCOLS or not path.strip("/")):
-                raise DataError(
+                raise InputError(
                     f"{option}={expanded}: must be a path, or an address that begins with http://, https:// or s3://"
                 )
             if has_query(expanded):
-                raise DataError(
+                raise InputError(
                     f"{option}={expanded}: has a query (?…=…) or a fragment (#…); must be an address without them, "
                     "of a folder or of shards by *, ?, […] and {a..b}"
                 )
-            folder, name = divide(expanded)
+            # Look up the shards in the index of the folder, which is read once.
+            folder, name = split_address(expanded)
             if folder not in indices:
                 indices[folder] = read_index(folder)
             matching = list(matches(indices[folder], name))
             if not matching:
                 names = [shard.name for shard in indices[folder].shards]
-                raise DataError(
+                raise InputError(
                     f"{option}={expanded}: no such shard in {join(folder, INDEX)}, which has {len(names)}: "
                     f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
                 )
             found |= {address: Located(address, s) for s in matching for address in [join(folder, s.name)]}
     if not found:
-        raise DataError(f"{option}={urls}: must be an address of shards, or several")
+        raise InputError(f"{option}={urls}: must be an address of shards, or several")
+    # All folders must have the same classes.
     first, *others = indices
     for other in others:
         if indices[other].classes != indices[first].classes:
-            raise DataError(f"{option}: {join(first, INDEX)} and {join(other, INDEX)} have different classes")
+            raise InputError(f"{option}: {join(first, INDEX)} and {join(other, INDEX)} have different classes")
     return indices[first].classes, list(found.values())
 
 
 def expand_braces(url: str) -> list[str]:
+    """Expand {a..b} and {a,b} in an address as a shell does."""
     if "{" not in url:
         return [url]
     try:
         from braceexpand import braceexpand
     except ImportError:
-        raise DataError(f"{url}: {{…}} needs braceexpand; install this project's extra: shards") from None
+        raise InputError(f"{url}: {{…}} needs braceexpand; install this project's extra: shards") from None
     try:
         return list(braceexpand(url))
     except ValueError as error:
-        raise DataError(f"{url}: cannot be read ({error})") from None
+        raise InputError(f"{url}: cannot be read ({error})") from None
 
 
 def has_query(url: str) -> bool:
-    """Whether an address over HTTP goes on after its path. A ? alone in its last part is a pattern's."""
+    """Return whether an HTTP address has a query or a fragment. A ? without = in a file name belongs to a pattern."""
     folder, _, name = url.rpartition("/")
     return url.startswith(("http://", "https://")) and ("#" in url or "?" in folder or bool(re.search(r"\?.*=", name)))
 
 
-def divide(url: str) -> tuple[str, str]:
-    """(folder, pattern of names) of an address; a folder's own address means all that is in it."""
+def split_address(url: str) -> tuple[str, str]:
+    """Split an address into the folder and a pattern of file names, which is "*" for the address of a folder."""
     folder, slash, name = url.rpartition("/")
-    is_pattern = name.endswith(".tar") or any(letter in name for letter in "*?[")
+    is_pattern = name.endswith(".tar") or any(character in name for character in "*?[")
     if is_pattern and not is_local_folder(url):
         return (folder or slash or ".", name)
     return (url.rstrip("/") or slash or ".", "*")
@@ -168,37 +188,40 @@ def is_local_folder(url: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
+    """Return the address of a file in a folder."""
     return f"{folder}/{name}" if is_remote(folder) else str(Path(folder).expanduser() / name)
 
 
-def matches(index: Index, name: str) -> Iterator[Shard]:
-    return (shard for shard in index.shards if shard.name == name or fnmatch.fnmatchcase(shard.name, name))
+def matches(index: Index, pattern: str) -> Iterator[Shard]:
+    """Yield the shards whose name is the pattern or matches it."""
+    return (s for s in index.shards if s.name == pattern or fnmatch.fnmatchcase(s.name, pattern))
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where the samples of a shard lie: 20 bytes for each."""
+    """The positions of a shard's samples in its tar file. Each sample takes 20 bytes."""
 
     offsets: np.ndarray
-    """int64: of the image's data in the tar."""
+    """(num_samples,), int64. Where the image's data begins, in bytes."""
     sizes: np.ndarray
-    """int64: of the image, in bytes."""
+    """(num_samples,), int64. The size of the image's data in bytes."""
     labels: np.ndarray
-    """int32: numbers in the index's classes."""
+    """(num_samples,), int32. Indices into the classes of the index."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def scan(file: IO[bytes], origin: str, classes: int | None = None) -> Positions:
-    """The samples of a shard, in their order; reads headers and labels, not images.
+    """Find the samples of a shard, in their order. Only headers and labels are read, not the images.
 
     Args:
-        origin: what to call the shard in an error.
-        classes: how many there are, if that is known.
+        file: The open shard.
+        origin: The address of the shard, for error messages.
+        classes: The number of classes, to check the labels. None skips the check.
 
     Raises:
-        ShardError: it is no tar, or a sample is not an image with a class.
+        ShardError: The file is not an uncompressed tar, or a sample is not one image with one class.
     """
     samples: list[tuple[int, int, int]] = []
     try:
@@ -219,7 +242,10 @@ def scan(file: IO[bytes], origin: str, classes: int | None = None) -> Positions:
 
 
 def samples_of(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
-    """(key, its members by kind): members that follow one another and have the same key are a sample."""
+    """Yield the samples as (key, [(kind, member), …]). Consecutive members with the same key form a sample.
+
+    Other members of the tar are skipped.
+    """
     key = ""
     members: list[tuple[str, tarfile.TarInfo]] = []
     for member in members_of(tar):
@@ -236,12 +262,14 @@ def samples_of(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tuple[str, tarf
 
 
 def members_of(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
+    """Yield the members of a tar without keeping them in memory."""
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # else the tar would remember them all
+        tar.members = []  # type: ignore[attr-defined]
         yield member
 
 
 def read_label(file: IO[bytes] | None, origin: str, classes: int | None) -> int:
+    """Read the label in a .cls member, or raise a ShardError if it is not the index of a class."""
     text = file.read(32) if file else b""
     if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
         raise ShardError(f"{origin}: holds {text!r}; must be the number of a class")
@@ -251,6 +279,6 @@ def read_label(file: IO[bytes] | None, origin: str, classes: int | None) -> int:
 
 
 def member_name(header: bytes) -> str:
-    """The name in a member's header: what tells a person which image it was."""
+    """Return the name in a tar header. Error messages use it to identify an image."""
     name, prefix = (part.split(b"\0")[0].decode(errors="replace") for part in (header[:100], header[345:500]))
     return f"{prefix}/{name}" if prefix and header[257:262] == b"ustar" else name

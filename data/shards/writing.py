@@ -1,4 +1,4 @@
-"""One shard, from files to a tar that was read back; the same images give the same bytes on any day."""
+"""Writes a shard from image files and verifies it. The same images give the same bytes at any time."""
 
 import hashlib
 import io
@@ -10,33 +10,41 @@ from pathlib import Path
 
 from PIL import Image
 
+from xcit.errors import InputError
+
 from ..encoded_image import EncodedImage
-from ..errors import DataError
 from .index import Shard, scan
 
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """A shard to be written."""
+    """A shard that is to be written."""
 
     path: Path
+    """The file to write."""
     first: int
-    """The number of its first sample among those of all shards: keys begin with such a number."""
+    """The number of its first sample, counted over all shards. The key of each sample begins with its number."""
     samples: list[tuple[str, int]]
-    """(path, label)."""
+    """The (path, label) of each image."""
     short_side: int | None
-    """In pixels: larger images are shrunk to it."""
+    """In pixels. Images with a longer short side are resized to it; None keeps all files as they are."""
     decode: bool
-    """Whether each image is decoded when it is read back."""
+    """Whether to decode each image when the shard is verified."""
 
 
 def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple[Shard, bool]:
-    """Write a shard in the folder `aside`, check it, and rename it; unless it is there as it was `before`.
+    """Write a shard under a temporary name, verify it, and move it to its place.
 
-    Returns (the shard, whether it was there).
+    Args:
+        job: The shard to write.
+        aside: The folder of the temporary file, on the same disk as the shard.
+        before: The shard that an earlier call wrote. If its file is unchanged, it is kept.
+
+    Returns:
+        The shard, and whether the earlier one was kept.
 
     Raises:
-        DataError: an image cannot be read or decoded, or the disk does not give back what was written.
+        InputError: An image cannot be read or decoded, or the file differs from what was written.
     """
     if before and job.path.is_file():
         with job.path.open("rb") as file:
@@ -49,7 +57,7 @@ def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple
             os.fsync(written.fileno())
             digest = written.digest.hexdigest()
             shard = Shard(job.path.name, len(sizes), written.tell(), digest)
-        check(temporary, job, sizes, digest)
+        verify(temporary, job, sizes, digest)
         temporary.replace(job.path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -57,7 +65,7 @@ def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple
 
 
 class HashedFile(io.FileIO):
-    """A file that is written from its start to its end, and the hash of what was written."""
+    """A file that computes the SHA-256 of the data while it is written. It must be written sequentially."""
 
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)
@@ -69,34 +77,43 @@ class HashedFile(io.FileIO):
 
 
 def write_samples(file: HashedFile, job: ShardJob) -> list[int]:
-    """Write all samples; returns the bytes of each image."""
+    """Write all samples as a tar. Return the size of each image in bytes.
+
+    Raises:
+        InputError: An image cannot be read or decoded.
+    """
     sizes = []
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for number, (path, label) in enumerate(job.samples, start=job.first):
             try:
                 image = EncodedImage(Path(path).read_bytes(), path)
             except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-            content, kind = shrunk(image, job.short_side)
-            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).stem)[:60]  # a dot would end the key
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            content, kind = shrink(image, job.short_side)
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).stem)[:60]  # without dots, since a dot ends the key
             for suffix, data in (("cls", str(label).encode()), (kind, content)):
-                member = tarfile.TarInfo(f"{number:08}_{stem}.{suffix}")  # of no time and no owner
+                member = tarfile.TarInfo(f"{number:08}_{stem}.{suffix}")
+                # Time and owner keep their defaults, so that the bytes depend on the images alone.
                 member.size, member.mode = len(data), 0o444
                 tar.addfile(member, io.BytesIO(data))
             sizes.append(len(content))
     return sizes
 
 
-def shrunk(image: EncodedImage, short_side: int | None) -> tuple[bytes, str]:
-    """(bytes, kind): the image as it lies there, or if its short side is longer than `short_side`, a smaller one.
+def shrink(image: EncodedImage, short_side: int | None) -> tuple[bytes, str]:
+    """Resize an image whose short side is longer than `short_side`, and encode it as JPEG. Keep others as they are.
+
+    Returns:
+        The content of the file and its kind, the suffix of the member's name.
 
     Raises:
-        BrokenImageError: it cannot be decoded.
+        BrokenImageError: The image cannot be decoded.
     """
     kind = Path(image.origin).suffix.lower().removeprefix(".")
     kind = "jpg" if kind == "jpeg" else kind
     if short_side is None:
         return image.data, kind
+    # Keep the file if the image is small enough. Its size is read from the header.
     try:
         with Image.open(io.BytesIO(image.data)) as opened:
             size = opened.size
@@ -104,6 +121,7 @@ def shrunk(image: EncodedImage, short_side: int | None) -> tuple[bytes, str]:
         raise image.broken(str(error)) from None
     if min(size) <= short_side:
         return image.data, kind
+    # Decode, resize and encode it.
     pixels = image.rgb()
     scale = short_side / min(pixels.size)
     smaller = pixels.resize((round(pixels.width * scale), round(pixels.height * scale)), Image.Resampling.BICUBIC)
@@ -112,18 +130,24 @@ def shrunk(image: EncodedImage, short_side: int | None) -> tuple[bytes, str]:
     return content.getvalue(), "jpg"
 
 
-def check(path: Path, job: ShardJob, sizes: list[int], digest: str) -> None:
-    """Read a shard back: its hash, its samples, the pixels of its images.
+def verify(path: Path, job: ShardJob, sizes: list[int], digest: str) -> None:
+    """Read a shard and compare it with what was written: its hash and its samples. Decode its images if required.
+
+    Args:
+        path: The file of the shard.
+        job: What was to be written.
+        sizes: The size of each image in bytes.
+        digest: The SHA-256 of the data that was written, in hexadecimal.
 
     Raises:
-        DataError: something is not as it was written, or an image cannot be decoded.
+        InputError: The file differs from what was written, or an image cannot be decoded.
     """
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise DataError(f"{job.path}: what is read back is not what was written; the disk may be damaged")
+            raise InputError(f"{job.path}: what is read back is not what was written; the disk may be damaged")
         positions = scan(file, str(job.path))
         if positions.sizes.tolist() != sizes or positions.labels.tolist() != [label for _, label in job.samples]:
-            raise DataError(f"{job.path}: the samples that are read back are not those that were written")
+            raise InputError(f"{job.path}: the samples that are read back are not those that were written")
         if job.decode:
             for (source, _), offset, size in zip(job.samples, positions.offsets.tolist(), sizes, strict=True):
                 file.seek(offset)

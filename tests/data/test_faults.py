@@ -16,25 +16,30 @@ from types import FrameType
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from data import (
-    Batch,
     BrokenImageError,
+    CenterLabelledCrop,
     EvalLoader,
-    EvalTransform,
+    Example,
+    Examples,
     Folder,
-    Images,
+    LabelledImages,
     Mixing,
+    RandomLabelledCrop,
     TrainBatches,
     TrainLoader,
     TrainTransform,
 )
-from data.encoded_image import EncodedImage
-from data.errors import WorkerKilledError
-from data.images import ImageFiles, Sample, Transform, TransformedImages
+from data.datasets.image_files import ImageFiles
+from data.examples import View
+from data.loader import WorkerKilledError
+from data.shared_memory import SharedBuffers
+from data.viewed_examples import ViewedExamples, ViewedSample
 from data.workers import end_workers
+from xcit.preprocessing import Preprocessing
 
 from ..conftest import ROOT
 from .test_loader import CPU, DEIT, NEITHER
@@ -55,7 +60,7 @@ def overwrite(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "no image": overwrite, "gone": Path.unlink}
 
 
-def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = truncate) -> tuple[Images, list[Path]]:
+def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = truncate) -> tuple[Examples, list[Path]]:
     """Ten images of two classes, and the paths of the `count` that cannot be decoded."""
     root = image_tree("mine", {"train/cat": 5, "train/dog": 5}, ".jpg")
     images = Folder(root=str(root)).train()
@@ -65,13 +70,16 @@ def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = trunc
     return images, paths
 
 
+def augmented(images: Examples) -> RandomLabelledCrop:
+    return RandomLabelledCrop(TrainTransform(16, **DEIT), Mixing(len(images.classes), **NEITHER))
+
+
 def loader(
-    images: Images, *, workers: int = 0, transform: Transform | None = None, batch_size: int = 2, **more: float
+    images: Examples, *, workers: int = 0, view: View | None = None, batch_size: int = 2, **more: float
 ) -> TrainLoader:
     return TrainLoader(
         images,
-        [transform or TrainTransform(16, **DEIT)],
-        Mixing(len(images.classes), **NEITHER),
+        [view or augmented(images)],
         TrainBatches(len(images), batch_size, seed=3),
         epochs=10,
         workers=workers,
@@ -112,17 +120,18 @@ def no_worker_stays() -> Iterator[None]:
 def test_a_broken_image_is_replaced_by_another_that_follows_from_the_seed(image_tree: Tree) -> None:
     images, (path,) = damaged(image_tree, 1)
     number = [sample[0] for sample in images.samples].index(str(path))  # type: ignore[attr-defined]
-    samples = TransformedImages(images, TrainTransform(16, **DEIT), replace=True)
+    viewed = ViewedExamples(images, augmented(images), replace=True)
     chosen = set()
     for seed in range(20):
-        found, again = samples[number, seed], samples[number, seed]
-        assert isinstance(found, Sample) and isinstance(again, Sample)
-        assert torch.equal(found.pixels, again.pixels)
+        found, again = viewed[number, seed], viewed[number, seed]
+        assert isinstance(found, ViewedSample) and isinstance(again, ViewedSample)
+        pixels, label = found.sample
+        assert torch.equal(pixels, again.sample[0])
         (message,) = set(found.broken)  # now and then the one drawn in its place is itself
         assert message.startswith(f"{path}: cannot be decoded (")
         others = [other for other in range(10) if other != number]
-        same = [o for o in others if torch.equal(samples.sample(o, seed).pixels, found.pixels)]
-        assert same and found.label in {images[other][1] for other in same}
+        same = [o for o in others if torch.equal(viewed.sample(o, seed)[0], pixels)]
+        assert same and label in {images[other].target for other in same}
         chosen |= set(same)
     assert len(chosen) > 5
 
@@ -130,7 +139,7 @@ def test_a_broken_image_is_replaced_by_another_that_follows_from_the_seed(image_
 def test_replacements_are_the_same_in_any_number_of_workers_and_each_time(image_tree: Tree) -> None:
     images, _ = damaged(image_tree, 2)
 
-    def run(workers: int) -> list[Batch]:
+    def run(workers: int) -> list[LabelledImages]:
         batches = loader(images, workers=workers, max_broken=0.2)
         return [batch for epoch in range(3) for batch in batches.epoch(epoch)]
 
@@ -191,21 +200,29 @@ def test_images_that_are_all_broken_are_an_error(image_tree: Tree, workers: int)
 def test_no_image_of_an_evaluation_is_replaced(image_tree: Tree, damage: str, workers: int) -> None:
     images, (path,) = damaged(image_tree, 1, DAMAGES[damage])
     with pytest.raises(BrokenImageError, match="cannot be") as caught:
-        list(EvalLoader(images, EvalTransform(16), 4, workers=workers, device=CPU))
+        view = CenterLabelledCrop(Preprocessing(size=(16, 16)), len(images.classes))
+        list(EvalLoader(images, view, 4, workers=workers, device=CPU))
     assert str(caught.value).startswith(f"{path}: ")
 
 
 # Workers
 
 
-class Nothing(Transform):
+class Nothing(View):
     """One pixel, whatever the image shows: what is left is the loader's own work."""
 
-    def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
-        return torch.zeros(1, 1, 3, dtype=torch.uint8)
+    def __init__(self) -> None:
+        self.buffers = SharedBuffers()
 
-    def on_device(self, images: Tensor, seeds: object) -> Tensor:
-        return images.permute(0, 3, 1, 2).float()
+    def sample(self, example: Example) -> tuple[Tensor, int]:
+        return torch.zeros(1, 1, 3, dtype=torch.uint8), example.target
+
+    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
+        return self.buffers.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
+
+    def to_device(self, collated: tuple[Tensor, list[int]], *_: object) -> LabelledImages:
+        labels = torch.tensor(collated[1])
+        return LabelledImages(collated[0].permute(0, 3, 1, 2).float(), F.one_hot(labels).float(), labels)
 
 
 def many(image_tree: Tree, count: int) -> ImageFiles:
@@ -233,7 +250,7 @@ def new_workers() -> Iterator[list[int]]:
 
 def test_a_worker_that_is_killed_ends_the_run_and_says_so(image_tree: Tree) -> None:
     with new_workers() as pids, limit(30), pytest.raises(WorkerKilledError, match=r"lower data\.workers") as caught:
-        for number, _ in enumerate(loader(many(image_tree, 20_000), workers=2, transform=Nothing()).epoch(0)):
+        for number, _ in enumerate(loader(many(image_tree, 20_000), workers=2, view=Nothing()).epoch(0)):
             if number == 3:
                 os.kill(next(iter(pids)), signal.SIGKILL)
     assert "\n" not in str(caught.value)
@@ -241,12 +258,11 @@ def test_a_worker_that_is_killed_ends_the_run_and_says_so(image_tree: Tree) -> N
 
 ENDS_BY_AN_ERROR = """
 import data, torch
+from xcit.preprocessing import Preprocessing
 images = data.Digits().train()
-mixing = data.Mixing(10, mixup=0, cutmix=0, switch_prob=0, label_smoothing=0)
 order = data.TrainBatches(len(images), 8, seed=0)
-loader = data.TrainLoader(
-    images, [data.EvalTransform(16)], mixing, order, epochs=1, workers=2, device=torch.device("cpu")
-)
+view = data.CenterLabelledCrop(Preprocessing(size=(16, 16)), 10)
+loader = data.TrainLoader(images, [view], order, epochs=1, workers=2, device=torch.device("cpu"))
 for batch in loader.epoch(0):
     raise RuntimeError("of the training")
 """
@@ -254,11 +270,11 @@ for batch in loader.epoch(0):
 
 def test_an_error_that_a_worker_meets_is_no_killed_worker(image_tree: Tree) -> None:
     class Wrong(Nothing):
-        def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
-            raise RuntimeError("of the transform")
+        def sample(self, example: Example) -> tuple[Tensor, int]:
+            raise RuntimeError("of the view")
 
-    with pytest.raises(RuntimeError, match="of the transform") as caught:
-        list(loader(many(image_tree, 8), workers=2, transform=Wrong()).epoch(0))
+    with pytest.raises(RuntimeError, match="of the view") as caught:
+        list(loader(many(image_tree, 8), workers=2, view=Wrong()).epoch(0))
     assert not isinstance(caught.value, WorkerKilledError)
 
 
@@ -278,7 +294,7 @@ def private_memory(pids: Iterable[int]) -> float:
 def test_host_memory_stays_flat(image_tree: Tree) -> None:
     """An epoch goes through the next tenth of the entries, as they lie, so that each one meets entries that are new."""
     count, size = 20_000, 50
-    batches = loader(many(image_tree, count), workers=2, transform=Nothing(), batch_size=size)
+    batches = loader(many(image_tree, count), workers=2, view=Nothing(), batch_size=size)
     batches.batches.shuffled = lambda _: np.arange(count)
     part = count // size // 10
     gc.collect()

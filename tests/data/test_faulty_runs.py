@@ -23,10 +23,10 @@ KILLS_A_WORKER = """
 import multiprocessing
 from xcit.engine.loop import Trainer
 update = Trainer.update
-def update_without_workers(self, batches):
+def update_without_workers(self, batches, position):
     for process in multiprocessing.active_children():
         process.kill()
-    return update(self, batches)
+    return update(self, batches, position)
 Trainer.update = update_without_workers
 """
 

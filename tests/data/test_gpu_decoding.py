@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from data import BrokenImageError, DataError, GpuTrainTransform, Mixing, TrainBatches, TrainLoader, TrainTransform
+from data import (
+    BrokenImageError,
+    GpuTrainTransform,
+    Mixing,
+    RandomLabelledCrop,
+    TrainBatches,
+    TrainLoader,
+    TrainTransform,
+)
+from data.datasets.image_files import ImageFiles
 from data.encoded_image import EncodedImage
 from data.gpu_decoding import Undecoded, require_gpu_decoding
-from data.images import ImageFiles
+from xcit.errors import InputError
 
 from ..conftest import TINY, Result
 from .test_crops import encoded, photograph
@@ -40,8 +49,7 @@ def files(folder: Path) -> ImageFiles:
 def batches(images: ImageFiles, transform: TrainTransform, workers: int, device: torch.device = CPU) -> list[Any]:
     loader = TrainLoader(
         images,
-        [transform],
-        Mixing(2, mixup=0.0, cutmix=0.0, switch_prob=0.5, label_smoothing=0.1),
+        [RandomLabelledCrop(transform, Mixing(2, mixup=0.0, cutmix=0.0, switch_prob=0.5, label_smoothing=0.1))],
         TrainBatches(len(images), 4, seed=1),
         epochs=1,
         workers=workers,
@@ -68,10 +76,10 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
     odd = EncodedImage(good.data[:200] + b"\xff\xc8" + good.data[202:], "mine/odd.jpg")
     transform = GpuTrainTransform(32, **LIGHT)
     random.seed(0)
-    made = transform.together([transform(good), transform(good)])
+    made = transform.stack([transform(good), transform(good)])
     assert isinstance(made, Undecoded)
     decoded = made.to(CPU)
-    bad = transform.together([transform(good), transform(good)._replace(image=odd)])
+    bad = transform.stack([transform(good), transform(good)._replace(image=odd)])
     with pytest.raises(BrokenImageError, match=r"^mine/odd\.jpg: cannot be decoded \("):
         bad.to(CPU)
     assert decoded.shape == (2, 32, 32, 3)
@@ -87,12 +95,12 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
     ],
 )
 def test_what_workers_do_to_pixels_is_refused(option: dict[str, Any], line: str) -> None:
-    with pytest.raises(DataError, match=rf"^data\.decode=gpu: goes without {line}, which workers do to pixels;"):
+    with pytest.raises(InputError, match=rf"^data\.decode=gpu: goes without {line}, which workers do to pixels;"):
         GpuTrainTransform(32, **LIGHT | option)
 
 
 def test_without_a_gpu_it_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^data\.decode=gpu: needs a CUDA GPU, and this run is on the cpu; set data"):
+    with pytest.raises(InputError, match=r"^data\.decode=gpu: needs a CUDA GPU, and this run is on the cpu; set data"):
         require_gpu_decoding(CPU)
 
 
@@ -101,7 +109,7 @@ def test_what_torchvision_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("nvjpeg is missing\nin frame 3")
 
     monkeypatch.setattr("data.gpu_decoding.decode", refuse)
-    with pytest.raises(DataError, match=r"^data\.decode=gpu: torchvision cannot decode here \(nvjpeg is missing\);"):
+    with pytest.raises(InputError, match=r"^data\.decode=gpu: torchvision cannot decode here \(nvjpeg is missing\);"):
         require_gpu_decoding(torch.device("cuda"))
 
 

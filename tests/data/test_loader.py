@@ -10,18 +10,20 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import pil_to_tensor
 
 from data import (
-    Batch,
-    DataError,
+    CenterLabelledCrop,
     Digits,
     EvalLoader,
-    EvalTransform,
+    Examples,
     Folder,
-    Images,
+    LabelledImages,
     Mixing,
+    RandomLabelledCrop,
     TrainBatches,
     TrainLoader,
     TrainTransform,
 )
+from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
 from .test_transforms import whole
 
@@ -39,7 +41,7 @@ NEITHER = BOTH | {"mixup": 0.0, "cutmix": 0.0}
 
 
 def loader(
-    images: Images,
+    images: Examples,
     *,
     workers: int = 0,
     batch_size: int = 16,
@@ -50,8 +52,10 @@ def loader(
 ) -> TrainLoader:
     return TrainLoader(
         images,
-        [TrainTransform(size, **DEIT) for size in sizes],
-        Mixing(len(images.classes), **(mixing or BOTH)),
+        [
+            RandomLabelledCrop(TrainTransform(size, **DEIT), Mixing(len(images.classes), **(mixing or BOTH)))
+            for size in sizes
+        ],
         TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),
         epochs=epochs,
         workers=workers,
@@ -59,7 +63,7 @@ def loader(
     )
 
 
-def first(batches: TrainLoader, epoch: int, count: int = 4) -> list[Batch]:
+def first(batches: TrainLoader, epoch: int, count: int = 4) -> list[LabelledImages]:
     iterator = batches.epoch(epoch)
     return [next(iterator) for _ in range(count)]
 
@@ -146,7 +150,7 @@ def test_workers_stay_for_one_image_size_and_end_with_it() -> None:
 @pytest.mark.parametrize("sizes", [(16, 20, 24), ()])
 def test_image_sizes_that_the_epochs_cannot_share_are_refused(sizes: tuple[int, ...]) -> None:
     message = rf"augment\.image_sizes: holds {len(sizes)} sizes; must be 1 to 2 \(train\.epochs=2\)"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         loader(Digits().train(), sizes=sizes, epochs=2)
 
 
@@ -174,12 +178,12 @@ def test_without_mixing_targets_are_smoothed_labels() -> None:
 
 
 def test_mixing_one_class_is_a_contradiction() -> None:
-    with pytest.raises(DataError, match=r"augment\.cutmix=1\.0: needs at least two classes"):
+    with pytest.raises(InputError, match=r"augment\.cutmix=1\.0: needs at least two classes"):
         Mixing(1, **BOTH)
 
 
 def test_mixing_an_odd_batch_is_a_contradiction() -> None:
-    with pytest.raises(DataError, match="batches of 7 a process; mixing needs pairs"):
+    with pytest.raises(InputError, match="batches of 7 a process; mixing needs pairs"):
         loader(Digits().train(), batch_size=7)
 
 
@@ -189,28 +193,30 @@ def test_a_broken_image_is_named_in_one_line_from_any_process(image_tree: Callab
     broken = root / "train" / "dog" / "003.png"
     broken.write_bytes(b"broken")
     images = Folder(root=str(root)).train()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         list(loader(images, workers=workers).epoch(0))
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
     assert "\n" not in str(caught.value)
 
 
 def test_evaluation_takes_the_last_part_batch_and_one_hot_targets() -> None:
-    batches = list(EvalLoader(Digits().val(), EvalTransform(20), 128, workers=0, device=CPU))
+    view = CenterLabelledCrop(Preprocessing(size=(20, 20)), 10)
+    batches = list(EvalLoader(Digits().val(), view, 128, workers=0, device=CPU))
     assert [len(batch.images) for batch in batches] == [128, 128, 104]
     assert torch.equal(batches[0].targets.argmax(1), batches[0].labels)
     assert torch.equal(batches[0].targets.sum(1), torch.ones(128))
+    assert batches[0].targets.shape == (128, 10)
 
 
 def test_the_evaluation_crop_is_the_centre(image_tree: Callable[..., Path]) -> None:
     """Full crop: the short side becomes the image size, and the middle of the long side is kept."""
     images = Folder(root=str(image_tree("mine", {"train/cat": 1}))).train()
-    picture = images[0][0].rgb()
+    picture = images[0].image.rgb()
     assert picture.size == (24, 20)
-    kept = whole(EvalTransform(20), picture)
+    kept = whole(CenterLabelledCrop(Preprocessing(size=(20, 20)), 1), picture)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     pixels = pil_to_tensor(picture.crop((2, 0, 22, 20)))
     torch.testing.assert_close(kept * std + mean, pixels / 255, atol=1e-5, rtol=0)
-    wider = whole(EvalTransform(20, crop_ratio=0.5), picture)
+    wider = whole(CenterLabelledCrop(Preprocessing(size=(20, 20), crop_ratio=0.5), 1), picture)
     assert wider.shape == (3, 20, 20)
     assert not torch.allclose(wider, kept)

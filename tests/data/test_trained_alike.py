@@ -8,20 +8,32 @@ import torch.nn.functional as F
 from PIL import Image
 
 import xcit
-from data import Digits, EvalLoader, EvalTransform, Images, Mixing, TrainBatches, TrainLoader, TrainTransform, crops
-from data.images import ImageFiles
+from data import (
+    CenterLabelledCrop,
+    Digits,
+    EvalLoader,
+    Examples,
+    Mixing,
+    RandomLabelledCrop,
+    TrainBatches,
+    TrainLoader,
+    TrainTransform,
+    crops,
+)
+from data.datasets.image_files import ImageFiles
+from xcit.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 EPOCHS = 5
 LIGHT = {"hflip": 0.0, "color_jitter": 0.0, "rand_augment": None, "erase_prob": 0.0}
 
 
-def as_photographs(images: Images, folder: Path) -> ImageFiles:
+def as_photographs(images: Examples, folder: Path) -> ImageFiles:
     """The digits as JPEGs of 320 × 240, of which a crop is decoded at a half or a quarter of its size."""
     folder.mkdir()
     samples = []
     for number in range(len(images)):
-        image, label = images[number]
+        image, label, _ = images[number]
         assert isinstance(image, Image.Image)
         path = folder / f"{number:04}.jpg"
         image.resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
@@ -35,8 +47,12 @@ def accuracy_and_losses(train: ImageFiles, val: ImageFiles) -> tuple[float, list
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     batches = TrainLoader(
         train,
-        [TrainTransform(32, scale=(0.6, 1.0), ratio=(0.85, 1.18), **LIGHT)],
-        Mixing(10, mixup=0.0, cutmix=0.0, switch_prob=0.5, label_smoothing=0.1),
+        [
+            RandomLabelledCrop(
+                TrainTransform(32, scale=(0.6, 1.0), ratio=(0.85, 1.18), **LIGHT),
+                Mixing(10, mixup=0.0, cutmix=0.0, switch_prob=0.5, label_smoothing=0.1),
+            )
+        ],
         TrainBatches(len(train), 64, seed=0),
         epochs=EPOCHS,
         workers=0,
@@ -54,7 +70,8 @@ def accuracy_and_losses(train: ImageFiles, val: ImageFiles) -> tuple[float, list
     model.eval()
     right = 0
     with torch.no_grad():
-        for batch in EvalLoader(val, EvalTransform(32), 64, workers=0, device=CPU):
+        view = CenterLabelledCrop(Preprocessing(size=(32, 32)), 10)
+        for batch in EvalLoader(val, view, 64, workers=0, device=CPU):
             right += int((model(batch.images).argmax(1) == batch.labels).sum())
     return 100 * right / len(val), losses
 

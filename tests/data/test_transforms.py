@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import DataError, Digits, EvalTransform, TrainTransform
-from data.images import Sample, Transform, TransformedImages
+from data import CenterLabelledCrop, Digits, Example, Examples, Mixing, RandomLabelledCrop, TrainTransform
+from data.examples import View
 from data.transforms import grey_solarise_or_blur
+from data.viewed_examples import ViewedExamples, ViewedSample
+from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
 # The whole image as it is: what else happens to a pixel is what a test asks for.
 PLAIN = {
@@ -27,6 +31,7 @@ PLAIN = {
     "std": (1.0, 1.0, 1.0),
 }
 SIZE = 24
+CPU = torch.device("cpu")
 
 
 def picture() -> Image.Image:
@@ -38,27 +43,37 @@ def pixels(image: Image.Image) -> Tensor:
     return pil_to_tensor(image) / 255
 
 
-def samples(transform: Transform, count: int = 300) -> list[Tensor]:
+def view_of(transform: TrainTransform) -> RandomLabelledCrop:
+    """The view that gives the transform's pixels alone: nothing is mixed."""
+    return RandomLabelledCrop(transform, Mixing(1, mixup=0, cutmix=0, switch_prob=0, label_smoothing=0))
+
+
+def on_device(view: View, sample: object, seed: int) -> Tensor:
+    """(3, H, W), what a model is given of one sample."""
+    return view.to_device(view.collate([sample]), CPU, [seed], [0]).images[0]
+
+
+def samples(transform: TrainTransform, count: int = 300) -> list[Tensor]:
     """The picture transformed with the seeds 0, 1, …, as a worker does it."""
 
-    class One:
-        def __init__(self) -> None:
-            self.classes = ["noise"]
+    class One(Examples):
+        classes: ClassVar = ["noise"]
 
         def __len__(self) -> int:
             return 1
 
-        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-            return picture(), 0
+        def __getitem__(self, index: int) -> Example:
+            return Example(picture(), 0, "noise")
 
-    images = TransformedImages(One(), transform, replace=False)
-    items = [images[0, seed] for seed in range(count)]
-    return [transform.on_device(item.pixels[None], [item.seed])[0] for item in items if isinstance(item, Sample)]
+    view = view_of(transform)
+    viewed = ViewedExamples(One(), view, replace=False)
+    items = [viewed[0, seed] for seed in range(count)]
+    return [on_device(view, item.sample, item.seed) for item in items if isinstance(item, ViewedSample)]
 
 
-def whole(transform: Transform, image: Image.Image) -> Tensor:
+def whole(view: View, image: Image.Image) -> Tensor:
     """(3, H, W), what a model is given of one image."""
-    return transform.on_device(transform(image)[None], [0])[0]
+    return on_device(view, view.sample(Example(image, 0, "image")), 0)
 
 
 def kind(sample: Tensor) -> str:
@@ -136,7 +151,7 @@ def test_three_augment_draws_from_pythons_generator_alone() -> None:
 
 
 def test_three_augment_and_rand_augment_contradict_each_other() -> None:
-    with pytest.raises(DataError, match=r"^augment\.three_augment=true: goes without augment\.rand_augment=rand-m9"):
+    with pytest.raises(InputError, match=r"^augment\.three_augment=true: goes without augment\.rand_augment=rand-m9"):
         TrainTransform(SIZE, **PLAIN | {"rand_augment": "rand-m9-inc1"}, three_augment=True)
 
 
@@ -144,18 +159,20 @@ def test_normalisation_is_the_models_own() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     expected = (pixels(picture()) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     own = {"mean": mean, "std": std}
-    torch.testing.assert_close(whole(TrainTransform(SIZE, **PLAIN | own), picture()), expected)
-    torch.testing.assert_close(whole(EvalTransform(SIZE, **own), picture()), expected)
-    assert not torch.allclose(whole(EvalTransform(SIZE), picture()), expected)
+    torch.testing.assert_close(whole(view_of(TrainTransform(SIZE, **PLAIN | own)), picture()), expected)
+    evaluated = Preprocessing(size=(SIZE, SIZE), **own)
+    torch.testing.assert_close(whole(CenterLabelledCrop(evaluated, 1), picture()), expected)
+    assert not torch.allclose(whole(CenterLabelledCrop(Preprocessing(size=(SIZE, SIZE)), 1), picture()), expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_interpolation_is_the_models_own(interpolation: str) -> None:
-    image, _ = Digits().train()[0]
+    image = Digits().train()[0].image
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     expected = pixels(image.resize((48, 48), method))
     normalisation = {key: PLAIN[key] for key in ("mean", "std")}
-    trained = whole(TrainTransform(48, **PLAIN, interpolation=interpolation), image)
+    trained = whole(view_of(TrainTransform(48, **PLAIN, interpolation=interpolation)), image)
     torch.testing.assert_close(trained, expected, atol=1.01 / 255, rtol=0)  # torch's resize rounds in another place
-    evaluated = whole(EvalTransform(48, **normalisation, interpolation=interpolation), image)
+    preprocessing = Preprocessing(size=(48, 48), **normalisation, interpolation=interpolation)
+    evaluated = whole(CenterLabelledCrop(preprocessing, 1), image)
     torch.testing.assert_close(evaluated, expected)

@@ -11,6 +11,7 @@ from torch import nn
 
 import xcit
 from xcit.engine.freezing import freeze, frozen_parts
+from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, fit
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer
@@ -20,6 +21,8 @@ from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.trackers import NullTracker
 from xcit.tasks import TASKS
+
+from .toy import target_of
 
 CPU = torch.device("cpu")
 
@@ -47,7 +50,7 @@ def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkp
     model = tiny()
     if checkpointing:
         model.set_grad_checkpointing()
-    task = TASKS["classify"](model, 3)
+    task = TASKS["classify"](model, target_of(3))
     freeze(model, names)
     frozen = frozen_parts(model, names)
     optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=weight_decay, options={})
@@ -55,7 +58,9 @@ def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkp
     schedule = make_schedule(
         optimizer, epochs=2, updates_per_epoch=2, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-2
     )
-    trainer = Trainer(state, task, schedule, CPU, "fp32", 4, 1, None, log_every=1, seed=0, frozen=frozen)
+    trainer = Trainer(
+        state, task, schedule, CPU, "fp32", 4, 1, None, log_every=1, seed=0, length=Length(epochs=2), frozen=frozen
+    )
     run_folder = RunFolder(folder)
     run_folder.create()
 
@@ -65,7 +70,7 @@ def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkp
         return {"top1": 0.0}
 
     with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
-        fit(trainer, Images(), validate, epochs=2, folder=run_folder, recorder=recorder)
+        fit(trainer, Images(), validate, folder=run_folder, recorder=recorder)
     return model
 
 

@@ -1,85 +1,30 @@
 """What an update does, on a model small enough to do it by hand."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from timm.utils import ModelEmaV3
 
-from xcit.engine.loop import Trainer, fit
-from xcit.engine.numerics import grad_scaler
-from xcit.engine.optimizer import make_optimizer
-from xcit.engine.recorder import Recorder
 from xcit.engine.run_folder import RunFolder
-from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
-from xcit.engine.trackers import NullTracker
 from xcit.errors import TrainingError
 
-from .toy import ToyLoader, ToyTask
-
-CPU = torch.device("cpu")
-
-
-def run(
-    folder: Path,
-    loader: ToyLoader,
-    *,
-    epochs: int = 1,
-    accumulate: int = 1,
-    clip_norm: float | None = None,
-    lr: float = 0.1,
-    ema_decay: float | None = None,
-    precision: str = "fp32",
-    noise: float = 0.0,
-    scores: list[float] | None = None,
-) -> tuple[TrainingState, list[dict[str, Any]]]:
-    """Plain SGD on the toy task; returns the state and the rows of metrics.jsonl."""
-    task = ToyTask(noise)
-    optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
-    ema = None if ema_decay is None else ModelEmaV3(task, decay=ema_decay)
-    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), ema)
-    updates = len(loader) // accumulate
-    schedule = make_schedule(
-        optimizer,
-        epochs=epochs,
-        updates_per_epoch=updates,
-        warmup_epochs=0,
-        warmup_lr=0,
-        cooldown_epochs=0,
-        min_lr=lr,
-    )
-    trainer = Trainer(state, task, schedule, CPU, precision, 24 // updates, accumulate, clip_norm, log_every=1, seed=0)
-    run_folder = RunFolder(folder / "run")
-    run_folder.create()
-    left = iter(scores or [0.0] * 2 * epochs)
-    with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
-        fit(
-            trainer,
-            loader,
-            lambda task: {"score": next(left)},
-            epochs=epochs,
-            folder=run_folder,
-            recorder=recorder,
-        )
-    return state, [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]
+from .toy import ToyLoader, ToyTask, run
 
 
 def weights(state: TrainingState) -> torch.Tensor:
-    return state.task.state_dict()["layer.weight"]
+    return state.task.state_dict()["model.weight"]
 
 
 def by_hand(lr: float = 0.1, clip: float | None = None) -> torch.Tensor:
     """One step of gradient descent on all 24 samples."""
     task, loader = ToyTask(), ToyLoader(1)
-    task(next(loader.epoch(0))).backward()
-    gradients = [task.layer.weight.grad, task.layer.bias.grad]
+    task(next(loader.epoch(0)))["loss"].backward()
+    gradients = [task.model.weight.grad, task.model.bias.grad]
     assert gradients[0] is not None and gradients[1] is not None
     norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
     scale = min(1.0, clip / norm.item()) if clip else 1.0
-    return task.layer.weight.detach() - lr * scale * gradients[0]
+    return task.model.weight.detach() - lr * scale * gradients[0]
 
 
 def test_an_update_is_one_step_down_the_gradient(tmp_path: Path) -> None:
@@ -93,7 +38,7 @@ def test_accumulated_passes_make_one_large_batch(tmp_path: Path, accumulate: int
     state, rows = run(tmp_path, ToyLoader(accumulate), accumulate=accumulate)
     torch.testing.assert_close(weights(state), by_hand())
     whole = ToyTask()
-    assert rows[0]["loss"] == pytest.approx(whole(next(ToyLoader(1).epoch(0))).item())
+    assert rows[0]["loss"] == pytest.approx(whole(next(ToyLoader(1).epoch(0)))["loss"].item())
 
 
 def test_the_gradient_is_clipped_by_its_whole_norm(tmp_path: Path) -> None:
@@ -103,9 +48,9 @@ def test_the_gradient_is_clipped_by_its_whole_norm(tmp_path: Path) -> None:
 
 def test_the_ema_follows_the_weights(tmp_path: Path) -> None:
     state, _ = run(tmp_path, ToyLoader(1), ema_decay=0.75)
-    start = ToyTask().layer.weight.detach()
+    start = ToyTask().model.weight.detach()
     assert state.ema is not None
-    torch.testing.assert_close(state.ema.module.state_dict()["layer.weight"], 0.75 * start + 0.25 * by_hand())
+    torch.testing.assert_close(state.ema.module.state_dict()["model.weight"], 0.75 * start + 0.25 * by_hand())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -19,9 +19,11 @@ from xcit.errors import InputError
 from xcit.storage import write_tensors
 from xcit.tasks import TASKS
 
+from .toy import target_of
+
 
 def test_decay_falls_on_matrices_and_kernels_alone() -> None:
-    task = TASKS["classify"](xcit.create_model("xcit_n12", num_classes=10), 10)
+    task = TASKS["classify"](xcit.create_model("xcit_n12", num_classes=10), target_of(10))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={"betas": [0.8, 0.9]})
     names = {id(p): name for name, p in task.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -95,7 +97,7 @@ class WithProjection(Task):
     """A task with something to learn beside its model, as DINO's projection is."""
 
     def __init__(self) -> None:
-        super().__init__(tiny())
+        super().__init__(tiny(), target_of(5))
         self.projection = torch.nn.Linear(5, 4)
 
 
@@ -107,7 +109,7 @@ def by_name(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return dict(found)
 
 
-@pytest.mark.parametrize("make", [tiny, WithProjection, lambda: TASKS["classify"](tiny(), 5)])
+@pytest.mark.parametrize("make", [tiny, WithProjection, lambda: TASKS["classify"](tiny(), target_of(5))])
 def test_rates_of_layers_rise_from_the_stem_to_the_head(make: Any) -> None:
     module = make()
     optimizer = make_optimizer(module, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
@@ -148,14 +150,14 @@ def test_the_schedule_keeps_the_proportion_of_the_layers() -> None:
 
 def test_a_layer_moves_as_far_as_its_rate_says() -> None:
     """Adam's first step is the rate itself, wherever there is a gradient."""
-    task = TASKS["classify"](tiny(), 5)
+    task = TASKS["classify"](tiny(), target_of(5))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.0, options={}, layer_decay=0.5)
     schedule = make_schedule(
         optimizer, epochs=1, updates_per_epoch=4, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-3
     )
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     schedule.step_update(0)
-    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
     optimizer.step()
     for name, scale in (("head.bias", 1), ("cls_attn_blocks.1.mlp.fc2.bias", 0.5), ("blocks.0.gamma2", 0.5**5)):
         moved = (task.model.get_parameter(name) - before[f"model.{name}"]).abs().max()
@@ -163,13 +165,17 @@ def test_a_layer_moves_as_far_as_its_rate_says() -> None:
 
 
 def test_a_model_that_does_not_tell_its_layers_is_refused() -> None:
-    with pytest.raises(InputError, match=r"optim\.layer_decay=0\.5: the model does not tell its layers"):
-        make_optimizer(Task(torch.nn.Linear(1, 1)), name="adamw", lr=1, weight_decay=0, options={}, layer_decay=0.5)
+    with pytest.raises(
+        InputError, match=r"optim\.layer_decay=0\.5: the model has no group_matcher, which names its layers"
+    ):
+        make_optimizer(
+            Task(torch.nn.Linear(1, 1), target_of(1)), name="adamw", lr=1, weight_decay=0, options={}, layer_decay=0.5
+        )
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
 def test_layers_of_timms_models_are_told(name: str) -> None:
-    task = TASKS["classify"](xcit.create_model("timm", name=name, num_classes=5), 5)
+    task = TASKS["classify"](xcit.create_model("timm", name=name, num_classes=5), target_of(5))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
     scales = {group.get("lr_scale", 1.0) for group in by_name(task, optimizer).values()}
     assert max(scales) == 1 and min(scales) < 0.5
@@ -181,10 +187,10 @@ def test_layers_of_timms_models_are_told(name: str) -> None:
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 @pytest.mark.parametrize("name", ["muon", "adamuon"])
 def test_muon_gets_the_matrices_of_hidden_layers_and_adamw_the_rest(name: str, layer_decay: float | None) -> None:
-    task = TASKS["classify"](tiny(), 5)
+    task = TASKS["classify"](tiny(), target_of(5))
     optimizer = make_optimizer(task, name=name, lr=1e-3, weight_decay=0.05, options={}, layer_decay=layer_decay)
     before = {key: p.detach().clone() for key, p in task.named_parameters()}
-    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
     optimizer.step()
     told = by_name(task, optimizer)
     for key, parameter in task.named_parameters():
@@ -199,7 +205,7 @@ def test_muon_gets_the_matrices_of_hidden_layers_and_adamw_the_rest(name: str, l
 
 def test_groups_for_muon_are_those_of_any_optimiser() -> None:
     """With another optimiser they decay as ever, and their mark changes nothing."""
-    groups = parameter_groups(TASKS["classify"](tiny(), 5), 0.05, None)
+    groups = parameter_groups(TASKS["classify"](tiny(), target_of(5)), 0.05, None)
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
     assert all(isinstance(group["params"], list) for group in groups)
 
@@ -212,14 +218,14 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     name: str, options: dict, layer_decay: float | None, tmp_path: Path
 ) -> None:
     def begin() -> TrainingState:
-        task = TASKS["classify"](tiny(), 5)
+        task = TASKS["classify"](tiny(), target_of(5))
         arguments = {"lr": 1e-3, "weight_decay": 0.05, "options": options, "layer_decay": layer_decay}
         optimizer = make_optimizer(task, name=name, **arguments)
         return TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"classes": ["a"]})
 
     def step(state: TrainingState, seed: int) -> None:
         images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        state.task(SimpleNamespace(images=images, targets=torch.eye(5)[:4])).backward()
+        state.task(SimpleNamespace(images=images, targets=torch.eye(5)[:4]))["loss"].backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
 
@@ -239,7 +245,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
 @pytest.mark.parametrize("change", [{"layer_decay": 0.75}, {"weight_decay": 0.0}, {"frozen": ["patch_embed"]}])
 def test_what_is_gathered_returns_to_its_own_parameter_however_they_are_grouped(change: dict, tmp_path: Path) -> None:
     def begin(*, frozen: list[str], weight_decay: float, layer_decay: float | None) -> TrainingState:
-        task = TASKS["classify"](tiny(), 5)
+        task = TASKS["classify"](tiny(), target_of(5))
         freeze(task.model, frozen)
         optimizer = make_optimizer(
             task, name="adamw", lr=1e-3, weight_decay=weight_decay, options={}, layer_decay=layer_decay
@@ -248,12 +254,12 @@ def test_what_is_gathered_returns_to_its_own_parameter_however_they_are_grouped(
 
     settings = {"frozen": [], "weight_decay": 0.05, "layer_decay": None}
     before, after = begin(**settings), begin(**settings | change)
-    before.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    before.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
     before.optimizer.step()
     write_tensors(tmp_path / "last.pt", before.state_dict())
     after.load_state_dict(read_state(tmp_path / "last.pt"), "last.pt")
     moments = {name: before.optimizer.state[p]["exp_avg"] for name, p in before.task.named_parameters()}
     trained = {name: p for name, p in after.task.named_parameters() if p.requires_grad}
     assert all(torch.equal(after.optimizer.state[p]["exp_avg"], moments[name]) for name, p in trained.items())
-    after.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4])).backward()
+    after.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
     after.optimizer.step()

@@ -1,25 +1,47 @@
-"""A task small enough to see through: linear regression of the labels from the mean pixel."""
+"""A task small enough to see through, linear regression, and a run of it."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from xcit.engine.length import Length
+from xcit.engine.loop import Trainer, fit
+from xcit.engine.numerics import grad_scaler
+from xcit.engine.optimizer import make_optimizer
+from xcit.engine.recorder import Recorder
+from xcit.engine.run_folder import RunFolder
+from xcit.engine.schedule import make_schedule
+from xcit.engine.state import TrainingState
+from xcit.engine.task import Losses, Target, Task
+from xcit.engine.trackers import NullTracker
+
+CPU = torch.device("cpu")
 
 
-class ToyTask(nn.Module):
+def target_of(num_classes: int) -> Target:
+    """The target of a data set with so many classes."""
+    return Target("class", tuple(str(number) for number in range(num_classes)))
+
+
+class ToyTask(Task):
+    target_kinds = ("values",)
     headline = "score"
 
     def __init__(self, noise: float = 0.0) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
+        super().__init__(nn.Linear(4, 1), Target("values"))
         with torch.no_grad():
-            self.layer.weight.copy_(torch.tensor([[0.3, -0.2, 0.1, 0.4]]))
-            self.layer.bias.fill_(0.1)
+            self.model.weight.copy_(torch.tensor([[0.3, -0.2, 0.1, 0.4]]))
+            self.model.bias.fill_(0.1)
         self.drop = nn.Dropout(noise)
 
-    def forward(self, batch: SimpleNamespace) -> Tensor:
-        return (self.layer(self.drop(batch.x)) - batch.y).square().mean()
+    def forward(self, batch: SimpleNamespace) -> Losses:
+        return {"loss": (self.model(self.drop(batch.x)) - batch.y).square().mean()}
 
 
 class ToyLoader:
@@ -38,3 +60,54 @@ class ToyLoader:
         parts = list(zip(self.x.chunk(self.batches), self.y.chunk(self.batches), strict=True))
         for number, (x, y) in enumerate(parts[start:], start):
             yield SimpleNamespace(x=x * float("nan") if number == self.spoilt else x, y=y)
+
+
+def run(
+    folder: Path,
+    loader: ToyLoader,
+    *,
+    epochs: int = 1,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    lr: float = 0.1,
+    ema_decay: float | None = None,
+    precision: str = "fp32",
+    noise: float = 0.0,
+    scores: list[float] | None = None,
+    log_every: int = 1,
+    task: ToyTask | None = None,
+) -> tuple[TrainingState, list[dict[str, Any]]]:
+    """Plain SGD on the toy task; returns the state and the rows of metrics.jsonl."""
+    task = task or ToyTask(noise)
+    optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
+    ema = None if ema_decay is None else ModelEmaV3(task, decay=ema_decay)
+    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), ema)
+    updates = len(loader) // accumulate
+    schedule = make_schedule(
+        optimizer,
+        epochs=epochs,
+        updates_per_epoch=updates,
+        warmup_epochs=0,
+        warmup_lr=0,
+        cooldown_epochs=0,
+        min_lr=lr,
+    )
+    trainer = Trainer(
+        state,
+        task,
+        schedule,
+        CPU,
+        precision,
+        24 // updates,
+        accumulate,
+        clip_norm,
+        log_every=log_every,
+        seed=0,
+        length=Length(epochs=epochs),
+    )
+    run_folder = RunFolder(folder / "run")
+    run_folder.create()
+    left = iter(scores or [0.0] * 2 * epochs)
+    with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
+        fit(trainer, loader, lambda task: {"score": next(left)}, folder=run_folder, recorder=recorder)
+    return state, [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]

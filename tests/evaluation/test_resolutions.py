@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import Batch
+from data import LabelledImages
 from xcit.evaluation.cost import Meter
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
 from xcit.tasks import TASKS
+
+from ..engine.toy import target_of
 
 COLUMNS = [
     "model",
@@ -46,16 +48,18 @@ class Sizer(nn.Module):
         return logits.expand(len(images), -1)
 
 
-def batches_at(resolution: int) -> list[Batch]:
+def batches_at(resolution: int) -> list[LabelledImages]:
     """Seven images in two batches, of the classes 0, 0, 0, 1 and 6, 0, 2."""
     return [
-        Batch(torch.zeros(len(labels), 3, resolution, resolution), nn.functional.one_hot(labels, 7).float(), labels)
+        LabelledImages(
+            torch.zeros(len(labels), 3, resolution, resolution), nn.functional.one_hot(labels, 7).float(), labels
+        )
         for labels in (torch.tensor([0, 0, 0, 1]), torch.tensor([6, 0, 2]))
     ]
 
 
 def rows_of(resolutions: list[int], task: nn.Module | None = None) -> list[Row]:
-    task = task or TASKS["classify"](Sizer(), 7)
+    task = task or TASKS["classify"](Sizer(), target_of(7))
     return sweep(
         {"raw": task, "ema": task},
         batches_at,
@@ -98,7 +102,7 @@ def test_the_report_is_a_list_a_table_and_a_picture(tmp_path: Path, capsys: pyte
 
 
 def test_evaluation_leaves_the_task_in_the_mode_it_was_in() -> None:
-    task = TASKS["classify"](Sizer(), 7).train()
+    task = TASKS["classify"](Sizer(), target_of(7)).train()
     rows_of([16], task)
     assert task.training
 

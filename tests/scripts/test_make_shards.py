@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import ImageFiles
+from data.datasets.image_files import ImageFiles
 from data.shards import writing
 from data.shards.index import INDEX, parse_index
 
@@ -237,15 +237,14 @@ def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path
 def test_a_disk_that_does_not_give_back_what_was_written(
     command: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    check = writing.check
+    verify = writing.verify
 
     def after_damage(path: Path, *rest: object) -> None:
         content = path.read_bytes()
         path.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
-        check(path, *rest)  # type: ignore[arg-type]
+        verify(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writing, "check", after_damage)
+    monkeypatch.setattr(writing, "verify", after_damage)
     result = command(SCRIPT, str(tree), "shards")
     assert result.status == 2
     assert result.stderr == (

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import train
-from data import Batch
+from data import LabelledImages, RandomLabelledCrop
 from scripts.show_batch import FONT, GAP, LINE, caption, shortened
 from xcit.config import TrainConfig
 
@@ -26,9 +26,9 @@ class EnoughError(Exception):
     """Ends a run."""
 
 
-def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[LabelledImages]:
     """Filled with the first batch that a run of train.py trains on; the run ends there."""
-    seen: list[Batch] = []
+    seen: list[LabelledImages] = []
 
     def fit(trainer: object, batches: train.data.TrainLoader, *rest: object, **more: object) -> None:
         seen.append(next(batches.epoch(0)))
@@ -80,6 +80,18 @@ def test_images_from_files_and_odd_class_names(command: Command, image_tree: Cal
     root = image_tree("mine", {"train/Katze – $x$ mit einem sehr langen Namen": 4, "train/b\udcff": 4})
     result = command(SCRIPT, *FEW, "data=folder", f"data.root={root}", "data.workers=3", "augment=deit")
     assert (result.status, result.stdout.split(":")[0]) == (0, "batch.png"), result.stderr
+
+
+def test_batches_of_another_kind_are_refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RandomLabelledCrop, "to_device", lambda *_: ("images", "boxes"))
+    result = command(SCRIPT, *FEW)
+    assert (result.status, result.stdout, result.stderr) == (
+        2,
+        "",
+        "error: task=classify: learns from the view labelled_crop; "
+        "only batches of images with class probabilities can be drawn\n",
+    )
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

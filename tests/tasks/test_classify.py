@@ -8,6 +8,8 @@ from torch import nn
 
 from xcit.tasks import TASKS
 
+from ..engine.toy import target_of
+
 
 class Table(nn.Linear):
     """Answers each image with the logits that it holds."""
@@ -24,13 +26,14 @@ SOFT = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.1, 0.8]])
 
 
 def test_the_loss_weighs_every_class_by_its_target() -> None:
-    loss = TASKS["classify"](Table(), 3)(SimpleNamespace(images=LOGITS, targets=SOFT))
+    losses = TASKS["classify"](Table(), target_of(3))(SimpleNamespace(images=LOGITS, targets=SOFT))
+    assert list(losses) == ["loss"]
     log_p = LOGITS - LOGITS.exp().sum(1, keepdim=True).log()
-    assert loss.item() == pytest.approx(-(SOFT * log_p).sum(1).mean().item())
+    assert losses["loss"].item() == pytest.approx(-(SOFT * log_p).sum(1).mean().item())
 
 
 def test_metrics_add_up_over_batches_and_top_5_of_three_classes_is_everything() -> None:
-    evaluator = TASKS["classify"](Table(), 3).evaluator()
+    evaluator = TASKS["classify"](Table(), target_of(3)).evaluator()
     for row, label in zip(LOGITS, (0, 2), strict=True):
         targets = nn.functional.one_hot(torch.tensor([label]), 3).float()
         evaluator.update(SimpleNamespace(images=row[None], targets=targets, labels=torch.tensor([label])))

@@ -16,10 +16,12 @@ from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer
 from xcit.engine.state import TrainingState
-from xcit.preprocessing import DataSettings
+from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS, teacher
 from xcit.tasks.distill import Distill
 from xcit.tasks.teacher import Teacher
+
+from ..engine.toy import target_of
 
 CPU = torch.device("cpu")
 TEACHER_MEAN, TEACHER_STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
@@ -79,7 +81,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def begun(**options: Any) -> Distill:
     torch.manual_seed(0)
-    task = TASKS["distill"](Student(), 3, **options)
+    task = TASKS["distill"](Student(), target_of(3), **options)
     task.begin_training(CPU)
     assert isinstance(task, Distill)
     return task.train()
@@ -113,7 +115,7 @@ def test_hard_distillation_is_the_cross_entropy_with_the_teachers_class(fake: Re
     chosen = torch.zeros(2, 3)
     for image, logits in enumerate(taught.tolist()):
         chosen[image, logits.index(max(logits))] = 1
-    torch.testing.assert_close(task(images), cross_entropy_by_hand(student, chosen))
+    torch.testing.assert_close(task(images)["loss"], cross_entropy_by_hand(student, chosen))
 
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
@@ -121,7 +123,7 @@ def test_soft_distillation_is_the_divergence_at_a_temperature(tau: float, fake: 
     task, images = begun(kind="soft", alpha=1.0, tau=tau), batch()
     student, taught = answers(task, images, fake)
     p, q = (torch.exp(x / tau) / torch.exp(x / tau).sum(1, keepdim=True) for x in (taught, student))
-    torch.testing.assert_close(task(images), tau**2 * (p * (p / q).log()).sum(1).mean())
+    torch.testing.assert_close(task(images)["loss"], tau**2 * (p * (p / q).log()).sum(1).mean())
 
 
 def test_soft_distillation_vanishes_where_the_two_agree(fake: Recorder) -> None:
@@ -137,18 +139,18 @@ def test_alpha_mixes_labels_and_teacher(alpha: float, loss: str, kind: str, fake
     images = batch()
     task = begun(alpha=alpha, loss=loss, kind=kind)
     student, taught = answers(task, images, fake)
-    labels = TASKS["classify"](task.model, 3, loss=loss).classification_loss(student, images.targets)
-    torch.testing.assert_close(task(images), (1 - alpha) * labels + alpha * task.distance(student, taught))
+    labels = TASKS["classify"](task.model, target_of(3), loss=loss).classification_loss(student, images.targets)
+    torch.testing.assert_close(task(images)["loss"], (1 - alpha) * labels + alpha * task.distance(student, taught))
 
 
 def test_the_recipes_default_is_half_the_teachers_class() -> None:
-    task = TASKS["distill"](Student(), 3)
+    task = TASKS["distill"](Student(), target_of(3))
     assert (task.kind, task.alpha, task.tau, task.teacher_name) == ("hard", 0.5, 1.0, "regnety_160.deit_in1k")
 
 
 def test_binary_cross_entropy_takes_every_class_of_a_mixed_image_for_right() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.3]])
-    task = TASKS["classify"](nn.Identity(), 3, loss="binary_cross_entropy")
+    task = TASKS["classify"](nn.Identity(), target_of(3), loss="binary_cross_entropy")
     p = 1 / (1 + (-logits).exp())
     right = torch.tensor([[True, True, False], [False, False, True]])
     expected = -torch.where(right, p.log(), (1 - p).log()).mean()
@@ -160,7 +162,7 @@ def test_the_teacher_sees_the_images_as_it_is_used_to_them(size: int, fake: Reco
     task, images = begun(), batch(size)
     task(images)
     (seen,) = fake.images
-    student = DataSettings()
+    student = Preprocessing()
     mean, std, teacher_mean, teacher_std = (
         torch.tensor(values)[:, None, None] for values in (student.mean, student.std, TEACHER_MEAN, TEACHER_STD)
     )
@@ -186,7 +188,7 @@ def test_its_size_can_be_set(fake: Recorder) -> None:
 
 
 def test_a_teacher_with_the_students_settings_sees_the_students_images(fake: Recorder) -> None:
-    plain = DataSettings()
+    plain = Preprocessing()
     fake.pretrained_cfg |= {"mean": plain.mean, "std": plain.std}
     task, images = begun(), batch()
     task(images)
@@ -195,7 +197,7 @@ def test_a_teacher_with_the_students_settings_sees_the_students_images(fake: Rec
 
 def test_the_teacher_is_no_part_of_the_student(fake: Recorder) -> None:
     """Not among its parameters, weights and modules; not in its average, its optimiser or its checkpoints."""
-    task, plain = begun(), TASKS["classify"](Student(), 3)
+    task, plain = begun(), TASKS["classify"](Student(), target_of(3))
     assert task.teacher is not None and task.teacher.model is fake
     assert task.state_dict().keys() == plain.state_dict().keys()
     assert [name for name, _ in task.named_parameters()] == [name for name, _ in plain.named_parameters()]
@@ -209,7 +211,7 @@ def test_the_teacher_is_no_part_of_the_student(fake: Recorder) -> None:
 
 def test_the_average_does_not_copy_the_teacher(fake: Recorder) -> None:
     """As train.py orders it, the average is made before there is a teacher; after, it must not double its memory."""
-    task = TASKS["distill"](Student(), 3)
+    task = TASKS["distill"](Student(), target_of(3))
     average = ModelEmaV3(task, decay=0.9)
     task.begin_training(CPU)
     average.update(task)
@@ -224,7 +226,7 @@ def test_the_teacher_does_not_learn(fake: Recorder) -> None:
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
     for _ in range(3):
         task.train()
-        task(batch()).backward()
+        task(batch())["loss"].backward()
         optimizer.step()
     assert not any(p.requires_grad or p.grad is not None for p in fake.parameters())
     for key, value in fake.state_dict().items():
@@ -235,7 +237,7 @@ def test_the_teacher_does_not_learn(fake: Recorder) -> None:
 def test_a_frozen_student_leaves_the_teacher_alone(fake: Recorder) -> None:
     task = begun()
     freeze(task.model, ["norm"])
-    task(batch()).backward()
+    task(batch())["loss"].backward()
     assert [name for name, p in task.named_parameters() if p.grad is not None] == [
         "model.head.weight",
         "model.head.bias",
@@ -244,11 +246,11 @@ def test_a_frozen_student_leaves_the_teacher_alone(fake: Recorder) -> None:
 
 def test_a_batch_before_the_teacher_is_there_is_an_error() -> None:
     with pytest.raises(xcit.InputError, match="begin_training must come before the first batch"):
-        TASKS["distill"](Student(), 3)(batch())
+        TASKS["distill"](Student(), target_of(3))(batch())
 
 
 def test_evaluation_never_needs_the_teacher(fake: Recorder) -> None:
-    task = TASKS["distill"](Student(), 3)
+    task = TASKS["distill"](Student(), target_of(3))
     evaluator = task.eval().evaluator()
     labels = torch.tensor([0, 2])
     evaluator.update(SimpleNamespace(images=batch().images, labels=labels, targets=F.one_hot(labels, 3).float()))
@@ -266,7 +268,7 @@ def test_published_weights_are_asked_for_by_timms_name(fake: Recorder) -> None:
 
 def test_a_teacher_of_other_classes_is_refused(fake: Recorder) -> None:
     fake.pretrained_cfg["num_classes"] = 1000
-    with pytest.raises(xcit.InputError, match=r"task\.teacher=some: tells 1000 classes apart, the data have 3"):
+    with pytest.raises(xcit.InputError, match=r"task\.teacher=some: has 1000 classes, the data have 3"):
         begun(teacher="some")
 
 
@@ -274,7 +276,7 @@ def test_a_teacher_of_other_classes_is_refused(fake: Recorder) -> None:
 
 
 def a_teacher(weights: Path, name: str = "test_resnet", **options: Any) -> Teacher:
-    arguments = {"weights": str(weights), "image_size": None, "student": DataSettings(), "device": CPU}
+    arguments = {"weights": str(weights), "image_size": None, "student": Preprocessing(), "device": CPU}
     return Teacher(name, 3, **arguments | options)
 
 
@@ -283,13 +285,13 @@ def test_a_teacher_has_the_weights_that_it_was_given(tmp_path: Path) -> None:
     torch.save({"model": source.state_dict()}, tmp_path / "teacher.pth")
     ours = a_teacher(tmp_path / "teacher.pth")
     images = torch.randn(2, 3, 160, 160)
-    assert ours.image_size == 160, "the size of test_resnet"
+    assert ours.size == (160, 160), "the size of test_resnet"
     torch.testing.assert_close(ours(ours_to_student(images, ours)), source(images), rtol=1e-4, atol=1e-4)
 
 
 def ours_to_student(images: Tensor, of: Teacher) -> Tensor:
     """The images, normalised for that teacher, as the student would have been given them."""
-    mine, student = of.settings, DataSettings()
+    mine, student = of.preprocessing, Preprocessing()
     mean, std, student_mean, student_std = (
         torch.tensor(values)[:, None, None] for values in (mine.mean, mine.std, student.mean, student.std)
     )

@@ -12,7 +12,7 @@ import xcit
 from eval import read_checkpoint
 from xcit.checkpoint import FORMAT, LAST
 from xcit.engine.state import read_state
-from xcit.preprocessing import DataSettings
+from xcit.preprocessing import Preprocessing
 from xcit.tasks.teacher import Teacher
 from xcit.weights import published
 
@@ -60,9 +60,8 @@ def test_the_code_would_run_where_it_is_read_carelessly(evil: bytes, tmp_path: P
 
 
 def teacher_of(path: Path) -> object:
-    settings = DataSettings()
     device = torch.device("cpu")
-    return Teacher("test_resnet", 7, weights=str(path), image_size=None, student=settings, device=device)
+    return Teacher("test_resnet", 7, weights=str(path), image_size=None, student=Preprocessing(), device=device)
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -1,1 +1,1 @@
-"""How it is learnt: the loop and what it needs. Nothing here knows a model, a data set or a task by name."""
+"""How it is learnt: the loop and what it needs. It knows no model, no data set, no view and no task by name."""

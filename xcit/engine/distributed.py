@@ -1,4 +1,4 @@
-"""The one place that knows whether there are other processes."""
+"""Other processes: the only module that asks whether there are any."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @contextmanager
 def session() -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and yield this one's device: its GPU, or the CPU."""
+    """Join the processes that torchrun started, if it did. Yields this process's device: its GPU, or the CPU."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -28,7 +28,7 @@ def session() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
-    # gloo beside NCCL: what is not on the GPU need not wait for it.
+    # gloo beside NCCL, so that CPU tensors need not wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
@@ -45,7 +45,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and prints; known before the session starts, too."""
+    """Whether this process writes files and prints. The answer is known before the session starts, too."""
     return rank() == 0 if dist.is_initialized() else int(os.environ.get("RANK", 0)) == 0
 
 
@@ -75,7 +75,7 @@ def from_all(value: T) -> list[T]:
 
 
 def greatest(value: int) -> int:
-    """The greatest of all processes' values, found without the GPUs."""
+    """The largest of all processes' values; the GPUs are not used."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value)
@@ -84,14 +84,14 @@ def greatest(value: int) -> int:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has come here."""
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """What one process of each machine does before the others may: a download that they then find in the cache."""
+    """One process of each machine runs the block first: a download that the others then find in the cache."""
     first = int(os.environ.get("LOCAL_RANK", rank())) == 0
     if world_size() > 1 and not first:
         dist.barrier()
@@ -103,18 +103,18 @@ def main_first() -> Iterator[None]:
 
 
 def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module as it is trained: with several processes, gradients are averaged over them."""
+    """The module in DistributedDataParallel if there are several processes: gradients are averaged over them."""
     if world_size() == 1:
         return module
     return nn.parallel.DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
-    """A context for a pass whose gradients are not averaged yet, as more will be added to them."""
+    """A context for a pass whose gradients are not averaged yet, because more will be added to them."""
     return module.no_sync() if stay and isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> None:
-    """Have BatchNorm's statistics in the module taken over all processes, where there are several."""
+    """Compute BatchNorm statistics over all processes if there are several."""
     if world_size() > 1:
         convert_batchnorm(module, device)

@@ -1,4 +1,4 @@
-"""Partial freezing: parts of a model that a run leaves as they are."""
+"""Partial freezing: parts of a model that a run does not train."""
 
 from collections.abc import Sequence
 
@@ -24,6 +24,6 @@ def freeze(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def frozen_parts(module: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The frozen submodules: they stay in evaluation mode, so that their BatchNorms keep the statistics they have."""
+    """The frozen submodules. They stay in evaluation mode, so that their BatchNorms keep their statistics."""
     modules = dict(module.named_modules())
     return [modules[name] for name in names if name in modules]

@@ -1,9 +1,9 @@
-"""The training loop: epochs of updates, each epoch followed by validation and a checkpoint."""
+"""The training loop: epochs of updates, each followed by a validation and a checkpoint."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,16 +12,17 @@ from torch import nn
 
 from ..errors import TrainingError
 from . import distributed
+from .length import Length
 from .numerics import autocast
 from .progress import Progress
 from .recorder import Recorder
 from .run_folder import RunFolder
 from .state import TrainingState, seed_step
-from .task import Task
+from .task import Losses, Position, Task
 
 
 class EpochLoader(Protocol):
-    """Batches of one process; each epoch's follow from its number alone. `start` of them are left out."""
+    """Batches of one process. Those of an epoch follow from its number alone; the first `start` are left out."""
 
     def __len__(self) -> int: ...
 
@@ -32,11 +33,12 @@ class EpochLoader(Protocol):
 class Trainer:
     """How an update is made; what it changes is in the `TrainingState`.
 
-    module: the state's task as it is called in training (compiled, in DDP).
-    global_batch_size: images of an update, over all processes and passes.
-    accumulate: forward passes for each update, over equal shares of its batch.
-    clip_norm: bound on the gradient's norm over all parameters, or None.
-    frozen: parts of the task that are not trained, and stay in evaluation mode.
+    Args:
+        module: the state's task as it is called in training (compiled, in DDP).
+        global_batch_size: images of an update, over all processes and passes.
+        accumulate: forward passes for each update, over equal shares of its batch.
+        clip_norm: the largest norm of the gradient over all parameters, or None.
+        frozen: parts of the task that are not trained; they stay in evaluation mode.
     """
 
     state: TrainingState
@@ -49,12 +51,13 @@ class Trainer:
     clip_norm: float | None
     log_every: int
     seed: int
+    length: Length
     frozen: Sequence[nn.Module] = ()
 
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> Iterator[None]:
-        """The updates that are left of an epoch, yielding after each.
+        """Make the updates that are left of an epoch, yielding after each.
 
-        Nothing waits for the device but the logging (and fp16's scaler).
+        Nothing waits for the device except logging (and fp16's scaler).
 
         Raises:
             TrainingError: the loss is not finite.
@@ -63,59 +66,72 @@ class Trainer:
         state.task.train()
         for part in self.frozen:
             part.eval()
-        state.loss_sum = state.loss_sum.to(self.device)
-        done, updates = state.seen // self.global_batch_size, len(loader) // self.accumulate
+        state.loss_sums = {name: total.to(self.device) for name, total in state.loss_sums.items()}
+
+        # Where the epoch stands, and how much of it the run still makes.
+        updates_per_epoch = len(loader) // self.accumulate
+        done = state.seen // self.global_batch_size
+        last = done + self.length.cut(updates_per_epoch - done, step=state.step)
         batches = loader.epoch(state.epoch, start=done * self.accumulate)
+
         timed_step, timed_at = state.step, time.perf_counter()
-        for update in range(done + 1, updates + 1):
+        for update in range(done + 1, last + 1):
             lr = self.schedule_lr()
-            state.loss_sum += self.update(batches)
+            position = Position(state.step, self.length.num_updates(updates_per_epoch), updates_per_epoch)
+            state.add_losses(self.update(batches, position))
             progress.advance()
-            if update % self.log_every == 0 or update == updates:
-                loss = distributed.mean(state.loss_sum / (state.step - state.logged))
-                if not math.isfinite(loss):
-                    raise not_finite(
-                        f"the loss is {loss} by step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g})"
-                    )
+            if update % self.log_every == 0 or update == last:
+                losses = state.mean_losses()
+                if not all(math.isfinite(loss) for loss in losses.values()):
+                    name, loss = next((name, loss) for name, loss in losses.items() if not math.isfinite(loss))
+                    name = "the loss" if name == "loss" else f"the loss {name!r}"
+                    raise not_finite(f"{name} is {loss} by step {state.step} of epoch {state.epoch + 1} (lr {lr:.3g})")
                 speed = (state.step - timed_step) * self.global_batch_size / (time.perf_counter() - timed_at)
-                measured = {"loss": loss, "lr": lr, "images_per_second": speed}
+                measured = losses | {"lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
-                progress.show(loss, lr, speed)
-                state.loss_sum.zero_()
-                state.logged = timed_step = state.step
-                timed_at = time.perf_counter()
+                progress.show(losses["loss"], lr, speed)
+                state.begin_log_window()
+                timed_step, timed_at = state.step, time.perf_counter()
             yield
         state.epoch, state.seen = state.epoch + 1, 0
 
     def schedule_lr(self) -> float:
-        """Set the rate for the next update and return it."""
+        """Set the learning rate for the next update and return it."""
         self.schedule.step_update(self.state.step)
         return max(group["lr"] for group in self.state.optimizer.param_groups)
 
-    def update(self, batches: Iterator[Any]) -> torch.Tensor:
-        """One update; returns the mean loss of this process's batch, still on the device."""
+    def update(self, batches: Iterator[Any], position: Position) -> Losses:
+        """One update; returns the mean losses of this process's batch, still on the device."""
         state = self.state
-        total = torch.zeros((), device=self.device)
+        totals: Losses = {}
+
+        # Gradients: a forward and a backward pass over each share of the batch.
         for part in range(self.accumulate):
             batch = next(batches)
             # After the loader, which may use the same generator in this process.
             seed_step(self.seed, state.step, part, distributed.rank())
             more = part < self.accumulate - 1
             with distributed.gradients_stay(self.module, more), autocast(self.device, self.precision):
-                loss = self.module(batch) / self.accumulate
-                state.scaler.scale(loss).backward()
-            total += loss.detach()
+                losses = self.module(batch)
+                state.scaler.scale(losses["loss"] / self.accumulate).backward()
+            for name, loss in losses.items():
+                share = loss.detach() / self.accumulate
+                totals[name] = totals[name] + share if name in totals else share
+
+        # The step, between the task's hooks.
         if self.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.task.parameters(), self.clip_norm)
+        state.task.before_step(position, state.optimizer)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad()
         state.step += 1
         state.seen += self.global_batch_size
+        state.task.after_update(replace(position, update=state.step))
         if state.ema:
             state.ema.update(state.task)
-        return total
+        return totals
 
 
 def fit(
@@ -123,24 +139,33 @@ def fit(
     loader: EpochLoader,
     validate: Callable[[Task], dict[str, float]],
     *,
-    epochs: int,
     folder: RunFolder,
     recorder: Recorder,
     save_every: int | None = None,
     asked_to_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Train from where the state stands to the end, validating both sets of weights after each epoch.
+    """Train from where the state stands to the end; validate both sets of weights after each epoch.
 
-    save_every: updates after which a checkpoint is written within an epoch, too, or None.
-    asked_to_stop: tells all processes alike, after each update and each validation, who asks if someone does.
+    Args:
+        save_every: write a checkpoint after so many updates within an epoch, too, or None.
+        asked_to_stop: called by all processes after each update and each validation; returns who asks, if anybody.
 
     Raises:
-        TrainingError: a loss is not finite, or someone asked to stop, and the checkpoint for going on is written.
+        TrainingError: a loss is not finite, or somebody asked to stop, and the checkpoint to continue from is written.
     """
-    state, updates = trainer.state, len(loader) // trainer.accumulate
-    done = state.seen // trainer.global_batch_size
-    with Progress(epochs, updates, state.epoch, done, shown=distributed.is_main()) as progress:
-        while state.epoch < epochs:
+    state, length = trainer.state, trainer.length
+    updates_per_epoch = len(loader) // trainer.accumulate
+    begun = state.seen // trainer.global_batch_size
+    bar = Progress(
+        length.num_epochs(updates_per_epoch),
+        length.num_updates(updates_per_epoch),
+        epochs_done=state.epoch,
+        updates_done=state.epoch * updates_per_epoch + begun,
+        shown=distributed.is_main(),
+    )
+    with bar as progress:
+        while not length.is_reached(step=state.step, epoch=state.epoch, seen=state.seen):
+            # An epoch of updates. A checkpoint within it is written only while the weights are finite.
             for _ in trainer.train_epoch(loader, recorder, progress):
                 asking = asked_to_stop()
                 if asking or (save_every and state.step % save_every == 0):
@@ -148,12 +173,16 @@ def fit(
                     folder.save(state, is_best=False)
                 if asking:
                     raise stopped(asking, state, folder)
+
+            # Validation.
             results = {weights: validate(task) for weights, task in state.weights().items()}
             for weights, measured in results.items():
                 row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
                 recorder.log(row | measured)
             if any(not math.isfinite(value) for measured in results.values() for value in measured.values()):
                 raise not_finite(f"validation after epoch {state.epoch} measured {results}")
+
+            # The epoch's checkpoint.
             score = results["ema" if state.ema else "raw"][state.headline]
             is_best = state.best is None or score > state.best
             state.best = score if is_best else state.best
@@ -172,8 +201,8 @@ def stopped(asking: str, state: TrainingState, folder: RunFolder) -> TrainingErr
 
 
 def require_finite(state: TrainingState) -> None:
-    """Keep what has gone astray since the last row out of the checkpoint within an epoch."""
-    loss = distributed.mean(state.loss_sum)
+    """Refuse to write a checkpoint within an epoch if a loss since the last row, or a weight, is not finite."""
+    loss = state.mean_losses().get("loss", 0.0)
     weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.task.parameters()])
     if not math.isfinite(loss) or not weights.all():
         what = "the loss is" if not math.isfinite(loss) else "weights are"
@@ -189,7 +218,7 @@ def not_finite(what: str) -> TrainingError:
 
 @torch.inference_mode()
 def evaluate(task: Task, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
-    """What the task's evaluator measures over the batches of all processes, in evaluation mode."""
+    """Measure the task in evaluation mode, with its evaluator, over the batches of all processes."""
     was_training = task.training
     task.eval()
     evaluator = task.evaluator()

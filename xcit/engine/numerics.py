@@ -1,4 +1,4 @@
-"""fp32, bf16 or fp16: what is cast, what is scaled; and whether results may vary from run to run."""
+"""Precision (autocast and gradient scaling) and determinism."""
 
 import os
 from contextlib import AbstractContextManager
@@ -13,14 +13,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """fp16 gradients are scaled so that small ones survive; otherwise the scaler passes everything through."""
+    """Scales fp16 gradients so that small ones survive; for other types it changes nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def require_determinism(required: bool) -> None:
     """Refuse operations whose results vary from run to run; on a GPU that costs speed."""
     if required:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS is deterministic with a workspace of its own
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
     torch.use_deterministic_algorithms(required)

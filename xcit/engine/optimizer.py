@@ -1,4 +1,4 @@
-"""The optimiser, from timm, with weight decay only where it belongs."""
+"""The optimizer, from timm, with weight decay only where it belongs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,15 +19,15 @@ def make_optimizer(
     options: Mapping[str, Any],
     layer_decay: float | None = None,
 ) -> Optimizer:
-    """An optimiser over the module's trainable parameters.
+    """An optimizer over the module's trainable parameters.
 
     Args:
-        name: one of timm's, "adamw" or "lamb" say. Of "muon" and its relatives, which are for the matrices of the
-            hidden layers, the other parameters and the classifier get AdamW.
+        name: any timm optimizer, except those that need a closure or an extra package. "muon" and its relatives update
+            the matrices of the hidden layers; the other parameters and the classifier get AdamW.
         lr: the peak learning rate, after scaling.
-        options: the optimiser's own arguments (betas, eps, momentum …).
-        layer_decay: the learning rate of a layer is this share of that of the layer above it; the module, or the
-            `model` in it, must have a `group_matcher` as timm's models do, which tells what is a layer.
+        options: the optimizer's own arguments (betas, eps, momentum …).
+        layer_decay: the learning rate of a layer is this share of that of the layer above it. The module, or a task's
+            backbone, must have a `group_matcher` as timm's models do.
     """
     choose({known: known for known in list_optimizers()}, name, "optim.name")
     groups = parameter_groups(module, weight_decay, layer_decay)
@@ -41,7 +41,7 @@ def make_optimizer(
 
 
 def can_be_fused(module: nn.Module) -> bool:
-    """Whether torch has AdamW in one pass where the parameters are; on two CPU cores it takes a fifth of the time."""
+    """Whether torch has fused AdamW for the parameters' devices; on two CPU cores it takes a fifth of the time."""
     return all(parameter.device.type in ("cpu", "cuda") for parameter in module.parameters())
 
 
@@ -50,9 +50,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
     if layer_decay is None:
         exceptions = {"no_weight_decay_list": undecayed(module), "fallback_list": not_for_muon(module)}
         return param_groups_weight_decay(module, weight_decay, **exceptions)
-    layered = module if hasattr(module, "group_matcher") else module.get_submodule("model")
+    layered = module if hasattr(module, "group_matcher") else module.get_submodule(getattr(module, "backbone", ""))
     if not hasattr(layered, "group_matcher"):
-        raise InputError(f"optim.layer_decay={layer_decay}: the model does not tell its layers (group_matcher)")
+        raise InputError(f"optim.layer_decay={layer_decay}: the model has no group_matcher, which names its layers")
     exceptions = {"no_weight_decay_list": undecayed(layered), "fallback_list": not_for_muon(layered)}
     groups = param_groups_layer_decay(layered, weight_decay, layer_decay=layer_decay, **exceptions)
     covered = {id(parameter) for group in groups for parameter in group["params"]}
@@ -63,7 +63,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
 
 
 def undecayed(module: nn.Module) -> set[str]:
-    """Parameters that a part of the module wants free of weight decay, besides all one-dimensional ones and biases."""
+    """Parameters that a part of the module exempts from weight decay, besides all one-dimensional ones and biases."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -73,7 +73,7 @@ def undecayed(module: nn.Module) -> set[str]:
 
 
 def not_for_muon(module: nn.Module) -> set[str]:
-    """Parameters that are no matrix of a hidden layer: vectors, convolutions, tokens, the classifier."""
+    """Parameters that are not a matrix of a hidden layer: vectors, convolutions, tokens, the classifier."""
     classifiers: list[nn.Module] = []
     for part in module.modules():
         if callable(getattr(part, "get_classifier", None)):
@@ -84,5 +84,5 @@ def not_for_muon(module: nn.Module) -> set[str]:
 
 
 def peak_lr(lr: float, global_batch_size: int) -> float:
-    """The recipe's rule: the configured rate is the one for a global batch of 512."""
+    """The recipe's rule: the configured learning rate is for a global batch of 512."""
     return lr * global_batch_size / 512

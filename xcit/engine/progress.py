@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar on a terminal, a line for each epoch anywhere."""
+"""Progress of a training run: a bar on a terminal, and a line for each epoch everywhere."""
 
 import sys
 import time
@@ -15,12 +15,10 @@ from . import distributed
 
 
 class Progress:
-    """A bar over the updates of the whole run, with images/s, loss, learning rate and the time that is left."""
+    """A bar over the updates of the whole run, with images/s, loss, learning rate and the remaining time."""
 
-    def __init__(
-        self, epochs: int, updates_per_epoch: int, epochs_done: int, updates_done: int, *, shown: bool
-    ) -> None:
-        """updates_done: of the epoch after those that are done."""
+    def __init__(self, epochs: int, updates: int, *, epochs_done: int, updates_done: int, shown: bool) -> None:
+        """epochs, updates: of the whole run."""
         self.epochs, self.shown, self.started = epochs, shown, time.perf_counter()
         self.console = Console(stderr=True)
         self.bar = Bar(
@@ -34,8 +32,8 @@ class Progress:
         )
         self.updates = self.bar.add_task(
             "",
-            total=epochs * updates_per_epoch,
-            completed=epochs_done * updates_per_epoch + updates_done,
+            total=updates,
+            completed=updates_done,
             epoch=f"{epochs_done + 1}/{epochs}",
             status="",
         )
@@ -69,7 +67,7 @@ class Progress:
 def announce_resume(
     checkpoint: Path, epochs: int, seen: int, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Say where the run goes on, and what of its configuration is no longer as it was."""
+    """Print where the run continues, and the settings that changed since the checkpoint."""
     if distributed.is_main():
         changed = [
             f"{key} {old} → {new}" for key, old, new in differences(before, now) if key not in ("resume", "run_dir")

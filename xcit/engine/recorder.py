@@ -1,4 +1,4 @@
-"""What is measured goes to metrics.jsonl and to the tracker of one's choice."""
+"""Writes measurements to metrics.jsonl and to the chosen tracker."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ from .trackers import Tracker
 
 
 class Recorder:
-    """Rows of metrics: {"step", "epoch", "split": "train" or "val", …}, floats at full precision, not-a-number as null.
+    """Rows of metrics: {"step", "epoch", "split": "train" or "val", …}; floats at full precision, NaN as null.
 
-    On a resume, rows later than the checkpoint's step are dropped, and those of validations after epochs that it has
-    not done, so that the file is what an uninterrupted run would have written.
+    A resume drops the rows after the checkpoint's step, and the validations of epochs that the checkpoint has not
+    done. The file is then what an uninterrupted run would have written.
     """
 
     def __init__(self, path: Path, tracker: Tracker, *, after_step: int, epochs_done: int) -> None:
@@ -36,7 +36,7 @@ class Recorder:
 
 
 class NullRecorder(Recorder):
-    """What the other processes record: nothing."""
+    """For all processes but the main one: records nothing."""
 
     def __init__(self) -> None:
         pass
@@ -53,7 +53,7 @@ def kept_lines(path: Path, after_step: int, epochs_done: int) -> list[str]:
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line that a crash cut off
+        except json.JSONDecodeError:  # a crash cut this line off
             break
         if row["step"] <= after_step and (row["split"] == "train" or row["epoch"] <= epochs_done):
             kept.append(line)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write where, and what is in it (made by the main process alone)."""
+"""The folder of a run: what is in it, and who may write there. The main process alone makes it."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class RunFolder:
         self.best = path / "checkpoints" / "best.pt"
 
     def require_free(self, *, restart: bool = False) -> None:
-        """Refuse a folder that holds something, unless `restart` and it is a run that got to no checkpoint."""
+        """Refuse a folder that is not empty, unless `restart` is true and it is a run without a checkpoint."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.last.exists()
         if names and not abandoned:
@@ -50,14 +50,14 @@ class RunFolder:
         require_writable(self.path)
 
     def create(self) -> None:
-        """Make the folder, which `require_free` has accepted."""
+        """Make the folder that `require_free` has accepted."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
 
     def describe(self, config_yaml: str, classes: list[str] | None = None) -> None:
-        """Write down what is about to run, and clear away what a killed run left half-written."""
+        """Write down what is about to run, and remove files that a killed run left half-written."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
         write_text(self.path / "config.yaml", config_yaml)
@@ -66,9 +66,9 @@ class RunFolder:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
     def save(self, state: TrainingState, *, is_best: bool) -> None:
-        """Write last.pt, and best.pt before it where this epoch is the best so far; all processes call it.
+        """Write best.pt if this epoch is the best so far, then last.pt. All processes call it.
 
-        A run killed between the two repeats what it did since last.pt, and finds the same.
+        A run that is killed between the two repeats the updates since last.pt, with the same results.
         """
         content = state.state_dict()
         if not distributed.is_main():
@@ -80,19 +80,19 @@ class RunFolder:
 
 
 def new_path(run_dir: str | None, name: str) -> Path:
-    """run_dir, or a folder of its own below runs/: the microseconds keep jobs that start together apart."""
+    """run_dir, or a new folder below runs/; its microseconds differ for jobs that start together."""
     return Path(run_dir) if run_dir else RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
 def resolve(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
     """The folder that a training run writes to, and the checkpoint that it continues from, if any.
 
-    resume=none starts anew. resume=auto continues run_dir, or without one the latest run below runs/NAME, and starts
-    anew where there is no checkpoint. resume=PATH continues a run folder, named by itself or by its last.pt.
+    resume=none starts a new run. resume=auto continues run_dir, or else the latest run below runs/NAME, and starts a
+    new run if there is no checkpoint. resume=PATH continues a run folder, given by its path or by that of its last.pt.
 
     Raises:
-        InputError: there is nothing to continue at PATH, or the folder for a new run holds something, or it cannot be
-            written to. Nothing has been written then.
+        InputError: there is nothing to continue at PATH, or the folder of a new run is not empty or cannot be written
+            to. Nothing has been written then.
     """
     folder, checkpoint = locate(resume, run_dir, name)
     if checkpoint:
@@ -123,7 +123,7 @@ def locate(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path
 
 
 def find_checkpoint(key: str, path: str) -> Path:
-    """The file itself, or the last checkpoint of a run folder. `key` is where the path was given."""
+    """The file itself, or the last checkpoint of a run folder. `key` is the configuration key of the path."""
     if not Path(path).exists():
         raise InputError(f"{key}={path}: no such file or run folder")
     if Path(path).is_dir():
@@ -135,7 +135,7 @@ def find_checkpoint(key: str, path: str) -> Path:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a folder that cannot be written to, or is marked read-only: root too, whom the marks do not stop."""
+    """Refuse a folder that cannot be written to, or is marked read-only (which would not stop root)."""
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"run_dir={path}: {nearest} is a file")
@@ -159,7 +159,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, where it lies in a checkout and git is at hand."""
+    """The commit of this code, if it lies in a checkout and git is installed."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

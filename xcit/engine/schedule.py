@@ -1,4 +1,4 @@
-"""The learning rate: warm-up, cosine, cool-down. A function of the number of updates done, and of nothing else."""
+"""The learning rate: warm-up, cosine, cool-down. It is a function of the number of updates done."""
 
 from timm.scheduler import CosineLRScheduler
 from torch.optim import Optimizer
@@ -7,19 +7,19 @@ from torch.optim import Optimizer
 def make_schedule(
     optimizer: Optimizer,
     *,
-    epochs: int,
+    epochs: float,
     updates_per_epoch: int,
     warmup_epochs: float,
     warmup_lr: float,
     cooldown_epochs: float,
     min_lr: float,
 ) -> CosineLRScheduler:
-    """timm's schedule, to be stepped by `step_update(updates done)` before each update.
+    """timm's schedule; call `step_update(updates done)` before each update.
 
-    The rate rises linearly from warmup_lr during the warm-up, follows a cosine that began at update 0 (as in DeiT), is
-    down at min_lr cooldown_epochs before the end and stays there. `epochs` counts all three. A run that its warm-up and
-    cool-down would fill keeps half of its length for the cosine and shrinks both in proportion.
-    A peak below warmup_lr or min_lr, as a small batch has it, is itself the floor.
+    The rate rises linearly from warmup_lr during the warm-up, then follows a cosine that starts at update 0 (as in
+    DeiT), reaches min_lr cooldown_epochs before the end, and stays there. `epochs` counts all three. If warm-up and
+    cool-down would fill the run, both shrink in proportion, so that half of it is left for the cosine. If the peak is
+    below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
     shrink = 1.0

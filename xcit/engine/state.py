@@ -1,6 +1,6 @@
 """Everything that must survive a crash, in one object."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checkpoint import FORMAT
+from ..checkpoint import FORMAT, FORMAT_2
 from ..errors import InputError
+from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from . import distributed
-from .task import Task
+from .task import Losses, Task
 
-# What a parameter group holds by configuration, besides the optimiser's own arguments.
+# What a parameter group holds by configuration, besides the optimizer's own arguments.
 OF_GROUPS = ("params", "initial_lr", "lr_scale", "use_fallback")
 
 
@@ -26,9 +26,9 @@ OF_GROUPS = ("params", "initial_lr", "lr_scale", "use_fallback")
 class TrainingState:
     """What a run has learnt and where it stands.
 
-    There is no generator state and no schedule in it: order, augmentation, mixing and drop path follow from
-    (seed, epoch, step), and the learning rate from the step. Where the epoch under way stands is one number, `seen`,
-    whatever the number of processes and of their workers.
+    It holds no generator state and no schedule: order, augmentation, mixing and drop path follow from
+    (seed, epoch, step), and the learning rate from the step. One number, `seen`, tells where an unfinished epoch
+    stands, for any number of processes and workers.
     """
 
     task: Task
@@ -36,43 +36,62 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None = None
     identity: dict[str, Any] = field(default_factory=dict)
-    """Plain data that say which run this is: its configuration, class names, tracker's id, and what the order of an
-    epoch follows from."""
+    """Plain data that identify the run: its configuration, class names, the tracker's id, and what the order of an
+    epoch depends on."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """What the model expects of its images; for those who load the checkpoint."""
     step: int = 0
     """Updates done."""
     epoch: int = 0
     """Epochs done."""
     seen: int = 0
-    """Images of the next epoch that are learnt from already, over all processes."""
+    """Images of the next epoch that the model has learnt from, over all processes."""
     logged: int = 0
-    """The update that the last row of training metrics was written after."""
-    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """The losses of the updates since then, of this process, where they were computed."""
+    """The update after which the last row of training metrics was written."""
+    loss_sums: Losses = field(default_factory=dict)
+    """By name, the sums of this process's losses over the updates since then, on the device."""
     best: float | None = None
-    """The best value of the task's headline metric so far, of the EMA weights where there are any."""
+    """The best value of the task's headline metric so far; of the EMA weights if there are any."""
 
     @property
     def headline(self) -> str:
-        """The metric by which the task wants to be judged; higher is better."""
+        """The metric by which the best checkpoint is chosen; higher is better."""
         return str(self.task.headline)
 
     def weights(self) -> dict[str, Task]:
-        """The task with the weights as trained, and with their moving average."""
+        """The task with the weights as trained ("raw") and with their moving average ("ema")."""
         return {"raw": self.task} | ({"ema": self.ema.module} if self.ema else {})
 
+    def add_losses(self, losses: Losses) -> None:
+        """Add the losses of one update."""
+        for name, loss in losses.items():
+            self.loss_sums[name] = self.loss_sums[name] + loss if name in self.loss_sums else loss
+
+    def mean_losses(self) -> dict[str, float]:
+        """The mean losses over the updates since the last row and over all processes; "loss" comes first."""
+        names = sorted(self.loss_sums, key=lambda name: (name != "loss", name))
+        num_updates = max(1, self.step - self.logged)
+        return {name: distributed.mean(self.loss_sums[name] / num_updates) for name in names}
+
+    def begin_log_window(self) -> None:
+        """Start the sums anew: a row has just been written."""
+        self.loss_sums, self.logged = {}, self.step
+
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes; all processes make it together, and any one may save it."""
+        """What `load_state_dict` takes. All processes make it together, and any one may save it."""
         return {
             "format": FORMAT,
+            "backbone": self.task.backbone,
+            "preprocessing": self.preprocessing.as_dict(),
             "task": self.task.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.gathered(),
+            "optimizer": self.optimizer_state(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
             "seen": self.seen,
             "logged": self.logged,
-            "loss_sums": distributed.from_all(self.loss_sum.item()),
+            "loss_sums": distributed.from_all({name: total.item() for name, total in self.loss_sums.items()}),
             "best": self.best,
             "identity": self.identity,
         }
@@ -80,7 +99,7 @@ class TrainingState:
     def load_state_dict(self, content: Mapping[str, Any], origin: str) -> None:
         """Continue where `content` stood. `origin` names it in the errors.
 
-        What the optimiser has gathered is restored; its rates and decays are those configured now.
+        The optimizer's moments are restored; learning rates and weight decay are the configured ones.
         """
         for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=False):
             if now != before:
@@ -94,18 +113,16 @@ class TrainingState:
             raise InputError(f"{origin}: holds {has} EMA, train.ema_decay asks for {wants}")
         if self.ema:
             load_exactly(self.ema.module, content["ema"], origin)
-        self.restore_gathered(content["optimizer"], origin)
+        self.load_optimizer_state(content["optimizer"], origin)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]
         self.seen, self.logged = seen, content.get("logged", self.step)
-        sums = content.get("loss_sums", [0.0])
-        same_processes = len(sums) == distributed.world_size()
-        self.loss_sum = torch.tensor(sums[distributed.rank()] if same_processes else sum(sums) / len(sums))
+        self.loss_sums = own_share(content.get("loss_sums", [{}]))
         self.identity["tracker"] = content["identity"].get("tracker")
 
     def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
-        """Refuse to go on within an epoch that is not the one it was: what is left of it could not be told."""
+        """Refuse to continue within an epoch whose order has changed: nobody could tell what is left of it."""
         for key, before in content["identity"]["order"].items():
             now = self.identity["order"].get(key)
             if now != before:
@@ -114,8 +131,8 @@ class TrainingState:
                     f"{key} was {before} and is {now} now"
                 )
 
-    def gathered(self) -> dict[str, Any]:
-        """What the optimiser has gathered: by the names of parameters, and what LAMB and others count for all."""
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state by the names of parameters, and what LAMB and others count for all of them."""
         names = {id(parameter): name for name, parameter in self.task.named_parameters()}
         return {
             "name": type(self.optimizer).__name__,
@@ -128,8 +145,8 @@ class TrainingState:
             },
         }
 
-    def restore_gathered(self, saved: Mapping[str, Any], origin: str) -> None:
-        """Bring it back, however the parameters are grouped now; one that was not trained before starts anew."""
+    def load_optimizer_state(self, saved: Mapping[str, Any], origin: str) -> None:
+        """Load it, whatever the parameter groups are now. A parameter that was frozen before starts without state."""
         name = type(self.optimizer).__name__
         if saved["name"] != name:
             raise InputError(f"{origin}: was trained with {saved['name']}, optim.name asks for {name}")
@@ -146,13 +163,25 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": by_number, "param_groups": groups})
 
 
+def own_share(sums: Sequence[dict[str, float]]) -> Losses:
+    """This process's sums of losses; with another number of processes than before, the mean of all."""
+    if len(sums) == distributed.world_size():
+        own = sums[distributed.rank()]
+    else:
+        own = {name: sum(of_process[name] for of_process in sums) / len(sums) for name in sums[0]}
+    return {name: torch.tensor(total) for name, total in own.items()}
+
+
 def read_state(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that one of our runs wrote."""
+    """The content of a checkpoint that one of our runs wrote, as of the present version."""
     content = read_tensors(path)
+    if content.get("format") == FORMAT_2:
+        # Version 2 knew one loss, and neither "backbone" nor "preprocessing", which a resumed run has of its own.
+        return {**content, "loss_sums": [{"loss": total} for total in content.get("loss_sums", [0.0])]}
     if content.get("format") != FORMAT:
         given = content.get("format", "not given")
         raise InputError(
-            f"{path}: not a checkpoint that a run can go on from (its format is {given!r}, not {FORMAT!r})"
+            f"{path}: not a checkpoint that a run can continue from (its format is {given!r}, not {FORMAT!r})"
         )
     return content
 

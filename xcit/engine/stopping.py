@@ -1,4 +1,4 @@
-"""A run that is told to end does so after the update or the validation that it is in, at a checkpoint."""
+"""Signals that stop a run: it ends after the current update or validation, with a checkpoint."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Within the context, a signal that asks this process to end is only noted; SIGQUIT (Ctrl-\\) and SIGKILL end it.
+    """In this context a signal that asks the process to end is only noted; SIGQUIT (Ctrl-\\) and SIGKILL end it.
 
-    Under torchrun one Ctrl-C arrives twice, so a second signal says no more than the first.
+    Under torchrun one Ctrl-C arrives twice, so a second signal means no more than the first.
     """
 
     def __init__(self) -> None:
@@ -21,14 +21,14 @@ class StopSignals:
         self.stopping = False
 
     def agreed(self) -> str | None:
-        """The name of a signal that any of the processes has received; all ask together and get one answer."""
+        """The name of a signal that any process has received. All processes call it, and get the same answer."""
         number = distributed.greatest(self.received)
         self.stopping = number > 0
         return signal.Signals(number).name if number else None
 
     def note(self, number: int, frame: FrameType | None) -> None:
         if not self.received and distributed.is_main():
-            # Not print(): it may be that very function which the signal interrupts.
+            # Not print(): the signal may interrupt that very function.
             os.write(2, f"{signal.Signals(number).name}: stopping after this update or validation\n".encode())
         self.received = number
 
@@ -38,6 +38,6 @@ class StopSignals:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self.stopping:
-            distributed.wait_for_all()  # torchrun ends the others as soon as one has ended
+            distributed.wait_for_all()  # torchrun kills the others as soon as one has ended
         for number, handler in self.before.items():
             signal.signal(number, handler)

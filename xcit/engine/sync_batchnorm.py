@@ -1,4 +1,4 @@
-"""BatchNorm over the batches of all processes, on GPUs and on CPUs."""
+"""BatchNorm whose statistics are taken over the batches of all processes, on GPUs and on CPUs."""
 
 import torch
 import torch.distributed as dist
@@ -10,12 +10,12 @@ from ..errors import InputError
 
 
 def convert_batchnorm(module: nn.Module, device: torch.device) -> None:
-    """Replace each BatchNorm2d in the module by one that is synchronised; parameters and buffers are kept."""
+    """Replace each BatchNorm2d in the module by a synchronized one; parameters and buffers are kept."""
     if device.type == "cuda":
-        convert_sync_batchnorm(module)  # timm's, which knows of the BatchNorms that hold an activation
+        convert_sync_batchnorm(module)  # timm's handles BatchNorms that hold an activation
         return
     for name, child in module.named_children():
-        plain = type(child) in (nn.BatchNorm2d, BatchNormAct2d)  # what else is derived from them may do more
+        plain = type(child) in (nn.BatchNorm2d, BatchNormAct2d)  # other subclasses may do more
         if plain and isinstance(child, nn.BatchNorm2d) and child.affine:
             synchronised = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
             if isinstance(child, BatchNormAct2d):
@@ -31,10 +31,10 @@ def convert_batchnorm(module: nn.Module, device: torch.device) -> None:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """torch's SyncBatchNorm refuses tensors on the CPU; this one reduces the statistics with gloo.
+    """SyncBatchNorm for CPUs, which torch's own refuses; gloo reduces the statistics.
 
-    The reductions are part of the graph, so that gradients too are those of one large batch. The processes' batches
-    need not be of one size. The variance is taken around the common mean, in fp32: no difference of large squares.
+    The reductions are part of the graph, so the gradients are those of one large batch, too. The processes' batches may
+    differ in size. The variance is taken around the common mean in fp32, which avoids a difference of large squares.
     `drop` and `act` follow the norm in timm's BatchNormAct2d.
     """
 
@@ -72,7 +72,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of all processes' gradients, as each of them uses the result."""
+    """A sum over processes. Its gradient is the sum of all gradients, since every process uses the result."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: a table, TensorBoard, wandb."""
+"""Trackers: where metrics go besides metrics.jsonl. A CSV table, TensorBoard, wandb."""
 
 import json
 import sys
@@ -30,9 +30,11 @@ def make_tracker(
     entity: str | None,
     config: dict[str, Any],
 ) -> Tracker:
-    """The tracker called `name`, shielded: it may fail without the run failing.
+    """The tracker called `name`. If it fails, the run continues without it.
 
-    after_step: the update that the run continues from. The others are wandb's alone.
+    Args:
+        after_step: the update that the run continues from.
+        run_id, mode, project, entity, config: wandb's.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "none": NullTracker,
@@ -52,7 +54,7 @@ class NullTracker:
 
 
 class CsvTracker:
-    """metrics.csv: metrics.jsonl as a table, brought up to date at each validation."""
+    """metrics.csv: metrics.jsonl as a table, written at each validation."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.target = folder / "metrics.jsonl", folder / "metrics.csv"
@@ -84,7 +86,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run on wandb, the same one after a resume: its id is part of the training state."""
+    """A run on wandb. A resume continues the same one, since its id is part of the training state."""
 
     def __init__(
         self, folder: Path, *, run_id: str, mode: Mode, project: str, entity: str | None, config: dict[str, Any]
@@ -104,7 +106,7 @@ class WandbTracker:
         )
 
     def log(self, row: Row) -> None:
-        # By a key of their own: wandb's steps must rise, and the raw and the EMA weights share one.
+        # Steps are logged under their own key: wandb's own must rise, but raw and EMA weights share one.
         self.run.log(scalars(row) | {"step": row["step"], "epoch": row["epoch"]})
 
     def close(self) -> None:
@@ -112,7 +114,7 @@ class WandbTracker:
 
 
 class Shielded:
-    """A tracker that cannot take the run down: after its first failure it is warned about and left alone."""
+    """A tracker whose first failure prints a warning and switches it off, so that the run continues."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name = name
@@ -131,13 +133,13 @@ class Shielded:
     def attempt(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracking service may throw: training goes on without it
+        except Exception as error:  # whatever a tracking service may raise
             self.tracker = None
             print(f"warning: logger={self.name} failed and is off from here on ({error})", file=sys.stderr)
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """The row's measurements under names like val_ema/top1."""
+    """The row's measurements, under names like val_ema/top1."""
     prefix = row["split"] + (f"_{row['weights']}" if "weights" in row else "")
     labels = ("step", "epoch", "split", "weights")
     return {f"{prefix}/{name}": value for name, value in row.items() if name not in labels and value is not None}

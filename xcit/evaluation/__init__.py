@@ -1,1 +1,1 @@
-"""What a trained model is worth: accuracy across resolutions, what it costs, and the report of both."""
+"""Evaluation: accuracy across resolutions, its cost in time and memory, and the report."""

@@ -1,4 +1,4 @@
-"""What an evaluation costs: time and memory."""
+"""Time and peak memory of an evaluation."""
 
 import time
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 
 
 class Meter:
-    """Seconds and peak memory of what runs inside `with Meter(device) as meter:`.
+    """Measures seconds and peak memory of a block: `with Meter(device) as meter:`.
 
-    On a GPU the peak is that of the tensors on it, on a CPU that of the whole process (0 where the system does not
-    tell), in MB of 10⁶ bytes.
+    The peak is in MB of 10⁶ bytes: of the tensors on a GPU, or of the whole process on a CPU (0 if the system does not
+    tell).
     """
 
     seconds: float
@@ -43,7 +43,7 @@ class Meter:
 def reset_peak_of_process() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is then the one since the start
+    except OSError:  # not Linux, or not allowed: the peak is then that since the start
         return
 
 

@@ -1,4 +1,4 @@
-"""The results of an evaluation as files, as a picture and as a table."""
+"""The report of an evaluation: files, a picture and a table."""
 
 import json
 from collections.abc import Sequence
@@ -14,14 +14,16 @@ from .resolutions import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is known by another name in print.
+# Column titles that differ from the keys.
 PRINTED = {"top1": "top-1 %", "top5": "top-5 %", "images_per_second": "images/s", "peak_memory_mb": "peak MB"}
 
 
 def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: int | None = None) -> None:
-    """results.json (a list of rows), results.csv and HEADLINE_vs_resolution.png in `folder`; a table on the terminal.
+    """Write results.json (a list of rows), results.csv and HEADLINE_vs_resolution.png; print a table.
 
-    headline: the metric to draw. trained_at: the training resolution, to be marked.
+    Args:
+        headline: the metric to draw.
+        trained_at: the training resolution, which is marked.
     """
     plain = [without_nan(row) for row in rows]
     write_text(folder / "results.json", json.dumps(plain, indent=2) + "\n")
@@ -32,7 +34,7 @@ def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: i
 
 
 def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure":
-    from matplotlib.figure import Figure  # here, as it takes half a second to import, and a run draws at its end
+    from matplotlib.figure import Figure  # here, since it takes half a second to import and a run draws only at its end
 
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Accuracy across test resolutions (paper, figure 3): the same weights, the images at other sizes."""
+"""Accuracy across test resolutions (paper, figure 3): the same weights, images of other sizes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from ..engine.loop import evaluate
 from ..engine.task import Task
 from .cost import Meter
 
-# A line of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio; what the task's
-# evaluator measured (for classification top1 and top5 in percent, loss, images); images_per_second, peak_memory_mb.
+# A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, the evaluator's
+# metrics (for classification top1 and top5 in percent, loss, images), images_per_second, peak_memory_mb.
 Row = dict[str, Any]
 
 
@@ -26,9 +26,9 @@ def sweep(
     device: torch.device,
     precision: str,
 ) -> list[Row]:
-    """A row for each of the weights ("raw", "ema") at each resolution.
+    """A row for each kind of weights ("raw", "ema") at each resolution.
 
-    batches_at: the evaluation batches at a resolution. images_per_second counts decoding, the start of workers and all.
+    batches_at makes the evaluation batches at a resolution. images_per_second includes decoding and starting workers.
     """
     rows: list[Row] = []
     for resolution in resolutions:

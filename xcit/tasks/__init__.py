@@ -1,13 +1,11 @@
 """The tasks by name: a new one is a file in this room and a line here."""
 
-from collections.abc import Callable
-
 from ..engine.task import Task
 from .classify import Classify
 from .distill import Distill
 
-# name → class; what follows model and num_classes are the options that conf/task/NAME.yaml may set.
-TASKS: dict[str, Callable[..., Task]] = {
+# name → class; its keyword-only arguments are the options that conf/task/NAME.yaml may set.
+TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "distill": Distill,
 }

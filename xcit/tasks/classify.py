@@ -1,5 +1,6 @@
 """Classification: cross-entropy, top-1 and top-5."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -7,26 +8,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from ..engine.task import Task
+from ..engine.task import Losses, Target, Task
+from ..errors import InputError
 
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
 class Classify(Task):
-    """The model with the loss of its recipe, against soft targets (mixed and smoothed, or one-hot).
+    """One class for each image; targets are soft: mixed and smoothed, or one-hot.
 
-    loss: "cross_entropy", or "binary_cross_entropy" of each class by itself, where all classes that are in a mixed
-    image are right (DeiT III, arXiv 2204.07118; Wightman et al., arXiv 2110.00476).
+    loss: "cross_entropy", or "binary_cross_entropy" for each class by itself; then every class that a mixed image
+    contains is a positive (DeiT III, arXiv 2204.07118; Wightman et al., arXiv 2110.00476).
     """
 
+    view = "labelled_crop"
+    target_kinds = ("class",)
     headline = "top1"
 
-    def __init__(self, model: nn.Module, num_classes: int, *, loss: Loss = "cross_entropy") -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, target: Target, *, loss: Loss = "cross_entropy") -> None:
+        super().__init__(model, target)
         self.loss = loss
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.classification_loss(self.model(batch.images), batch.targets)
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
+        if options.get("loss") == "binary_cross_entropy" and view_options.get("label_smoothing"):
+            raise InputError(
+                f"augment.label_smoothing={view_options['label_smoothing']}: must be 0 with "
+                "task.loss=binary_cross_entropy, which takes every class with a share of an image as a positive"
+            )
+
+    def forward(self, batch: Any) -> Losses:
+        return {"loss": self.classification_loss(self.model(batch.images), batch.targets)}
 
     def classification_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; logits and targets are (B, num_classes)."""
@@ -39,7 +51,7 @@ class Classify(Task):
 
 
 class Accuracy:
-    """top1 and top5 in percent, loss, images; exact over all processes, whatever the sizes of their shares."""
+    """top1 and top5 in percent, loss, images. Exact over all processes, for shares of any size."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

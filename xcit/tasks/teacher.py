@@ -1,4 +1,4 @@
-"""A trained model that another learns from."""
+"""A trained model that another one learns from."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from ..errors import InputError, given_as
 from ..models import create_model
-from ..preprocessing import DataSettings, data_settings, told
+from ..preprocessing import Preprocessing, pretrained_cfg
 from ..storage import load_exactly
 from ..weights.formats import read_weights
 
 
 class Teacher:
-    """One of timm's models, in evaluation mode and without gradients, fed with the images as it is used to them.
+    """One of timm's models, in evaluation mode and without gradients. It gets images in its own normalization and size.
 
-    It is no module, so that it is no part of its student: not in checkpoints, not in the EMA, not in DDP.
+    It is not a Module, so that it is no part of its student: not in checkpoints, not in the EMA, not in DDP.
 
     Args:
-        name: one of timm's (XCiT's are xcit_small_12_p16_224 and so on).
-        num_classes: those of the student; a teacher of any other number is refused.
-        weights: whatever `load_weights` takes; None for the weights that timm's name stands for.
-        image_size: pixels to which the images are resized for it; None for the size that it is made for.
-        student: the settings by which the images that come in are normalised.
+        name: one of timm's models (XCiTs are xcit_small_12_p16_224 and so on).
+        num_classes: the student's; a teacher with another number is refused.
+        weights: whatever `load_weights` takes; None for the pretrained weights of timm's name.
+        image_size: pixels to which the images are resized for the teacher; None for the size it was trained at.
+        student: the preprocessing of the images that come in.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Teacher:
         *,
         weights: str | None,
         image_size: int | None,
-        student: DataSettings,
+        student: Preprocessing,
         device: torch.device,
     ) -> None:
         try:
             known = num_classes if weights else trained_classes(name)
             if known != num_classes:
                 raise InputError(
-                    f"task.teacher={name}: tells {known} classes apart, the data have {num_classes}; "
-                    "give the weights of one that knows them with task.teacher_weights"
+                    f"task.teacher={name}: has {known} classes, the data have {num_classes}; "
+                    "task.teacher_weights= takes weights that were trained on these classes"
                 )
             model = create_model(
                 "timm", name=name, num_classes=num_classes, image_size=image_size, pretrained=not weights
@@ -50,24 +50,23 @@ class Teacher:
             raise InputError(str(error).replace("model.name=", "task.teacher=", 1)) from None
         if weights:
             load_whole(model, weights)
-        self.settings = data_settings(model)
+        self.preprocessing = Preprocessing.of_model(model)
         self.model = model.eval().requires_grad_(False).to(device)
-        self.student, self.image_size = student, image_size or self.settings.image_size
+        self.student, self.size = student, (image_size, image_size) if image_size else self.preprocessing.size
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of the student's images, (B, 3, H, W)."""
-        return self.model(self.as_used_to(images))
+        return self.model(self.convert(images))
 
-    def as_used_to(self, images: Tensor) -> Tensor:
-        """The student's images, in the teacher's normalisation and size."""
-        mine, theirs = self.settings, self.student
+    def convert(self, images: Tensor) -> Tensor:
+        """The student's images in the teacher's normalization and size."""
+        mine, theirs = self.preprocessing, self.student
         if (mine.mean, mine.std) != (theirs.mean, theirs.std):
-            in_unit_range = images * channels(theirs.std, images) + channels(theirs.mean, images)
-            images = (in_unit_range - channels(mine.mean, images)) / channels(mine.std, images)
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+            pixels = images * channels(theirs.std, images) + channels(theirs.mean, images)  # from 0 to 1
+            images = (pixels - channels(mine.mean, images)) / channels(mine.std, images)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return images
 
 
@@ -76,13 +75,13 @@ def channels(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def load_whole(model: nn.Module, weights: str) -> None:
-    """Load weights, classifier included: a teacher whose classifier starts anew teaches noise."""
+    """Load weights, classifier included: a teacher with a fresh classifier would teach noise."""
     with given_as("task.teacher_weights"):
         whole = read_weights(weights)
         load_exactly(model, whole.state(), whole.origin)
 
 
 def trained_classes(name: str) -> int:
-    """How many classes the weights are for that timm's name stands for; nothing is fetched for it."""
+    """The number of classes of the pretrained weights of timm's name; nothing is fetched."""
     with torch.device("meta"):
-        return int(told(create_model("timm", name=name)).get("num_classes", 1000))
+        return int(pretrained_cfg(create_model("timm", name=name)).get("num_classes", 1000))

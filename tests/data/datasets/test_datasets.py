@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data import DATASETS, DataError, Digits, Folder, ImageNet, encoded_image
+from data import DATASETS, Digits, Folder, ImageNet, encoded_image
+from xcit.errors import InputError
 
 Tree = Callable[..., Path]
 
@@ -19,13 +20,15 @@ def test_digits_are_split_once_and_for_all() -> None:
     train, val = Digits().train(), Digits().val()
     assert (len(train), len(val)) == (1437, 360)
     assert train.classes == [str(digit) for digit in range(10)]
-    image, label = val[0]
-    assert (image.size, image.mode, label) == ((32, 32), "RGB", 7)
-    with pytest.raises(DataError, match="not those of the model"):
+    image, label, key = val[0]
+    assert (image.size, image.mode, label, key) == ((32, 32), "RGB", 7, "digit 0")
+    with pytest.raises(InputError, match="not those of the model"):
         Digits().val(["cat", "dog"])
-    counts = Counter(val[i][1] for i in range(len(val)))
+    counts = Counter(val[i].target for i in range(len(val)))
     assert min(counts.values()) >= 34, "each class has its share"
-    fingerprints = [{val_or_train[i][0].tobytes() for i in range(len(val_or_train))} for val_or_train in (train, val)]
+    fingerprints = [
+        {val_or_train[i].image.tobytes() for i in range(len(val_or_train))} for val_or_train in (train, val)
+    ]
     assert not fingerprints[0] & fingerprints[1]
 
 
@@ -35,8 +38,9 @@ def test_a_folder_with_train_and_val(image_tree: Tree) -> None:
     val = Folder(root=str(root)).val(train.classes)
     assert train.classes == val.classes == ["cat", "dog"]
     assert (len(train), len(val)) == (7, 2)
-    assert [val[i][1] for i in range(2)] == [1, 1], "labels are numbered as in training"
-    assert val[0][0].rgb().mode == "RGB"
+    assert [val[i].target for i in range(2)] == [1, 1], "labels are numbered as in training"
+    assert val[0].image.rgb().mode == "RGB"
+    assert val[0].key == str(root / "val" / "dog" / "000.png")
 
 
 def test_an_undivided_folder_sets_a_share_of_each_class_aside(image_tree: Tree) -> None:
@@ -51,32 +55,32 @@ def test_an_undivided_folder_sets_a_share_of_each_class_aside(image_tree: Tree) 
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_a_root_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}/nowhere: no such folder"):
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: no such folder"):
         DATASETS[name](root=str(tmp_path / "nowhere"))
 
 
 def test_an_empty_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}: holds no class folders"):
+    with pytest.raises(InputError, match=f"{tmp_path}: holds no class folders"):
         Folder(root=str(tmp_path)).train()
-    with pytest.raises(DataError, match=f"{tmp_path}/train: no such folder"):
+    with pytest.raises(InputError, match=f"{tmp_path}/train: no such folder"):
         ImageNet(root=str(tmp_path)).train()
 
 
 def test_a_class_folder_without_images_is_named(image_tree: Tree) -> None:
     root = image_tree("mine", {"train/cat": 1, "train/dog": 0})
-    with pytest.raises(DataError, match="train/dog: holds no images"):
+    with pytest.raises(InputError, match="train/dog: holds no images"):
         Folder(root=str(root)).train()
 
 
 def test_a_class_that_training_lacks_is_named(image_tree: Tree) -> None:
     root = image_tree("mine", {"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/wolf": 1})
-    with pytest.raises(DataError, match="val/wolf: a class that training lacks"):
+    with pytest.raises(InputError, match="val/wolf: a class that training lacks"):
         Folder(root=str(root)).val(["cat", "dog"])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
 def test_a_share_out_of_range_is_refused(image_tree: Tree, fraction: float) -> None:
-    with pytest.raises(DataError, match=r"data\.val_fraction"):
+    with pytest.raises(InputError, match=r"data\.val_fraction"):
         Folder(root=str(image_tree("mine", {"cat": 1})), val_fraction=fraction)
 
 
@@ -85,8 +89,8 @@ def test_an_image_that_cannot_be_decoded_is_named(image_tree: Tree, damage: byte
     root = image_tree("mine", {"train/cat": 1}, suffix=".jpg")
     path = root / "train" / "cat" / "000.jpg"
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
-    with pytest.raises(DataError, match=f"{path}: cannot be decoded"):
-        Folder(root=str(root)).train()[0][0].rgb()
+    with pytest.raises(InputError, match=f"{path}: cannot be decoded"):
+        Folder(root=str(root)).train()[0].image.rgb()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
@@ -95,7 +99,7 @@ def test_any_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(np.full((8, 8), 90 * 257, np.uint16)) if mode == "I;16" else grey.convert(mode)
     (tmp_path / "train" / "cat").mkdir(parents=True)
     image.save(tmp_path / "train" / "cat" / ("a.jpg" if mode == "CMYK" else "a.png"))
-    found = Folder(root=str(tmp_path)).train()[0][0].rgb()
+    found = Folder(root=str(tmp_path)).train()[0].image.rgb()
     assert found.mode == "RGB"
     assert np.abs(np.asarray(found).astype(int) - 90).max() <= 2
 
@@ -105,15 +109,15 @@ def test_an_image_is_upright_as_its_exif_has_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.jpg", exif=exif)
-    assert Folder(root=str(tmp_path)).train()[0][0].rgb().size == (8, 12)
+    assert Folder(root=str(tmp_path)).train()[0].image.rgb().size == (8, 12)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.png")
     monkeypatch.setattr(encoded_image, "MAX_PIXELS", 95)
-    with pytest.raises(DataError, match=r"a\.png: cannot be decoded \(12 × 8 pixels are a decompression bomb\)"):
-        Folder(root=str(tmp_path)).train()[0][0].rgb()
+    with pytest.raises(InputError, match=r"a\.png: cannot be decoded \(12 × 8 pixels are a decompression bomb\)"):
+        Folder(root=str(tmp_path)).train()[0].image.rgb()
 
 
 WNIDS = {1: "n02119789", 2: "n02100735", 3: "n02110185"}
@@ -153,21 +157,21 @@ def test_flat_imagenet_takes_its_labels_from_the_devkit(image_tree: Tree, packed
 def test_flat_imagenet_without_its_devkit_says_what_is_needed(image_tree: Tree) -> None:
     root = write_flat_imagenet(image_tree, [1])
     (root / "ILSVRC2012_devkit_t12").rename(root / "elsewhere")
-    with pytest.raises(DataError, match="is flat, so ILSVRC2012_devkit_t12/ or"):
+    with pytest.raises(InputError, match="is flat, so ILSVRC2012_devkit_t12/ or"):
         ImageNet(root=str(root)).val()
 
 
 def test_a_devkit_that_cannot_be_read_is_named(image_tree: Tree) -> None:
     root = write_flat_imagenet(image_tree, [1])
     (root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat").write_text("junk\n")
-    with pytest.raises(DataError, match="ILSVRC2012_devkit_t12: cannot be read"):
+    with pytest.raises(InputError, match="ILSVRC2012_devkit_t12: cannot be read"):
         ImageNet(root=str(root)).val()
 
 
 def test_flat_imagenet_with_more_images_than_labels_names_the_image(image_tree: Tree) -> None:
     root = write_flat_imagenet(image_tree, [1, 2])
     (root / "val" / "ILSVRC2012_val_00000002.JPEG").rename(root / "val" / "ILSVRC2012_val_00000009.JPEG")
-    with pytest.raises(DataError, match=r"00000009\.JPEG: the devkit has labels for images 1 to 2"):
+    with pytest.raises(InputError, match=r"00000009\.JPEG: the devkit has labels for images 1 to 2"):
         ImageNet(root=str(root)).val()
 
 

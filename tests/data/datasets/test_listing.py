@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import DataError, Folder
+from data import Folder
 from data.caches import cache_folder
 from data.datasets import listing
 from data.datasets.listing import list_images
 from data.datasets.packed_texts import PackedTexts
+from xcit.errors import InputError
 
 Tree = Callable[..., Path]
 
@@ -75,7 +76,7 @@ def test_a_time_stamp_that_is_set_back_hides_no_change(root: Path) -> None:
 
 def test_links_in_a_circle_are_told_of_in_a_line(root: Path) -> None:
     (root / "dog" / "self").symlink_to(".")
-    with pytest.raises(DataError, match=r"self: cannot be listed \(Too many levels of symbolic links\)$"):
+    with pytest.raises(InputError, match=r"self: cannot be listed \(Too many levels of symbolic links\)$"):
         list_images(root)
 
 
@@ -134,5 +135,5 @@ def test_an_image_that_is_gone_is_named(root: Path) -> None:
     images = Folder(root=str(root)).train()
     for path, _ in images.samples:
         Path(path).unlink()
-    with pytest.raises(DataError, match=r"\.png: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"\.png: cannot be read \(No such file"):
         images[0]

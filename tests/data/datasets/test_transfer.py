@@ -9,19 +9,31 @@ import numpy as np
 import pytest
 import torch
 
-from data import CIFAR10, CIFAR100, DATASETS, Cars, DataError, DataSource, EvalLoader, EvalTransform, Flowers, INat
+from data import (
+    CIFAR10,
+    CIFAR100,
+    DATASETS,
+    Cars,
+    CenterLabelledCrop,
+    DataSource,
+    EvalLoader,
+    Flowers,
+    INat,
+)
 from data.encoded_image import rgb
+from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
 from ..as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_flowers, write_inat
 
 
 def levels(images: Any) -> list[int]:
     """The grey level of each image, to the nearest ten, for JPEG is not exact."""
-    return [round(np.asarray(rgb(images[index][0])).mean() / 10) * 10 for index in range(len(images))]
+    return [round(np.asarray(rgb(images[index].image)).mean() / 10) * 10 for index in range(len(images))]
 
 
 def labels(images: Any) -> list[int]:
-    return [images[index][1] for index in range(len(images))]
+    return [images[index].target for index in range(len(images))]
 
 
 @pytest.fixture
@@ -47,7 +59,7 @@ def test_cifar_is_read_from_its_batches(make: Callable[[str], DataSource], name:
     assert train.classes == val.classes == ANIMALS
     assert labels(train) == [number % 4 for number in range(count)]
     assert labels(val) == [count % 4, (count + 1) % 4]
-    image, _ = val[1]
+    image = val[1].image
     assert (image.size, image.mode) == ((32, 32), "RGB")
     assert image.getpixel((5, 5)) == (10 * (count + 1), 0, 0)
 
@@ -85,7 +97,7 @@ def test_validation_is_numbered_as_in_training(make: Callable[[str], DataSource]
     turned = source.val([*own.classes[::-1], "another"])
     assert [turned.classes[label] for label in labels(turned)] == [own.classes[label] for label in labels(own)]
     assert labels(turned) != labels(own)
-    with pytest.raises(DataError, match=r"a class that training lacks \(\d+ such\); the 2 known ones: wolf, bear"):
+    with pytest.raises(InputError, match=r"a class that training lacks \(\d+ such\); the 2 known ones: wolf, bear"):
         source.val(["wolf", "bear"])
 
 
@@ -93,11 +105,10 @@ def test_validation_is_numbered_as_in_training(make: Callable[[str], DataSource]
 def test_workers_read_what_one_process_reads(make: Callable[[str], DataSource], name: str) -> None:
     """Items are RGB images, and the data set travels: to a worker by a fork, and pickled."""
     val = make(name).val()
-    assert all(rgb(val[index][0]).mode == "RGB" for index in range(len(val)))
+    assert all(rgb(val[index].image).mode == "RGB" for index in range(len(val)))
     assert levels(pickle.loads(pickle.dumps(val))) == levels(val)
-    alone, helped = (
-        list(EvalLoader(val, EvalTransform(8), 4, workers=workers, device=torch.device("cpu"))) for workers in (0, 2)
-    )
+    view = CenterLabelledCrop(Preprocessing(size=(8, 8)), len(val.classes))
+    alone, helped = (list(EvalLoader(val, view, 4, workers=workers, device=torch.device("cpu"))) for workers in (0, 2))
     assert torch.equal(alone[0].images, helped[0].images)
     assert torch.equal(alone[0].labels, helped[0].labels)
     assert alone[0].labels.tolist() == labels(val)
@@ -120,7 +131,7 @@ FIRST = {
 
 
 def refusal(read: Callable[[], object]) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         read()
     assert "\n" not in str(caught.value)
     assert "download=True" not in str(caught.value), "torchvision's advice is none here"
@@ -215,8 +226,8 @@ def test_an_image_that_cannot_be_decoded_is_named(
     source = make(name)
     (tmp_path / broken).write_bytes(b"broken")
     val = source.val()
-    with pytest.raises(DataError, match=f"{broken}: cannot be decoded") as caught:
-        rgb(val[0][0])
+    with pytest.raises(InputError, match=f"{broken}: cannot be decoded") as caught:
+        rgb(val[0].image)
     assert getattr(caught.value, "of_one_process", False)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from data import ImageNetShards
+from data.datasets.image_files import ImageFiles
 from data.datasets.imagenet_shards import ShardImages
-from data.images import ImageFiles, Transform, TransformedImages
+from data.examples import Example, View
 from data.loader import batches_of, make_loader
 from data.shards.fetching import Patience
 from data.shards.index import Located, Shard
+from data.viewed_examples import ViewedExamples
 
 from ...conftest import TINY, Result
 
@@ -43,28 +45,25 @@ def source(base: object, **options: Any) -> ImageNetShards:
 
 
 def contents(images: ShardImages | ImageFiles) -> Counter[tuple[bytes, int]]:
-    return Counter((image.data, label) for image, label in (images[index] for index in range(len(images))))
+    return Counter((example.image.data, example.target) for example in map(images.__getitem__, range(len(images))))
 
 
 def seen(images: ShardImages, shares: list[Any], workers: int) -> Counter[tuple[bytes, int]]:
     """What the processes of a run get to see in an epoch."""
 
-    class AsItIs(Transform):
-        def __call__(self, image: Any) -> torch.Tensor:
-            return torch.frombuffer(bytearray(image.data.ljust(8000, b"\0")), dtype=torch.uint8)
+    class AsItIs(View):
+        def sample(self, example: Example) -> tuple[torch.Tensor, int]:
+            return torch.frombuffer(bytearray(example.image.data.ljust(8000, b"\0")), dtype=torch.uint8), example.target
 
-        def on_device(self, images: torch.Tensor, seeds: Any) -> torch.Tensor:
-            return images
+        def collate(self, samples: Any) -> tuple[torch.Tensor, list[int]]:
+            return torch.stack([content for content, _ in samples]), [label for _, label in samples]
 
     found: Counter[tuple[bytes, int]] = Counter()
-    samples = TransformedImages(images, AsItIs(), replace=False)
+    viewed = ViewedExamples(images, AsItIs(), replace=False)
     for batches in shares:
-        loader = make_loader(samples, batches, workers, torch.device("cpu"), keep_workers=False)
+        loader = make_loader(viewed, batches, workers, torch.device("cpu"), keep_workers=False)
         for batch in batches_of(loader):
-            found.update(
-                (bytes(p.numpy()).rstrip(b"\0"), int(label))
-                for p, label in zip(batch.pixels, batch.labels, strict=True)
-            )
+            found.update((bytes(p.numpy()).rstrip(b"\0"), int(label)) for p, label in zip(*batch.samples, strict=True))
     return found
 
 

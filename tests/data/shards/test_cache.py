@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data import DataError
 from data.shards.cache import Ahead, Cache
 from data.shards.fetching import Patience
 from data.shards.index import ShardError
+from xcit.errors import InputError
 
 from .servers import Faults, serving
 from .sharded import PATIENCE, SIZE, located
@@ -181,7 +181,7 @@ def test_what_the_folder_refuses_is_one_line(
         ):
             cache.open(located(base, 1))
         with monkeypatch.context() as patched:
-            patched.setattr("data.datasets.imagenet_shards.cache.os.utime", refuse)
+            patched.setattr("data.shards.cache.os.utime", refuse)
             with pytest.raises(ShardError, match=r"\.tar: cannot be read or written \(Operation not permitted\); "):
                 cache.open(located(base, 2))
         shutil.rmtree(tmp_path / "cache" / "locks")
@@ -222,5 +222,5 @@ def test_the_thread_outlives_what_the_folder_refuses(
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"^data\.cache_dir=.*/file/cache: cannot be written \("):
+    with pytest.raises(InputError, match=r"^data\.cache_dir=.*/file/cache: cannot be written \("):
         Cache(tmp_path / "file" / "cache", SIZE, PATIENCE)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from data import DataError
 from data.shards.cache import Cache
 from data.shards.fetching import Patience, fetch
 from data.shards.index import ShardError
+from xcit.errors import InputError
 
 from .servers import Faults, serving
 from .sharded import PATIENCE, SIZE, located
@@ -74,7 +74,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
     for name in [missing, *(module for module in sys.modules if module.startswith(("s3fs", "fsspec")))]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(DataError, match=f"^{url}: .*{missing}.*; install this project's extra: shards$"):
+    with pytest.raises(InputError, match=f"^{url}: .*{missing}.*; install this project's extra: shards$"):
         fetch(url, tmp_path / "a.tar", PATIENCE, lambda path: None)
 
 
@@ -114,14 +114,14 @@ def test_what_is_hopeless_is_tried_once(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("data.datasets.imagenet_shards.fetching.download", fail)
+    monkeypatch.setattr("data.shards.fetching.download", fail)
     with pytest.raises(ShardError, match=f"; tried {tries} time"):
         fetch("s3://bucket/a.tar", tmp_path / "a.tar", PATIENCE, lambda path: None)
 
 
 def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("data.datasets.imagenet_shards.fetching.time.sleep", pauses.append)
+    monkeypatch.setattr("data.shards.fetching.time.sleep", pauses.append)
     with pytest.raises(ShardError):
         fetch("http://127.0.0.1:9/x.tar", tmp_path / "x", Patience(9, 0.5, 0.5), lambda path: None)
     assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from data import DataError, ImageNetShards
+from data import ImageNetShards
 from data.shards.index import INDEX, Index, Shard, ShardError, parse_index
+from xcit.errors import InputError
 
 from .servers import serving
 from .sharded import contents, located, source
@@ -51,7 +52,7 @@ def test_patterns_name_shards_by_the_index(shards: Path, tree: Path) -> None:
 def test_what_is_not_there_is_said_in_a_line(shards: Path, urls: str | None, line: str) -> None:
     with serving(shards) as http:
         for base in (str(shards), http):
-            with pytest.raises(DataError) as caught:
+            with pytest.raises(InputError) as caught:
                 ImageNetShards(urls=urls and urls.replace("BASE", base)).train()
             assert str(caught.value).startswith(line.replace("BASE", base))
 
@@ -62,14 +63,14 @@ def test_what_is_not_there_is_said_in_a_line(shards: Path, urls: str | None, lin
 )
 def test_queries_and_fragments_are_refused(tail: str) -> None:
     with pytest.raises(
-        DataError, match=r"^data\.urls=https://host/.*: has a query .*; must be an address without them"
+        InputError, match=r"^data\.urls=https://host/.*: has a query .*; must be an address without them"
     ):
         ImageNetShards(urls=f"https://host/{tail}").train()
 
 
 @pytest.mark.parametrize("url", ["ftp://host/train", "htp://host/train", "http://", "s3:///"])
 def test_addresses_of_other_kinds_are_refused_at_once(url: str) -> None:
-    with pytest.raises(DataError, match=rf"^data\.urls={url}: must be a path, or an address that begins with http://"):
+    with pytest.raises(InputError, match=rf"^data\.urls={url}: must be a path, or an address that begins with http://"):
         ImageNetShards(urls=url).train()
 
 
@@ -97,14 +98,14 @@ def test_a_folder_whose_name_looks_like_shards_is_a_folder(shards: Path, name: s
     ],
 )
 def test_options_out_of_range(option: dict[str, Any], line: str) -> None:
-    with pytest.raises(DataError, match=f"^{line}$"):
+    with pytest.raises(InputError, match=f"^{line}$"):
         ImageNetShards(urls="x", **option)
 
 
 def test_validation_is_numbered_as_training(shards: Path) -> None:
     val = source(shards).val(["blue", "red", "green"])
     assert {label for _, label in contents(val)} == {1, 2}
-    with pytest.raises(DataError, match="val/green: a class that training lacks"):
+    with pytest.raises(InputError, match="val/green: a class that training lacks"):
         source(shards).val(["red"])
 
 
@@ -147,11 +148,11 @@ def test_a_local_shard_that_was_changed_or_is_gone(shards: Path) -> None:
         source(shards).train()[0]
     path.write_bytes(whole[:-512])
     # At once, in all processes; or by the one that meets it, where it happens in an epoch.
-    for error, look in ((DataError, source(shards).train), (ShardError, lambda: images[0][0])):
+    for error, look in ((InputError, source(shards).train), (ShardError, lambda: images[0][0])):
         with pytest.raises(error, match=r"000000\.tar: has .* bytes where index\.json has "):
             look()
     path.unlink()
-    for error, look in ((DataError, source(shards).train), (ShardError, lambda: images[1][0])):
+    for error, look in ((InputError, source(shards).train), (ShardError, lambda: images[1][0])):
         with pytest.raises(error, match=r"000000\.tar: cannot be read \(No such file"):
             look()
 
@@ -173,16 +174,16 @@ def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:
     size = (tmp_path / "a.tar").stat().st_size
     (tmp_path / INDEX).write_text(Index(["cat", "dog"], [Shard("a.tar", 2, size, "0" * 64)]).text())
     images = ImageNetShards(urls=str(tmp_path / "a.tar")).train()
-    assert [(image.data, label) for image, label in (images[0], images[1])] == [(b"one", 1), (b"two", 0)]
-    assert images[1][0].origin == f"{tmp_path}/a.tar/b.PNG"
+    assert [(example.image.data, example.target) for example in (images[0], images[1])] == [(b"one", 1), (b"two", 0)]
+    assert images[1].image.origin == f"{tmp_path}/a.tar/b.PNG"
 
 
 def test_json_of_an_index_is_what_it_was() -> None:
     index = Index(["a", "ü", os.fsdecode(b"caf\xe9")], [located("", 1).shard], {"seed": 3})
     assert parse_index(index.text().encode(), "x") == index
     for broken in ("{", "[]", '{"classes": []}', json.dumps({"classes": ["a"], "shards": []})):
-        with pytest.raises(DataError, match=r"^x: not an index of shards"):
+        with pytest.raises(InputError, match=r"^x: not an index of shards"):
             parse_index(broken, "x")
     evil = index.text().replace("1.tar", "../1.tar")
-    with pytest.raises(DataError, match=r"^x: not an index of shards"):
+    with pytest.raises(InputError, match=r"^x: not an index of shards"):
         parse_index(evil, "x")

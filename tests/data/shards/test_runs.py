@@ -130,10 +130,10 @@ AT_STEP_2 = """
 import signal
 from xcit.engine.loop import Trainer
 update = Trainer.update
-def update_or_not(self, batches):
+def update_or_not(self, batches, position):
     if self.state.step == 1:
         signal.raise_signal(signal.SIGTERM)
-    return update(self, batches)
+    return update(self, batches, position)
 Trainer.update = update_or_not
 """
 

@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from data import DataError, EvalBatches, Folder, Mixing, TrainBatches, TrainLoader, TrainTransform
+from data import (
+    EvalBatches,
+    Folder,
+    Mixing,
+    RandomLabelledCrop,
+    TrainBatches,
+    TrainLoader,
+    TrainTransform,
+)
 from data.datasets.imagenet_shards import ShardImages
+from xcit.errors import InputError
 
 from .servers import Faults, serving
 from .sharded import contents, seen, source, unpadded
@@ -22,8 +31,9 @@ def test_the_images_are_those_of_the_folder(shards: Path, tree: Path) -> None:
     assert (train.classes, len(train), len(val)) == (["green", "red"], 46, 11)
     assert contents(train) == contents(theirs.train())
     assert contents(val) == contents(theirs.val())
-    image, _ = train[0]
+    image, key = train[0].image, train[0].key
     assert image.origin.startswith(f"{shards}/train/000000.tar/00000000_0")
+    assert key == image.origin
     assert image.rgb().size == (24, image.rgb().height)
     with pytest.raises(IndexError):
         train[46]
@@ -65,7 +75,7 @@ def test_in_a_bucket_they_are_the_same(
         assert seen(images, [TrainBatches(46, 1, seed=0, shuffled=images.shuffled)], workers=2) == dict.fromkeys(
             unpadded(contents(theirs.train())), 1
         )
-        with pytest.raises(DataError, match=r"^s3://images/else/train/index\.json: no such file; shards are used by"):
+        with pytest.raises(InputError, match=r"^s3://images/else/train/index\.json: no such file; shards are used by"):
             source("s3://images/else").train()
     finally:
         server.stop()
@@ -124,7 +134,8 @@ def test_augmented_batches_are_the_same_from_a_failing_server(shards: Path, tmp_
         transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **options)
         mixing = Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
         order = TrainBatches(len(images), 4, seed=2, shuffled=images.shuffled)
-        loader = TrainLoader(images, [transform], mixing, order, epochs=1, workers=workers, device=torch.device("cpu"))
+        view = RandomLabelledCrop(transform, mixing)
+        loader = TrainLoader(images, [view], order, epochs=1, workers=workers, device=torch.device("cpu"))
         return [batch.images for batch in loader.epoch(0)]
 
     local = first_epoch(source(shards, shuffle_shards=2).train(), 0)
@@ -153,7 +164,7 @@ def test_a_window_must_fit_into_the_cache_and_the_cache_keeps_to_its_bound(shard
     needed = sum(sizes[-4:])
     with serving(shards) as base:
         cache: dict[str, Any] = {"cache_dir": str(tmp_path / "cache"), "shuffle_shards": 2}
-        with pytest.raises(DataError, match=r"^data\.cache_gb=1e-06: must be at least .* for data\.shuffle_shards=2"):
+        with pytest.raises(InputError, match=r"^data\.cache_gb=1e-06: must be at least .* for data\.shuffle_shards=2"):
             source(base, cache_gb=1e-6, **cache).train()
         images = source(base, cache_gb=needed / 1e9, **cache).train()
         for index in images.shuffled(np.random.default_rng(0)).tolist():

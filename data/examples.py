@@ -1,0 +1,88 @@
+"""The interfaces between data sets, views and the loader: `Example`, `Examples`, `DataSource` and `View`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .encoded_image import EncodedImage
+
+
+class Example(NamedTuple):
+    """One item of a data set, before any decoding or augmentation."""
+
+    image: Image.Image | EncodedImage
+    """A Pillow image, or the bytes of an image file. A view decodes only the part of the file that it needs."""
+    target: Any
+    """What the data set knows about the image. `Examples.target_kind` says which kind of target it is."""
+    key: str
+    """A path or a number that identifies the example in messages to the user."""
+
+
+class Examples(Protocol):
+    """One split of a data set. Subclasses implement `__len__`, `__getitem__` and `classes`.
+
+    Attributes:
+        target_kind: "class" (an int, an index into `classes`), "classes" (several of them), "values" (numbers),
+            "boxes", "mask" (an image of class indices) or "none". A task that needs another kind refuses the data set.
+    """
+
+    target_kind: str = "class"
+    classes: list[str]
+    """The name of each class; empty if the targets have no classes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def shuffled(self, random: np.random.Generator) -> np.ndarray:
+        """Return all indices in random order. Shards override it, because they allow only some orders."""
+        return random.permutation(len(self))
+
+    @property
+    def order(self) -> dict[str, object]:
+        """Settings that `shuffled` depends on besides the generator and the length: configuration key → value."""
+        return {}
+
+
+class DataSource(Protocol):
+    """A data set: a class in data/datasets whose keyword arguments are the options of conf/data/NAME.yaml."""
+
+    def train(self) -> Examples:
+        """Return the training split."""
+
+    def val(self, classes: list[str] | None = None) -> Examples:
+        """Return the validation split. Its targets are indices into `classes`, the training split's, if given."""
+
+
+class View(Protocol):
+    """Defines what a task sees of an example. `sample` and `collate` run in a worker, `to_device` in the main process.
+
+    All random numbers must follow from seeds. The loader seeds the global generators of Python, numpy and torch before
+    each call of `sample`.
+    """
+
+    def sample(self, example: Example) -> Any:
+        """Turn one example into a sample. Pixels should be uint8, to keep the transfer to the main process small."""
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Combine samples into one batch: tensors and plain data, nested in tuples, lists or dicts.
+
+        `SharedBuffers.stack` (data/shared_memory.py) stacks pixels without allocating memory for each batch.
+        """
+
+    def to_device(self, collated: Any, device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]) -> Any:
+        """Move a batch to the device and finish it. Return an object of the batch class that the view defines.
+
+        Args:
+            collated: What `collate` returned.
+            device: The device of the model.
+            seeds: The seed of each sample, the same as in its call of `sample`.
+            batch_seed: The seed for operations on the whole batch, mixup for example.
+        """
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise an InputError if the view does not support this batch size. By default it supports all."""
+        return

@@ -1,0 +1,22 @@
+"""The table of views. A view defines what a task sees of an example. A new view is a file here and a line below."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..examples import View
+from . import labelled_crop
+
+
+class Views(NamedTuple):
+    """The two functions that build a view, one for training and one for evaluation."""
+
+    training: Callable[..., View]
+    """Takes (preprocessing, classes, decode). Its keyword-only arguments are the options of conf/augment."""
+    evaluation: Callable[..., View]
+    """Takes (preprocessing, classes). The preprocessing defines the resolution."""
+
+
+# Each task names the view that it learns from.
+VIEWS: dict[str, Views] = {
+    "labelled_crop": Views(labelled_crop.training_view, labelled_crop.evaluation_view),
+}

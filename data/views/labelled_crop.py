@@ -1,0 +1,151 @@
+"""A view of one image and its class: an augmented random crop for training, the center crop for evaluation."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from xcit.preprocessing import Preprocessing
+
+from ..encoded_image import rgb
+from ..examples import Example, View
+from ..gpu_decoding import GpuTrainTransform
+from ..mixing import Mixing
+from ..normalize import Normalize
+from ..shared_memory import SharedBuffers
+from ..transforms import TrainTransform
+
+RAND_AUGMENT_POLICY = r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|tweights|t3a))*"
+
+
+def check_ratio(values: list[float]) -> list[float]:
+    if values[0] > values[1]:
+        raise ValueError("must rise")
+    return values
+
+
+def check_scale(values: list[float]) -> list[float]:
+    if values[0] > values[1] or values[1] > 1:
+        raise ValueError("must rise, and end at 1 at most")
+    return values
+
+
+def check_policy(policy: str) -> str:
+    if not re.fullmatch(RAND_AUGMENT_POLICY, policy):
+        raise ValueError("must be a policy of timm's, as rand-m9-mstd0.5-inc1")
+    return policy
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pair = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
+
+
+class LabelledImages(NamedTuple):
+    """A batch of this view on the device."""
+
+    images: Tensor
+    """(B, C, H, W), fp32, normalized with the model's mean and std, in channels_last memory format."""
+    targets: Tensor
+    """(B, num_classes), fp32. The probability of each class: smoothed and mixed in training, one-hot in evaluation."""
+    labels: Tensor
+    """(B,), int64. The class of each image before mixing."""
+
+
+class RandomLabelledCrop(View):
+    """The training view: workers crop and augment each image; the device applies mixup, CutMix and label smoothing."""
+
+    def __init__(self, transform: TrainTransform, mixing: Mixing) -> None:
+        self.transform, self.mixing = transform, mixing
+
+    def sample(self, example: Example) -> tuple[Any, int]:
+        return self.transform(example.image), example.target
+
+    def collate(self, samples: Sequence[tuple[Any, int]]) -> tuple[Any, list[int]]:
+        return self.transform.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
+
+    def to_device(
+        self, collated: tuple[Any, list[int]], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
+    ) -> LabelledImages:
+        pixels = collated[0].to(device, non_blocking=True)
+        images = self.transform.on_device(pixels, seeds)
+        labels = torch.tensor(collated[1]).to(device, non_blocking=True)
+        images, targets = self.mixing(images, labels, seed=list(batch_seed))
+        return LabelledImages(images, targets, labels)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        self.mixing.check_batch_size(batch_size)
+
+
+class CenterLabelledCrop(View):
+    """The evaluation view: the center crop of each image, resized and normalized as `preprocessing` says."""
+
+    def __init__(self, preprocessing: Preprocessing, num_classes: int) -> None:
+        self.preprocessing, self.num_classes = preprocessing, num_classes
+        self.normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.max_value)
+        self.buffers = SharedBuffers()
+
+    def sample(self, example: Example) -> tuple[Tensor, int]:
+        return self.preprocessing.pixels(rgb(example.image)), example.target
+
+    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
+        return self.buffers.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
+
+    def to_device(
+        self, collated: tuple[Tensor, list[int]], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
+    ) -> LabelledImages:
+        images = self.normalize(collated[0].to(device, non_blocking=True))
+        labels = torch.tensor(collated[1]).to(device, non_blocking=True)
+        return LabelledImages(images, F.one_hot(labels, self.num_classes).float(), labels)
+
+
+def training_view(
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    decode: Literal["cpu", "gpu"],
+    *,
+    scale: Annotated[Pair, AfterValidator(check_scale)],
+    ratio: Annotated[Pair, AfterValidator(check_ratio)],
+    hflip: Probability,
+    color_jitter: NonNegative,
+    rand_augment: Annotated[str, AfterValidator(check_policy)] | None,
+    three_augment: bool = False,
+    erase_prob: Probability,
+    mixup: NonNegative,
+    cutmix: NonNegative,
+    switch_prob: Probability,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)],
+) -> RandomLabelledCrop:
+    """Build the training view. `TrainTransform` and `Mixing` document the options, which conf/augment sets.
+
+    Args:
+        preprocessing: Size, normalization and interpolation of the model's input.
+        classes: Names of the classes.
+        decode: Where JPEGs are decoded: "cpu" or "gpu".
+    """
+    transform = GpuTrainTransform if decode == "gpu" else TrainTransform
+    return RandomLabelledCrop(
+        transform(
+            preprocessing.size[0],
+            scale=scale,
+            ratio=ratio,
+            hflip=hflip,
+            color_jitter=color_jitter,
+            rand_augment=rand_augment,
+            three_augment=three_augment,
+            erase_prob=erase_prob,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            interpolation=preprocessing.interpolation,
+        ),
+        Mixing(len(classes), mixup=mixup, cutmix=cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing),
+    )
+
+
+def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> CenterLabelledCrop:
+    """Build the evaluation view at the resolution of `preprocessing`."""
+    return CenterLabelledCrop(preprocessing, len(classes))

@@ -1,0 +1,5 @@
+"""TEMPORARY."""
+
+from ..examples import View
+
+__all__ = ["View"]

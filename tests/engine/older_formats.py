@@ -1,0 +1,12 @@
+"""Checkpoints as earlier versions wrote them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def as_version_2(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same checkpoint in version 2: one loss, as a number for each process; no backbone and no preprocessing."""
+    older = {key: value for key, value in content.items() if key not in ("backbone", "preprocessing")}
+    older["format"] = "xcit training state, version 2"
+    older["loss_sums"] = [sums.get("loss", 0.0) for sums in content["loss_sums"]]
+    return older

@@ -1,0 +1,181 @@
+"""A run of the real loop on a few digits: begun, interrupted anywhere, and continued."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.utils import ModelEmaV3
+
+import xcit
+from data import (
+    Digits,
+    Example,
+    Examples,
+    LabelledImages,
+    Mixing,
+    RandomLabelledCrop,
+    TrainBatches,
+    TrainLoader,
+    TrainTransform,
+)
+from xcit.engine.length import Length
+from xcit.engine.loop import Trainer, fit
+from xcit.engine.numerics import grad_scaler
+from xcit.engine.optimizer import make_optimizer
+from xcit.engine.recorder import Recorder
+from xcit.engine.run_folder import RunFolder
+from xcit.engine.schedule import make_schedule
+from xcit.engine.state import TrainingState, read_state
+from xcit.engine.task import Target
+from xcit.engine.trackers import NullTracker
+from xcit.errors import TrainingError
+from xcit.tasks import TASKS
+
+CPU = torch.device("cpu")
+EPOCHS, UPDATES = 2, 3
+BY_EPOCHS = Length(epochs=EPOCHS)
+MOMENTS = EPOCHS * (UPDATES + 1)  # after each update and each validation
+AUGMENT = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5, "color_jitter": 0.4, "erase_prob": 0.25}
+
+
+class Few(Examples):
+    """29 of the digits; it tells which were asked for."""
+
+    digits = Digits().train()
+    classes = digits.classes
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return 29
+
+    def __getitem__(self, index: int) -> Example:
+        self.loaded.append(index)
+        return self.digits[index]
+
+
+class Noting:
+    """The loader, and what came out of it."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+        self.batches: list[LabelledImages] = []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[LabelledImages]:
+        for batch in self.loader.epoch(epoch, start):
+            self.batches.append(batch)
+            yield batch
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def begin(order: dict[str, Any] | None = None) -> TrainingState:
+    torch.manual_seed(0)
+    task = TASKS["classify"](
+        xcit.create_model("xcit_n12", dim=32, depth=1, patch_size=8, num_classes=10, drop_path_rate=0.4),
+        Target("class", tuple(Few.classes)),
+    )
+    optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=0.1, options={})
+    identity = {"classes": Few.classes, "order": order or {"train.global_batch_size": 8}}
+    return TrainingState(task, optimizer, grad_scaler(CPU, "fp32"), ModelEmaV3(task, decay=0.5), identity)
+
+
+def go_on(
+    path: Path,
+    asked_to_stop: Callable[[], str | None] = lambda: None,
+    *,
+    killed_at: tuple[int, str] | None = None,
+    save_every: int | None = None,
+    accumulate: int = 2,
+    workers: int = 0,
+    length: Length = BY_EPOCHS,
+) -> tuple[Noting, Few]:
+    """The run in the folder, begun or continued; killed_at: after which update, and at what."""
+    folder, state = RunFolder(path), begin()
+    if folder.last.exists():
+        state.load_state_dict(read_state(folder.last), str(folder.last))
+    folder.create()
+
+    def die(at: str) -> None:
+        if killed_at == (state.step, at):
+            raise Killed
+
+    images = Few()
+    order = TrainBatches(len(images), 8 // accumulate, seed=3, repeats=3, accumulate=accumulate)
+    mixing = Mixing(10, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
+    transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **AUGMENT)
+    views = [RandomLabelledCrop(transform, mixing)]
+    epochs = length.num_epochs(UPDATES)
+    loader = Noting(TrainLoader(images, views, order, epochs=epochs, workers=workers, device=CPU))
+    schedule = make_schedule(
+        state.optimizer,
+        epochs=length.num_updates(UPDATES) / UPDATES,
+        updates_per_epoch=UPDATES,
+        warmup_epochs=1,
+        warmup_lr=1e-4,
+        cooldown_epochs=0,
+        min_lr=1e-5,
+    )
+    trainer = Trainer(state, state.task, schedule, CPU, "fp32", 8, accumulate, 1.0, log_every=2, seed=0, length=length)
+    save = folder.save
+
+    def save_or_die(state: TrainingState, *, is_best: bool) -> None:
+        die("its validation's checkpoint" if state.seen == 0 else "its checkpoint")
+        save(state, is_best=is_best)
+
+    def validate(task: Any) -> dict[str, float]:
+        die("its validation")
+        return {"top1": task.model.head.bias.sum().item()}
+
+    folder.save = save_or_die  # type: ignore[method-assign]
+    with Recorder(folder.metrics, NullTracker(), after_step=state.step, epochs_done=state.epoch) as recorder:
+        fit(
+            trainer,
+            loader,
+            validate,
+            folder=folder,
+            recorder=recorder,
+            save_every=save_every,
+            asked_to_stop=asked_to_stop,
+        )
+    return loader, images
+
+
+def asking_at(moment: int) -> Callable[[], str | None]:
+    moments = count()
+    return lambda: "SIGTERM" if next(moments) == moment else None
+
+
+def interrupt(path: Path, moment: int, **how: Any) -> None:
+    with pytest.raises(TrainingError, match=r"stopped by SIGTERM after update \d, .*resume=.* goes on from there"):
+        go_on(path, asking_at(moment), **how)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in RunFolder(path).metrics.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in found]
+
+
+def assert_same_run(path: Path, other: Path) -> None:
+    assert rows(path) == rows(other)
+    mine, its = (torch.load(RunFolder(folder).last, weights_only=True) for folder in (path, other))
+    for key in ("step", "epoch", "seen", "logged", "best"):
+        assert mine[key] == its[key], key
+    for part in ("task", "ema"):
+        for key, value in its[part].items():
+            assert torch.equal(mine[part][key], value), key
+
+
+def assert_same_batches(mine: list[LabelledImages], its: list[LabelledImages]) -> None:
+    for a, b in zip(mine, its, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

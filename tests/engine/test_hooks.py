@@ -1,0 +1,218 @@
+"""What a task may ask of the loop: to be called at certain points, and to have its named losses reported."""
+
+import json
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xcit.engine.length import Length
+from xcit.engine.run_folder import RunFolder
+from xcit.engine.task import Losses, Position
+from xcit.errors import TrainingError
+from xcit.tasks.classify import Classify
+
+from ..conftest import TINY, Result
+from .small_run import UPDATES, go_on, interrupt
+from .test_loop import by_hand, weights
+from .toy import ToyLoader, ToyTask, run
+
+Command = Callable[..., Result]
+
+
+class Watching(ToyTask):
+    """Notes what its hooks are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients: list[Tensor] = []
+        self.calls: list[tuple[str, Position]] = []
+        self.rates: list[float] = []
+
+    def before_step(self, position: Position, optimizer: torch.optim.Optimizer) -> None:
+        assert self.model.weight.grad is not None
+        self.gradients.append(self.model.weight.grad.clone())
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.calls.append(("before", position))
+
+    def after_update(self, position: Position) -> None:
+        assert self.model.weight.grad is None, "the step is done"
+        self.calls.append(("after", position))
+
+
+def whole_gradient() -> Tensor:
+    """The gradient of the weights over all 24 samples."""
+    return ToyTask().model.weight.detach() - by_hand(lr=1.0)
+
+
+# Before the step.
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_before_step_sees_the_gradients_of_the_whole_batch_clipped(
+    accumulate: int, clip_norm: float | None, tmp_path: Path
+) -> None:
+    task = Watching()
+    run(tmp_path, ToyLoader(accumulate), accumulate=accumulate, clip_norm=clip_norm, task=task)
+    expected = whole_gradient() if clip_norm is None else ToyTask().model.weight.detach() - by_hand(1.0, clip_norm)
+    assert len(task.gradients) == 1, "once for each update, however many passes"
+    torch.testing.assert_close(task.gradients[0], expected, rtol=1e-4, atol=1e-6)
+    assert task.rates == [pytest.approx(0.1)]
+
+
+def test_before_step_can_cancel_gradients(tmp_path: Path) -> None:
+    """Of the weights in the first of two updates: the bias learns twice, the weights once."""
+
+    class Cancelling(ToyTask):
+        def before_step(self, position: Position, optimizer: torch.optim.Optimizer) -> None:
+            if position.update == 0:
+                self.model.weight.grad = None
+            else:
+                self.weight_before = self.model.weight.detach().clone()
+
+    task, start = Cancelling(), ToyTask().model
+    run(tmp_path, ToyLoader(2), task=task)
+    assert torch.equal(task.weight_before, start.weight)
+    assert not torch.equal(task.model.weight, start.weight)
+    assert not torch.equal(task.model.bias, start.bias)
+
+
+def test_before_step_can_change_a_weight_decay(tmp_path: Path) -> None:
+    class Decaying(ToyTask):
+        def before_step(self, position: Position, optimizer: torch.optim.Optimizer) -> None:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.5 if position.progress == 0 else 0.0
+
+    state, _ = run(tmp_path, ToyLoader(1), task=Decaying())
+    torch.testing.assert_close(weights(state), by_hand() - 0.1 * 0.5 * ToyTask().model.weight.detach())
+
+
+# Positions.
+
+
+def test_the_hooks_know_where_the_run_stands(tmp_path: Path) -> None:
+    task = Watching()
+    run(tmp_path, ToyLoader(6), epochs=2, accumulate=2, task=task)
+    order = [(name, position.update) for name, position in task.calls]
+    assert order == [call for update in range(6) for call in (("before", update), ("after", update + 1))]
+    assert {(position.num_updates, position.updates_per_epoch) for _, position in task.calls} == {(6, 3)}
+    last = task.calls[-1][1]
+    assert (last.epoch, last.progress) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(("length", "num_updates"), [(Length(epochs=2), 6), (Length(updates=5), 5)])
+def test_update_numbers_go_on_after_a_resume(
+    length: Length, num_updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The position follows from the step of the checkpoint, for a run of updates, too."""
+    seen: list[Position] = []
+    monkeypatch.setattr(Classify, "after_update", lambda task, position: seen.append(position))
+    interrupt(tmp_path / "run", 1, length=length)
+    go_on(tmp_path / "run", length=length)
+    assert seen == [Position(update, num_updates, UPDATES) for update in range(1, num_updates + 1)]
+
+
+# The beginning.
+
+
+def test_begin_training_is_called_once_by_a_run_and_never_by_an_evaluation(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first update, with the task on its device and the weights it starts from; after a resume, too."""
+    called: list[str] = []
+    forward = Classify.forward
+
+    def begin(task: Classify, device: torch.device) -> None:
+        called.append(f"begins on {device}")
+        assert next(task.parameters()).device.type == device.type
+
+    def noted(task: Classify, batch: SimpleNamespace) -> Losses:
+        called.append("learns")
+        return forward(task, batch)
+
+    monkeypatch.setattr(Classify, "begin_training", begin)
+    monkeypatch.setattr(Classify, "forward", noted)
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.ema_decay=null")
+    for updates in (2, 4):
+        called.clear()
+        result = command("train.py", *small, f"train.updates={updates}", "run_dir=run", "resume=auto")
+        assert result.status == 0, result.stderr
+        assert called == [f"begins on {device}", "learns", "learns"]
+    called.clear()
+    assert command("eval.py", "checkpoint=run", "run_dir=eval").status == 0
+    assert called == []
+
+
+# Named losses.
+
+
+class TwoLosses(ToyTask):
+    """Reports the mean absolute error and the error's mean beside the loss."""
+
+    def __init__(self, spoilt: str | None = None) -> None:
+        super().__init__()
+        self.spoilt, self.passes = spoilt, count()
+
+    def forward(self, batch: SimpleNamespace) -> Losses:
+        error = self.model(batch.x) - batch.y
+        losses = {"signed": error.mean(), "absolute": error.abs().mean(), "loss": error.square().mean()}
+        if self.spoilt and next(self.passes) == 1:
+            losses[self.spoilt] = losses[self.spoilt] * float("nan")
+        return losses
+
+
+def test_named_losses_are_means_over_the_passes_and_the_window_of_the_log(tmp_path: Path) -> None:
+    """Three updates of two passes each, of which the log takes the first two together; nothing is learnt."""
+    loader = ToyLoader(6)
+    _, rows = run(tmp_path, loader, accumulate=2, lr=1e-30, log_every=2, task=TwoLosses())
+    batches, task = list(loader.epoch(0)), TwoLosses()
+    train = [row for row in rows if row["split"] == "train"]
+    assert [row["step"] for row in train] == [2, 3]
+    for row, part in zip(train, (batches[:4], batches[4:]), strict=True):
+        of_batches = [task(batch) for batch in part]
+        for name in ("loss", "absolute", "signed"):
+            assert row[name] == pytest.approx(sum(losses[name].item() for losses in of_batches) / len(part)), name
+        assert list(row)[:7] == ["step", "epoch", "split", "loss", "absolute", "signed", "lr"]
+
+
+def test_what_is_reported_beside_the_loss_is_not_learnt_from(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1), task=TwoLosses())
+    torch.testing.assert_close(weights(state), by_hand())
+
+
+@pytest.mark.parametrize(("name", "said"), [("absolute", "the loss 'absolute'"), ("loss", "the loss")])
+def test_a_named_loss_that_is_not_finite_stops_the_run_and_says_which(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=rf"^{said} is nan by step 2 of epoch 1 \(lr 0\.1\): the run stops here"):
+        run(tmp_path, ToyLoader(3), task=TwoLosses(spoilt=name))
+    rows = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_named_losses_outlive_a_stop_within_the_window_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint holds the sum of each."""
+
+    def with_another(task: Classify, batch: SimpleNamespace) -> Losses:
+        loss = nn.functional.cross_entropy(task.model(batch.images), batch.targets)
+        return {"loss": loss, "doubled": 2 * loss.detach()}
+
+    monkeypatch.setattr(Classify, "forward", with_another)
+    for path, moments in ((tmp_path / "whole", ()), (tmp_path / "stopped", (0, 3))):
+        for moment in moments:
+            interrupt(path, moment)
+        go_on(path)
+    whole, stopped = (
+        [json.loads(line) for line in RunFolder(path).metrics.read_text().splitlines()]
+        for path in (tmp_path / "whole", tmp_path / "stopped")
+    )
+    for row, other in zip(whole, stopped, strict=True):
+        assert (row.get("loss"), row.get("doubled")) == (other.get("loss"), other.get("doubled"))
+        assert row["split"] == "val" or row["doubled"] == 2 * row["loss"]

@@ -1,0 +1,103 @@
+"""The description of the input: it is saved and comes back, and what is out of range is refused in one line."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import xcit
+from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
+
+GREY: dict[str, Any] = {"channels": 1, "mean": (0.3,), "std": (0.15,)}
+
+
+def test_it_comes_back_from_json_as_it_was() -> None:
+    for preprocessing in (
+        Preprocessing(),
+        Preprocessing((96, 224), 4, 16, "letterbox", 0.875, "bilinear", (0.1, 0.2, 0.3, 1 / 3), (1.0, 0.2, 0.3, 0.4)),
+    ):
+        plain = json.loads(json.dumps(preprocessing.as_dict()))
+        assert Preprocessing.from_dict(plain) == preprocessing
+        assert plain == preprocessing.as_dict(), "lists, numbers and strings alone"
+
+
+def test_keys_that_an_older_version_did_not_know_have_their_defaults() -> None:
+    assert Preprocessing.from_dict({"size": [96, 96]}) == Preprocessing(size=(96, 96))
+    with pytest.raises(InputError, match=r"^preprocessing: unknown key gamma; known ones: bit_depth, channels, crop_"):
+        Preprocessing.from_dict({"gamma": 2.2})
+
+
+def test_another_size_and_crop_ratio_leave_the_rest() -> None:
+    own = Preprocessing((96, 96), 1, 12, "squash", 0.9, "bilinear", (0.1,), (0.2,))
+    assert own.at(48) == Preprocessing((48, 48), 1, 12, "squash", 0.9, "bilinear", (0.1,), (0.2,))
+    assert own.at((48, 64), 1.0) == Preprocessing((48, 64), 1, 12, "squash", 1.0, "bilinear", (0.1,), (0.2,))
+
+
+def test_a_model_tells_its_own() -> None:
+    model = xcit.create_model("timm", name="test_vit", num_classes=0)
+    own = Preprocessing.of_model(model)
+    assert (own.size, own.mean, own.std, own.crop_ratio) == ((160, 160), (0.5,) * 3, (0.5,) * 3, 0.95)
+    assert Preprocessing.of_model(torch.nn.Identity()) == Preprocessing()
+
+
+def test_a_model_of_other_channels_has_the_mean_of_the_statistics() -> None:
+    model = torch.nn.Identity()
+    model.pretrained_cfg = {"input_size": (4, 32, 48), "mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}
+    own = Preprocessing.of_model(model)
+    assert (own.size, own.channels) == ((32, 48), 4)
+    assert own.mean == pytest.approx((0.3,) * 4)
+    assert own.std == pytest.approx((0.2,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"size": (0, 224)}, "size=(0, 224): must be (height, width) in pixels, both at least 1"),
+        ({"size": (224,)}, "size=(224,): must be (height, width) in pixels, both at least 1"),
+        ({"crop_ratio": 0.0}, "crop_ratio=0.0: must be greater than 0 and at most 1"),
+        ({"crop_ratio": 1.1}, "crop_ratio=1.1: must be greater than 0 and at most 1"),
+        ({"crop_ratio": float("nan")}, "crop_ratio=nan: must be greater than 0 and at most 1"),
+        ({"bit_depth": 0}, "bit_depth=0: must be 1 to 16"),
+        ({"bit_depth": 32}, "bit_depth=32: must be 1 to 16"),
+        ({"resize": "pad"}, "resize=pad: must be one of crop, letterbox, squash"),
+        ({"interpolation": "lanczos"}, "interpolation=lanczos: must be one of bicubic, bilinear"),
+        ({"channels": 1}, "mean=(0.485, 0.456, 0.406): must hold 1 values, one for each channel"),
+        ({"std": (0.5, 0.5)}, "std=(0.5, 0.5): must hold 3 values, one for each channel"),
+        ({"std": (0.5, 0.0, 0.5)}, "std=(0.5, 0.0, 0.5): must be greater than 0"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_with_what_is_accepted(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Preprocessing(**values)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("values", "picture", "line"),
+    [
+        ({}, np.zeros((8, 8), np.uint8), "image of shape (8, 8, 1): must be (H, W, 3)"),
+        ({}, np.zeros((3, 8, 8), np.uint8), "image of shape (3, 8, 8): must be (H, W, 3)"),
+        ({}, np.zeros((8, 8, 3), np.float32), "image of torch.float32: must hold integers from 0 to 255"),
+        ({}, np.zeros((8, 8, 3), bool), "image of torch.bool: must hold integers from 0 to 255"),
+        ({}, np.full((8, 8, 3), 300, np.uint16), "image with values from 300 to 300: must be 0 to 255"),
+        (
+            {"bit_depth": 12},
+            np.full((8, 8, 3), 4096, np.uint16),
+            "image with values from 4096 to 4096: must be 0 to 4095",
+        ),
+        ({}, torch.full((8, 8, 3), -1), "image with values from -1 to -1: must be 0 to 255"),
+        (
+            {"bit_depth": 16, **GREY},
+            Image.new("F", (8, 8)),
+            "image of torch.float32: must hold integers from 0 to 65535",
+        ),
+    ],
+)
+def test_a_picture_that_does_not_fit_is_one_line(values: dict[str, Any], picture: Any, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Preprocessing(**values)([picture])
+    assert str(caught.value) == line
