@@ -114,6 +114,16 @@ def test_choices_on_top_of_a_recipe() -> None:
     assert (config.optim.lr, config.model.options["drop_path_rate"]) == (5e-6, 0.05)
 
 
+def test_the_recipe_on_the_page_composes(tmp_path: Path) -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/mine.yaml").write_text(block)
+    mine = composed("data=flowers", "data.root=/mine", "recipe=mine", f"hydra.searchpath=[file://{tmp_path}]")
+    assert (mine.name, mine.data.image_size, mine.train.epochs) == ("xcit_s12_flowers", 320, 50)
+    assert (mine.optim.lr, mine.optim.weight_decay) == (1e-4, 0.05), "the rest is the group's"
+
+
 def test_a_configuration_that_was_saved_with_a_patch_size_at_its_root(command: Command, tmp_path: Path) -> None:
     """Earlier runs saved this key. Their config.yaml still runs, and the configuration in their checkpoints loads."""
     saved = shutil.copy(ROOT / "tests/config_with_root_patch_size.yaml", tmp_path / "config.yaml")
