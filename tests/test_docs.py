@@ -28,10 +28,11 @@ def broken(page: Path, text: str) -> list[str]:
     found = []
     for link in links(text):
         path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else None
-        if target and not target.exists():
-            found.append(link)
-        elif anchor and anchor not in anchors(target.read_text() if target else text):
+        target = page.parent / path if path else None
+        leads = not target or target.exists()
+        if leads and anchor:
+            leads = anchor in anchors(target.read_text() if target else text)
+        if not leads:
             found.append(link)
     return found
 
