@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import kernels
-from xcit.kernels import forced
+from xcit.kernels import dispatch, forced
 from xcit.kernels.covariance import is_cheaper
 from xcit.kernels.cpu import library
 from xcit.kernels.depthwise import as_map, as_tokens
@@ -40,7 +40,7 @@ def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
 
 
 def whole_tiles() -> tuple[nn.Module, Tensor, Forward]:
-    """Of widths that the passes in C++ take."""
+    """Of widths that the C++ kernels take."""
     return randomised(lambda: XCiTLayer(64, 4, 1.0)), tokens(6, 20, 64), lambda layer, x: layer(x, GRID)
 
 
@@ -104,15 +104,15 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("images", [1, 6])
 def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls: list[str], images: int) -> None:
-    layer, x, forward = whole_tiles()
+    layer, x, run = whole_tiles()
     x = x[:images]
-    compiled = outcome("fast", layer, x, forward)
-    there = ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
-    local_patch = ["gelu_affine_taps", "local_patch_gradient"]
-    back = ["gelu_gradient", "layer_norm_gradient", *local_patch, "attend_backward", "layer_norm_gradient"]
-    assert calls == [*there, *back]
-    monkeypatch.setattr(library, "LIBRARY", None)
-    assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
+    compiled = outcome("fast", layer, x, run)
+    forward = ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
+    local_patch = ["gelu_affine_sums", "local_patch_backward"]
+    backward = ["gelu_backward", "layer_norm_backward", *local_patch, "attend_backward", "layer_norm_backward"]
+    assert calls == [*forward, *backward]
+    monkeypatch.setattr(dispatch, "has_cpp", False)
+    assert max(difference(compiled, outcome("fast", layer, x, run)).values()) < 1e-5
     assert len(calls) == 10
 
 
@@ -121,7 +121,7 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
 def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_cpp: bool, counts: bool) -> None:
     """Or DDP warns of it, and copies them. counts: whether BatchNorm does; several processes have another kind."""
     if not in_cpp:
-        monkeypatch.setattr(library, "LIBRARY", None)
+        monkeypatch.setattr(dispatch, "has_cpp", False)
     layer, x, forward = whole_tiles()
     layer.local_mp.bn.train(counts)
     names, parameters = zip(*layer.named_parameters(), strict=True)
