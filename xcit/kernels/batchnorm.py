@@ -69,7 +69,7 @@ def batchnorm_gelu_backward(
 
 
 def runs_on_cpu(x: Tensor, *parameters: Tensor) -> bool:
-    return fits(x, *parameters) and backend_for("batchnorm_gelu", x, *parameters) == "cpu"
+    return backend_for("batchnorm_gelu", x, *parameters) == "cpu" and fits(x, *parameters)
 
 
 def uses_batch_statistics(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:

@@ -42,11 +42,11 @@ class Attend(torch.autograd.Function):
 
 def choose_backend(qkv: Tensor, temperature: Tensor) -> Backend:
     backend = backend_for("attend", qkv, temperature)
-    if backend == "triton":
-        takes = qkv.shape[-1] <= 3 * WIDEST_IN_TRITON * len(temperature)
-    else:
-        takes = fits(qkv, temperature, compiled=is_compiling())
-    return backend if takes else "torch"
+    if backend == "triton" and qkv.shape[-1] > 3 * WIDEST_IN_TRITON * len(temperature):
+        return "torch"
+    if backend == "cpu" and not fits(qkv, temperature, compiled=is_compiling()):
+        return "torch"
+    return backend
 
 
 def attend_forward(qkv: Tensor, temperature: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -43,7 +43,7 @@ def layer_norm_backward(
 
         return triton_backward(grad, x, mean, rstd, scale, residual)
     grad = grad.to(x.dtype)
-    if fits(x) and backend_for("layer_norm_backward", x, grad, mean, rstd, scale, residual) == "cpu":
+    if backend_for("layer_norm_backward", x, grad, mean, rstd, scale, residual) == "cpu" and fits(x):
         return cpu_backward(grad, x, mean, rstd, scale, residual)
     inputs = grad, x, x.shape[-1:], mean, rstd, scale, shift
     grad_x, *grad_affine = torch.ops.aten.native_layer_norm_backward(*inputs, needed)

@@ -51,9 +51,9 @@ def add_local_patch(
     keep_scale: stochastic depth's factor of each image's branch, (B,), 0 or 1 / (1 - rate); None for 1.
     """
     parameters = [parameter for part in (norm, first, bn, second) for parameter in part.parameters()]
-    fitting = uses_batch_statistics(bn, x) and fits(x, grid, keep_scale, scale, *parameters)
-    if fitting and backend_for("local_patch", x, keep_scale, scale, *parameters) == "cpu":
-        assert isinstance(bn, nn.BatchNorm2d)
+    backend = backend_for("local_patch", x, keep_scale, scale, *parameters)
+    on_cpu = backend == "cpu" and fits(x, grid, keep_scale, scale, *parameters)
+    if on_cpu and uses_batch_statistics(bn, x):
         return add_local_patch_on_cpu(x, norm, first, bn, second, scale, grid, keep_scale)
     branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
     return x + (branch if keep_scale is None else branch * keep_scale[:, None, None].to(branch.dtype))
@@ -164,7 +164,7 @@ def add_folded_local_patch(
     (B, N, C), (B, N, C) → (B, N, C), without a graph. first, second: weight (C, 1, 3, 3) and bias (C,).
     """
     parameters = norm.weight, norm.bias, *first, slope, shift, *second
-    if fits(x, grid, None, *parameters) and backend_for("folded_local_patch", x, *parameters) == "cpu":
+    if backend_for("folded_local_patch", x, *parameters) == "cpu" and fits(x, grid, None, *parameters):
         inputs = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
         return folded_local_patch(*inputs, *first, slope, shift, *second, grid)
     x = x + branch

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .cross_covariance import attend
+from .depthwise import gelu_batchnorm_depthwise, norm_depthwise
 from .dispatch import Kernels, awaits_verdict, forced, verdicts
 from .linear import gelu_linear, norm_linear
-from .local_patch import add_folded_local_patch, add_local_patch
+from .local_patch import add_folded_local_patch
 
 HEADS = 2
 SHAPES = ((32, (16, 16)), (40, (18, 17)))
@@ -69,8 +70,9 @@ class Parts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, qkv = norm_linear(x, self.norm, self.qkv)
         x = x + attend(qkv, self.temperature)
+        convolved = norm_depthwise(x, self.norm, self.conv1, self.grid)
         for bn in (self.bn, self.still_bn):
-            x = add_local_patch(x, self.norm, self.conv1, bn, self.conv2, self.scale, self.grid)
+            x = x + gelu_batchnorm_depthwise(convolved, bn, self.conv2, self.scale, self.grid)
         x, hidden = norm_linear(x, self.other_norm, self.fc1)
         return x + gelu_linear(hidden, self.fc2, self.scale)
 
