@@ -49,6 +49,7 @@ ONEDNN = HAS_ONEDNN and INSTRUCTIONS == "AVX512"
 """Whether products go to oneDNN. With AVX2 alone it is up to 27 % slower than MKL."""
 ONEDNN_BACKWARD = ONEDNN and not is_made_by_intel()
 """Whether products of the backward pass do. On Intel's CPUs MKL is 5 to 20 % faster there."""
+FP32 = {torch.float32}
 ONEDNN_DTYPES = {torch.float32}
 if HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     ONEDNN_DTYPES.add(torch.bfloat16)
@@ -62,6 +63,7 @@ verdicts: dict[int | None, bool] = {}
 _kind: Kernels = "auto"
 _without: frozenset[str] = frozenset()
 
+ORDINARY = (Tensor, nn.Parameter)
 BATCHNORMS = nn.modules.batchnorm._BatchNorm
 FORM = {
     nn.Linear: ("bias",),
@@ -130,11 +132,10 @@ def possible(x: Tensor) -> bool:
     torch.export, torch.jit, torch.func, and dispatch modes such as FLOP counters and fake tensors. Not in code that
     torch.compile compiles for a GPU, because its own kernels are faster there.
     """
-    device = "cuda" if x.is_cuda else "cpu"
-    if not (x.is_cuda or x.is_cpu):
+    device = "cpu" if x.is_cpu else "cuda"
+    if not (x.is_cpu or x.is_cuda) or x.dtype == torch.float16:
         return False
-    cast_to = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    if torch.float16 in (x.dtype, cast_to):
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return False
     if is_compiling():
         return device == "cpu" and not is_exporting()
@@ -225,26 +226,23 @@ def awaits_verdict(images: Tensor) -> bool:
 
 def runs_on_cpu(operation: str, *tensors: Tensor | None) -> bool:
     """Whether a kernel for CPUs runs on these tensors."""
-    given = [x for x in tensors if x is not None]
-    if not all(x.is_cpu for x in given):
+    if operation in ONEDNN_OPERATIONS:
+        library = ONEDNN_BACKWARD if operation.startswith("grad") else ONEDNN
+        dtypes = FP32 if operation == "grad_weight" else ONEDNN_DTYPES
+    else:
+        library, dtypes = (has_cpp and operation in CPP) or operation == "grad_bias", FP32
+    compiling = is_compiling()
+    if not library or (compiling and operation in EAGER_ONLY):
         return False
-    if is_compiling():
-        if operation in EAGER_ONLY:
+    for x in tensors:
+        if x is not None and not (x.is_cpu and x.dtype in dtypes and (compiling or is_ordinary(x))):
             return False
-    elif not all(map(is_ordinary, given)):
-        return False
-    if operation in ("product", "convolution", "grad_input"):
-        return (ONEDNN_BACKWARD if operation == "grad_input" else ONEDNN) and given[0].dtype in ONEDNN_DTYPES
-    if not all(x.dtype == torch.float32 for x in given):
-        return False
-    if operation == "grad_weight":
-        return ONEDNN_BACKWARD
-    return operation == "grad_bias" or (operation in CPP and has_cpp)
+    return True
 
 
 def is_ordinary(x: Tensor) -> bool:
     """Whether x is a tensor with memory: not a fake, distributed or mapped one, and of no other subclass."""
-    return type(x) in (Tensor, nn.Parameter) and torch._C._has_storage(x)
+    return type(x) in ORDINARY and torch._C._has_storage(x)
 
 
 def allows_covariance(x: Tensor) -> bool:
