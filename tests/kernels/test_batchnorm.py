@@ -42,7 +42,7 @@ def uncounted() -> nn.BatchNorm2d:
 
 
 def outcome(function: Callable[[Tensor, nn.Module], Tensor], x: Tensor, bn: nn.Module) -> dict[str, Tensor]:
-    """Everything that a training step finds, by name."""
+    """All results of a training step, by name."""
     x, bn = x.clone().requires_grad_(), deepcopy(bn)
     y = function(x, bn)
     y.backward(image(*y.shape, seed=2).to(y.dtype))
@@ -59,7 +59,7 @@ def plain(x: Tensor, bn: nn.Module) -> Tensor:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("shape", [(6, 48, 9, 7), (2, 16, 40, 41), (1, 32, 1, 2), (3, 192, 5, 5), (2, 8192, 3, 3)])
 def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...]) -> None:
-    """As near to torch in fp64 as torch in fp32 is."""
+    """Errors against torch in fp64 are like those of torch in fp32."""
     x, bn = 3 * image(*shape) + 1, batchnorm(shape[1])
     found = outcome(batchnorm_gelu, x, bn)
     assert calls == FUNCTIONS
@@ -91,10 +91,10 @@ def test_each_kernel_agrees_with_torch(calls: list[str]) -> None:
         y = normalize_gelu(of, mean, a, b)
         return [mean, var, y, *batchnorm_gelu_backward(by, of, mean, (var + 1e-5).rsqrt(), a, b)]
 
-    twins = outcomes(torch.float64)
+    exacts = outcomes(torch.float64)
     assert calls == []
-    for found, twin in zip(outcomes(torch.float32), twins, strict=True):
-        assert (found.double() - twin).norm() <= 1e-6 * twin.norm()
+    for found, exact in zip(outcomes(torch.float32), exacts, strict=True):
+        assert (found.double() - exact).norm() <= 1e-6 * exact.norm()
     assert calls == FUNCTIONS
 
 
@@ -107,7 +107,7 @@ def test_a_channel_that_is_the_same_everywhere() -> None:
 
 
 @compiled
-def test_batches_are_counted_as_torch_counts_them() -> None:
+def test_running_statistics_are_torchs() -> None:
     for options in ({}, {"momentum": None}, {"momentum": 0.4, "eps": 0.1}):
         ours, torchs = batchnorm(16, **options), batchnorm(16, **options)
         for seed in range(3):
@@ -148,7 +148,7 @@ def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor, bn: nn.Module
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_one_value_a_channel_is_complained_of() -> None:
+def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         batchnorm_gelu(image(1, 16, 1, 1), batchnorm(16))
 
@@ -156,7 +156,7 @@ def test_one_value_a_channel_is_complained_of() -> None:
 @compiled
 @pytest.mark.parametrize("what", ["gradient", "saved"])
 def test_torch_runs_backward_where_the_kernel_cannot(calls: list[str], what: str) -> None:
-    """Gradients that are mapped over, and what comes back from saving with other strides."""
+    """For batched gradients, and for saved tensors that come back with other strides."""
     x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
     if what == "gradient":
         y = batchnorm_gelu(x, bn)
@@ -184,7 +184,7 @@ def test_any_gradient_will_do(calls: list[str]) -> None:
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     x = image(2, 16, 5, 5)
     x[1, 3, 2, 2] = torch.nan
     bad = batchnorm_gelu(x, batchnorm(16)).isnan().flatten(2).any(-1).any(0)

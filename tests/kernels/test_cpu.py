@@ -84,7 +84,7 @@ def test_the_gradient_of_gelu(calls: list[str]) -> None:
     [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128), (1, 9000, 1, 32)],
 )
 def test_attention(calls: list[str], images: int, length: int, heads: int, d: int) -> None:
-    """As near to torch in fp64 as torch in fp32 is; also where tokens are no multiple of a tile or a block."""
+    """Errors are like those of torch in fp32, also where the number of tokens is no multiple of a tile or a block."""
     qkv = tokens(images, length, 3 * heads * d) * torch.linspace(0.1, 3, 3 * heads * d)  # of unequal size
     temperature = torch.linspace(0.5, 2, heads)[:, None, None]
     gradient = tokens(images, length, heads * d, seed=2)
@@ -104,7 +104,7 @@ def test_attention(calls: list[str], images: int, length: int, heads: int, d: in
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     x = torch.full((16,), torch.nan)
     assert gelu(x).isnan().all()
     assert torch.stack(gelu_backward(x, torch.ones(16), "cpu")).isnan().all()
@@ -118,7 +118,7 @@ def test_what_is_no_number_stays_none() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 50, 48), (2, 200, 384)])
 def test_the_gradient_of_a_layer_norm(calls: list[str], shape: tuple[int, ...], residual: bool) -> None:
-    """As near to torch in fp64 as torch in fp32 is, also of tokens that lie otherwise in memory."""
+    """Errors are like those of torch in fp32, also for tokens with other strides."""
     x, gradient, rest = 3 * tokens(*shape) + 1, tokens(*shape, seed=2), tokens(*shape, seed=3) if residual else None
     scale, shift = torch.linspace(-1, 2, shape[-1]), torch.linspace(1, -1, shape[-1])
 
@@ -153,7 +153,7 @@ def test_torch_computes_a_layer_norms_gradient_of_other_widths(calls: list[str],
 
 @compiled
 @pytest.mark.parametrize("form", ["eager", "compiled"])
-def test_the_channels_last_are_dense_too(calls: list[str], form: str) -> None:
+def test_maps_with_their_channels_last(calls: list[str], form: str) -> None:
     """Eager kernels take a map with its channels last. Compiled code may choose other strides: there torch runs."""
     x = tokens(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
@@ -169,7 +169,7 @@ def test_the_channels_last_are_dense_too(calls: list[str], form: str) -> None:
 
 
 @compiled
-def test_a_gradient_that_lies_otherwise_in_memory_is_torchs(calls: list[str]) -> None:
+def test_a_gradient_with_other_strides_is_torchs(calls: list[str]) -> None:
     x = tokens(2, 16, 3, 5)
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
     exact = torch.ops.aten.gelu_backward(gradient, x)
@@ -242,7 +242,7 @@ def test_compiled_code_calls_the_kernels_of_gelu(calls: list[str]) -> None:
 
 
 @compiled
-def test_one_head_for_many_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_heads_than_threads_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, temperature = tokens(1, 5, 96), torch.ones(1, 1, 1)
     assert cross_covariance.choose_backend(qkv, temperature) == backend_for("attend", qkv, temperature) == "cpu"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

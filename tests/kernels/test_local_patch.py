@@ -44,7 +44,7 @@ def plain(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], keep_scale: Tensor
 
 
 def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Of x in two parts. The layer has to be in evaluation mode."""
+    """The folded form, given x as a sum of two parts. The layer has to be in evaluation mode."""
     part = torch.linspace(-1, 1, x.shape[1])[:, None] * x
     local, scale = layer.local_mp, layer.gamma3
     assert local is not None and isinstance(local.bn, nn.BatchNorm2d) and local.conv2.bias is not None
@@ -56,7 +56,7 @@ def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def outcome(form: object, layer: nn.Module, x: Tensor, *others: object) -> dict[str, Tensor]:
-    """Everything that a training step finds, by name."""
+    """All results of a training step, by name."""
     layer, x = deepcopy(layer), x.clone().requires_grad_()
     assert callable(form)
     y = form(layer, x, *others)
@@ -80,7 +80,7 @@ def assert_as_near_as_torch(found: dict[str, Tensor], torchs: dict[str, Tensor],
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dropped", [False, True])
 def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...], dropped: bool) -> None:
-    """As near to the model in fp64 as the model in fp32 is; an image in several bands, too."""
+    """Errors against the model in fp64 are like those of the model in fp32, also for an image in several bands."""
     B, H, W, C = shape
     layer, x = layer_of(C), 3 * tokens(B, H * W, C) + 1
     keep_scale = torch.linspace(0, 2, B) if dropped else None
@@ -98,7 +98,7 @@ def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...
 def test_the_folded_form(calls: list[str], shape: tuple[int, ...]) -> None:
     B, H, W, C = shape
     layer, x = layer_of(C), 3 * tokens(B, H * W, C) + 1
-    plain(layer, x, (H, W))  # moves the running statistics
+    plain(layer, x, (H, W))  # updates the running statistics
     with torch.no_grad():
         found = folded(layer.eval(), x, (H, W))
         assert calls == ["local_patch"]
@@ -117,7 +117,7 @@ def test_the_backward_pass_agrees_with_torch(monkeypatch: pytest.MonkeyPatch) ->
 
 @compiled
 def test_gelu_statistics_of_what_lies_far_from_zero() -> None:
-    """The convolution's bias moves it there."""
+    """A large bias of the convolution must not make the variance inexact."""
     layer, x = layer_of(32), 1e-2 * tokens(4, 30, 32)
     local = layer.local_mp
     assert local is not None and local.conv1.bias is not None
@@ -137,13 +137,13 @@ def test_a_channel_that_is_the_same_everywhere() -> None:
     with torch.no_grad():
         layer.local_mp.conv1.weight.zero_()
     found = outcome(interact, layer, x, (3, 4))
-    expected = outcome(plain, layer, x, (3, 4))["output"]  # rstd is 316 there, and so are errors
+    expected = outcome(plain, layer, x, (3, 4))["output"]  # rstd is 316 there, which multiplies errors
     torch.testing.assert_close(found["output"], expected, rtol=1e-4, atol=1e-4)
     assert all(value.isfinite().all() for value in found.values())
 
 
 @compiled
-def test_batches_are_counted_as_torch_counts_them() -> None:
+def test_running_statistics_are_torchs() -> None:
     for options in ({}, {"momentum": None}, {"momentum": 0.4, "eps": 0.1}):
         ours = layer_of(16)
         assert ours.local_mp is not None
@@ -217,7 +217,7 @@ def test_compiled_code_calls_the_kernels(calls: list[str]) -> None:
     layer, x = layer_of(32), tokens(3, 12, 32)
     expected = outcome(interact, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
     calls.clear()
-    torch._dynamo.reset()  # it passes over a function that once failed in it, as that of another grid does
+    torch._dynamo.reset()  # it skips a function that failed before, as it does for another grid
     whole = torch.compile(interact, fullgraph=True)
     found = outcome(whole, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
     assert calls == FORWARD + BACKWARD
@@ -252,7 +252,7 @@ def test_they_stay_in_fp32_under_autocast(calls: list[str]) -> None:
 
 @compiled
 def test_gradients_that_are_mapped_over_are_refused(calls: list[str]) -> None:
-    """By torch, whose operations they reach instead of the C++."""
+    """torch refuses batched gradients. They do not reach the C++ kernels."""
     x = tokens(2, 12, 16).requires_grad_()
     y = interact(layer_of(16), x, (3, 4))
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
@@ -262,7 +262,7 @@ def test_gradients_that_are_mapped_over_are_refused(calls: list[str]) -> None:
 
 @compiled
 def test_strides_do_not_matter(calls: list[str]) -> None:
-    """Of the tokens, of the gradient (that of a sum is one number, expanded), of what comes back from being saved."""
+    """Of the tokens, of the gradient (a sum's is expanded), and of saved tensors."""
     layer, x = layer_of(16), tokens(2, 12, 16)
     expected = outcome(plain, layer, x, (3, 4))["output"]
     strided = x.mT.contiguous().mT.requires_grad_()
@@ -276,14 +276,14 @@ def test_strides_do_not_matter(calls: list[str]) -> None:
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     layer, x = layer_of(16).eval(), tokens(2, 25, 16)
     x[1, 12, 3] = torch.nan
     with torch.no_grad():
         bad = folded(layer, x, (5, 5)).isnan().any(-1)
     assert bad[1].all() and not bad[0].any()  # two convolutions reach two places far
     bad = interact(layer.train(), x, (5, 5)).isnan()
-    assert bad.all()  # by way of BatchNorm
+    assert bad.all()  # through BatchNorm
 
 
 @compiled
@@ -303,7 +303,7 @@ def test_frozen_parts_and_no_gradients(calls: list[str]) -> None:
     assert calls == FORWARD + BACKWARD + FORWARD * 2
 
 
-def test_one_value_a_channel_is_complained_of() -> None:
+def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         interact(layer_of(16), tokens(1, 1, 16), (1, 1))
 

@@ -239,7 +239,7 @@ def test_local_patch_in_parts_of_the_ordinary_size(kind: type[Depthwise]) -> Non
 @precisions
 @pytest.mark.parametrize("parts", [1, 3, 1024])
 def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In programs of one tile, and of several."""
+    """In programs with one tile, and with several."""
     monkeypatch.setattr(triton_norms, "VALUES", 64)
     monkeypatch.setattr(triton_norms, "PARTS", parts)
     check(randomised(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
@@ -291,7 +291,7 @@ def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
 
 
 @runs
-def test_batchnorm_of_one_value_complains() -> None:
+def test_batchnorm_refuses_one_value_per_channel() -> None:
     module = GELUBatchNormDepthwise(8, (1, 1)).to(DEVICE)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module(tokens(1, 1, 8).to(DEVICE), "triton")

@@ -116,7 +116,7 @@ def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an NVIDIA GPU that need not be there, as it is called for bf16 tokens and fp32 parameters."""
+    """For an NVIDIA GPU, which need not exist, with the types of bf16 tokens and fp32 parameters."""
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton has no compiler for NVIDIA")
     compiled = set()
@@ -158,7 +158,7 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def changed(kernel: Any) -> list[set[str]]:
-    """The names that each loop of a kernel reads and changes, so that the next turn reads another value."""
+    """The names that each loop of a kernel reads and changes, so that the next iteration reads another value."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(kernel)))
     loops = sorted((node for node in ast.walk(tree) if isinstance(node, ast.For)), key=lambda loop: loop.lineno)
     return [
@@ -180,7 +180,7 @@ def read_before_written(statements: list[ast.stmt]) -> set[str]:
 
 
 def flat(statements: list[ast.stmt]) -> Iterator[ast.AST]:
-    """Each statement, and what stands under an if after its condition."""
+    """Each statement, and the statements of an if after its condition."""
     for statement in statements:
         if isinstance(statement, ast.If):
             yield statement.test
@@ -194,9 +194,9 @@ def names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
 
 
 def carried(ttir: str) -> list[set[str]]:
-    """The names that each loop of a compiled kernel hands from one turn to the next.
+    """The names that each loop of a compiled kernel passes from one iteration to the next.
 
-    What Triton does not see changing stays as it was, without a word: of two names that begin as one value, the one
-    that is given the other's.
+    A name whose change Triton misses keeps its first value, without an error: of two names that begin as one value,
+    the one that is assigned the other's.
     """
     return [set(re.findall(r"%([a-z_]+?)[_.\d]* = ", loop)) for loop in re.findall(r"iter_args\((.*?)\) ->", ttir)]

@@ -52,7 +52,7 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 
 def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
-    """As if the tokens were on a GPU."""
+    """Let Triton run in the interpreter, as if the tokens were on a GPU."""
     monkeypatch.setattr(dispatch, "runs_triton", wanted)
 
 
@@ -175,7 +175,7 @@ def not_a_number(*given: Any) -> Any:
 @runs
 @pytest.mark.usefixtures("small_check")
 @pytest.mark.parametrize(
-    ("name", "fault", "told"),
+    ("name", "fault", "message"),
     [
         ("sums_over_taps", wrong_by_a_fifth, r"\S+ is off by \d+.\d% in float32"),
         ("sums_over_taps", not_a_number, r"\S+ is off by nan% in float32"),
@@ -183,10 +183,10 @@ def not_a_number(*given: Any) -> Any:
         ("convolve", fails_at_length, r"they do not run \(RuntimeError: no compiler\)"),
     ],
 )
-def test_kernels_that_are_wrong_or_do_not_run_are_told(
-    name: str, fault: Any, told: str, monkeypatch: pytest.MonkeyPatch
+def test_kernels_that_are_wrong_or_do_not_run_cause_a_warning(
+    name: str, fault: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_local_patch, name, fault)
-    line = rf"^Triton's kernels on \w+: {told}; torch's run instead \(torch .+, triton .+\)$"
+    line = rf"^Triton's kernels on \w+: {message}; torch's run instead \(torch .+, triton .+\)$"
     with pytest.warns(UserWarning, match=line):
         assert not self_check.agrees(torch.device(DEVICE))

@@ -71,6 +71,7 @@ FORM = {
     nn.GELU: ("approximate",),
     nn.Conv2d: ("bias", "kernel_size", "stride", "padding", "padding_mode", "dilation", "groups"),
 }
+"""The options of a part that the kernels rely on."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
