@@ -13,8 +13,8 @@ from xcit.kernels import forced
 from xcit.kernels.covariance import is_cheaper
 from xcit.kernels.cpu import library
 from xcit.kernels.depthwise import as_map, as_tokens
-from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
+from xcit.models.fast.checkpointing import recomputed
 from xcit.models.layer import XCiTLayer
 
 GRID = (4, 5)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.parity import pair, timm_name
-from xcit.models.checkpointing import switch_on_checkpointing
 from xcit.models.dry_run import dry_run
+from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.features import FeatureMaps
 from xcit.models.timm_models import timm_model
 

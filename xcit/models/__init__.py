@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import InputError, Notice, choose
 from ..preprocessing import told
-from ..weights.formats import load_weights
+from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps
 from .timm_models import timm_model

@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..kernels import as_map, possible, try_out
 from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from ..weights.hub import HubMixin
-from .checkpointing import recomputed
 from .class_attention import ClassAttentionLayer
+from .fast.checkpointing import recomputed
 from .layer import XCiTLayer
 from .patch_embed import PATCH_EMBEDS
 from .position import POSITIONS

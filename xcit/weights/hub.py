@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_h
 from torch import nn
 
 from ..preprocessing import data_settings
-from .formats import load_weights
+from .loading import load_weights
 from .sources import HUB_FILE
 
 PAPER = "https://arxiv.org/abs/2106.09681"

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InputError
-from ..kernels import Kernels, forced, kind
+from ...errors import InputError
+from ...kernels import Kernels, forced, kind
 
 
 def switch_on_checkpointing(model: nn.Module) -> None:
