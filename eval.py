@@ -30,7 +30,7 @@ from xcit.models.variants import named
 from xcit.preprocessing import data_settings
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import TASKS
-from xcit.weights.loading import Weights, weights_in
+from xcit.weights.formats import Weights, weights_in
 from xcit.weights.published import find_published
 from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
 

@@ -23,7 +23,7 @@ from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
 from xcit.models import MODELS
 from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
-from xcit.weights.loading import to_authors_names, weights_in
+from xcit.weights.formats import to_authors_names, weights_in
 from xcit.weights.published import find_published
 from xcit.weights.sources import locate
 

@@ -221,7 +221,7 @@ def test_checkpointing_can_be_switched_off_and_is_off_in_evaluation() -> None:
 
 
 def test_a_model_without_the_switch_is_refused() -> None:
-    with pytest.raises(xcit.InputError, match=r"train\.grad_checkpointing=true: Linear has no such switch"):
+    with pytest.raises(xcit.InputError, match=r"train\.grad_checkpointing=true: Linear has no gradient checkpointing"):
         switch_on_checkpointing(nn.Linear(1, 1))
     switch_on_checkpointing(timm_model(name="test_vit"))
 

@@ -11,7 +11,7 @@ import torch
 import xcit
 from scripts.parity import make_weights_tell
 from xcit.storage import read_tensors, write_tensors
-from xcit.weights.loading import to_authors_names
+from xcit.weights.formats import to_authors_names
 
 from ..conftest import TINY, Result
 

@@ -8,7 +8,7 @@ import torch
 
 import xcit
 from scripts.parity import make_weights_tell
-from xcit.weights.loading import to_timm_names
+from xcit.weights.formats import to_timm_names
 
 
 def telling_model(**options: object) -> torch.nn.Module:

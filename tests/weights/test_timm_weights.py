@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.parity import pair, timm_name
-from xcit.weights.loading import to_authors_names, to_timm_names
+from xcit.weights.formats import to_authors_names, to_timm_names
 
 from ..models.examples import authors_state, same
 

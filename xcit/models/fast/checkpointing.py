@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: the backward pass computes a layer's activations again, so that they need not be kept."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,31 +12,37 @@ from ...kernels import Kernels, forced, kind
 
 
 def switch_on_checkpointing(model: nn.Module) -> None:
-    """Of any model that has the switch, as ours and timm's have. timm's count BatchNorm's statistics twice then."""
+    """Switch gradient checkpointing on, in any model with `set_grad_checkpointing`: XCiT and timm's models.
+
+    timm's models then update BatchNorm's running statistics twice in each step.
+    """
     switch: Any = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
-        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no such switch")
+        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no gradient checkpointing")
     switch()
 
 
-def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
-    """layer(*inputs), the second time with the same random numbers and kernels, and BatchNorm's statistics stay."""
+def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
+    """layer(*inputs), computed again in the backward pass.
+
+    The second time uses the same random numbers and the same kernels, and leaves BatchNorm's running statistics alone.
+    """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), as_before(layer, kind())
+        return nullcontext(), second_time(layer, kind())
 
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def as_before(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
-    with forced(kernels), statistics_stay(layer):
+def second_time(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
+    with forced(kernels), unchanged_statistics(layer):
         yield
 
 
 @contextmanager
-def statistics_stay(layer: nn.Module) -> Iterator[None]:
-    """BatchNorms count on copies of their running statistics, which are thrown away."""
+def unchanged_statistics(layer: nn.Module) -> Iterator[None]:
+    """Within it BatchNorms update copies of their running statistics, which are dropped at the end."""
     norms = [module for module in layer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:

@@ -1,0 +1,102 @@
+"""Formats of weight files: wrappers of training scripts, and key names (the authors', and timm's, which are ours)."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import is_checkpoint, model_weights
+from ..errors import InputError, Notice
+
+State = dict[str, Tensor]
+
+# The keys under which a training script keeps its weights and their moving average: the authors' script, then timm's.
+WRAPPERS = (("model", "model_ema"), ("state_dict", "state_dict_ema"))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a file, with our key names, by kind: "raw", and "ema" if the file has a moving average."""
+
+    origin: str
+    kinds: dict[str, State]
+
+    def state(self, kind: str | None = None) -> State:
+        """The weights of one kind. The default is the moving average if there is one, else the raw weights."""
+        if kind is None:
+            kind = "ema" if "ema" in self.kinds else "raw"
+            if len(self.kinds) > 1:
+                warnings.warn(f"{self.origin}: holds raw weights and their moving average, which is taken", Notice, 2)
+        if kind not in self.kinds:
+            raise InputError(f"weights={kind}: {self.origin} holds {' and '.join(self.kinds)} alone")
+        return self.kinds[kind]
+
+
+def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
+    """The weights in the content of a file: a checkpoint of ours, a training script's, DINO's, or a bare state dict.
+
+    Args:
+        content: what the file holds.
+        origin: the file's name, for messages.
+
+    Raises:
+        InputError: there is no state dict in the content.
+    """
+    if is_checkpoint(content):
+        return Weights(origin, model_weights(content))
+    if "teacher" in content:
+        return Weights(origin, {"raw": backbone_of_dino(state_dict(content["teacher"], origin))})
+    kinds = {"raw": content}
+    for raw, ema in WRAPPERS:
+        if isinstance(content.get(raw), Mapping):
+            kinds = {"raw": content[raw]} | ({"ema": content[ema]} if content.get(ema) else {})
+    return Weights(origin, {kind: to_timm_names(state_dict(state, origin)) for kind, state in kinds.items()})
+
+
+def state_dict(state: object, origin: str) -> State:
+    """The tensors by name, without the prefixes that DistributedDataParallel and torch.compile add."""
+    if isinstance(state, Mapping) and state and all(names_tensor(*item) for item in state.items()):
+        return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+    raise InputError(f"{origin}: holds no state dict (tensors by name, bare or under 'model' or 'state_dict')")
+
+
+def names_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def backbone_of_dino(teacher: State) -> State:
+    """The backbone of DINO's teacher, without the projection head. The published accuracies are the teacher's."""
+    prefix = "backbone."
+    return to_timm_names({k.removeprefix(prefix): v for k, v in teacher.items() if k.startswith(prefix)})
+
+
+def to_timm_names(state: Mapping[str, Tensor]) -> State:
+    """Rename the authors' keys to timm's; other keys stay.
+
+    The authors call the position encoding `pos_embeder`, and their class attention has one `qkv` instead of `q`, `k`
+    and `v`.
+    """
+    renamed: State = {}
+    for key, value in state.items():
+        key = key.replace("pos_embeder.", "pos_embed.")
+        if key.startswith("cls_attn_blocks.") and ".attn.qkv." in key:
+            for name, part in zip("qkv", value.chunk(3), strict=True):
+                renamed[key.replace(".qkv.", f".{name}.")] = part
+        else:
+            renamed[key] = value
+    return renamed
+
+
+def to_authors_names(state: Mapping[str, Tensor]) -> State:
+    """Rename timm's keys to the authors'; the inverse of `to_timm_names`."""
+    renamed: State = {}
+    for key, value in state.items():
+        if key.startswith("cls_attn_blocks.") and ".attn.q." in key:
+            parts = [state[key.replace(".q.", f".{name}.")] for name in "qkv"]
+            renamed[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+        elif not (key.startswith("cls_attn_blocks.") and (".attn.k." in key or ".attn.v." in key)):
+            renamed[key.replace("pos_embed.", "pos_embeder.")] = value
+    return renamed
