@@ -21,7 +21,6 @@ from ...kernels import (
     product,
     untouched,
 )
-from ..cross_covariance import CrossCovarianceAttention
 from ..layer import XCiTLayer
 from ..patch_embed import ConvPatchEmbed
 from ..position import LearnedPositionEncoding, SinePositionEncoding
@@ -141,9 +140,9 @@ class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
             return x
 
     def attend(self, x: Tensor, weights: LayerWeights) -> Tensor:
-        assert isinstance(self.attn, CrossCovarianceAttention) and self.attn.temperature is not None
-        temperature, qkv, proj = self.attn.temperature, weights.qkv, weights.proj
-        if is_cheaper(x, self.attn.heads, training=False):
+        attention: Any = self.attn
+        temperature, qkv, proj = attention.temperature, weights.qkv, weights.proj
+        if is_cheaper(x, attention.heads, training=False):
             return attend_by_covariance(x, temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
         projected = qkv(x)
         if projected.dtype == torch.float16:  # sums over the tokens overflow in fp16
@@ -153,8 +152,9 @@ class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
         return proj(attend(projected, temperature))
 
     def derive(self, key: torch.dtype) -> LayerWeights:
-        attention, local, mlp = self.attn, self.local_mp, self.mlp
-        assert isinstance(attention, CrossCovarianceAttention) and local is not None and local.conv2.bias is not None
+        attention: Any = self.attn
+        local, mlp = self.local_mp, self.mlp
+        assert local is not None and local.conv2.bias is not None
         # BatchNorm is not folded into conv2, which pads with zeros: BatchNorm would not map them to zeros.
         slope, shift = affine(local.bn)
         return LayerWeights(

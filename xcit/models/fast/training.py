@@ -36,8 +36,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def fuse_for_training(model: Module) -> Module:
     """Give every layer in the model that has a fused form that form, in place. Returns the model.
 
-    Only the classes of the layers change: parameters, hooks and names stay. Layers of the paper's ablation, and
-    subclasses that a user wrote, stay as they are.
+    Only the classes of the layers change: parameters, hooks and names stay. Layers of the paper's ablation and
+    subclasses of the layers stay as they are. No part of a layer may have been replaced before: the fused forms rely on
+    the parts that the layer was made with.
     """
     part: Any
     for part in model.modules():
