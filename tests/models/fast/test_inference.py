@@ -190,6 +190,23 @@ def test_a_single_tensor_changed_after_use(key: str) -> None:
         assert not torch.equal(found, before)
 
 
+def test_new_tensors_cannot_be_taken_for_old_ones() -> None:
+    """A tensor with the address of the one that it replaces would go unnoticed: the old memory stays in use."""
+    fused = fuse_for_inference(tiny())
+    fused(images_of(32, 32))
+    weight = fused.blocks[0].mlp.fc2.weight
+    address = weight.data_ptr()
+    weight.data = weight.data + 1
+    assert address not in [tensor.data_ptr() for tensor in [torch.empty_like(weight) for _ in range(50)]]
+
+
+def test_positions_of_one_grid_are_kept() -> None:
+    fused = fuse_for_inference(tiny())
+    for size in (32, 48, 64):
+        fused(images_of(size, size))
+        assert [grid for grid, _ in fused.pos_embed.kept.values] == [(size // 8, size // 8)]
+
+
 def test_folded_tensors_are_kept() -> None:
     fused = fuse_for_inference(tiny())
     fused(images_of(32, 32))
