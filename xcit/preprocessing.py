@@ -140,9 +140,8 @@ class Preprocessing:
         return (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
     def resize_pillow(self, image: Any) -> Tensor:
-        from PIL import Image  # here, since `import xcit` must not need it
-
         import numpy as np
+        from PIL import Image  # here, since `import xcit` must not need it
 
         resized = self.resized_size(image.height, image.width)
         if (image.height, image.width) != resized:

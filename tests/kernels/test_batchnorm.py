@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xcit.kernels import batchnorm_gelu, forced
 from xcit.kernels.batchnorm import batchnorm_gelu_backward, moments, normalize_gelu
 from xcit.kernels.cpu import library
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.patch_embed import ConvPatchEmbed
 
 FUNCTIONS = ["moments", "batchnorm_gelu", "batchnorm_gelu_backward"]
@@ -224,7 +225,7 @@ def test_parameters_of_another_width_are_refused(calls: list[str]) -> None:
 
 def stem_and_images() -> tuple[ConvPatchEmbed, Tensor]:
     torch.manual_seed(0)
-    return ConvPatchEmbed(8, 3, 64), image(4, 3, 24, 32)
+    return fuse_for_training(ConvPatchEmbed(8, 3, 64)), image(4, 3, 24, 32)
 
 
 @compiled

@@ -13,8 +13,9 @@ from xcit.kernels import dispatch, forced
 from xcit.kernels.covariance import is_cheaper
 from xcit.kernels.cpu import library
 from xcit.kernels.depthwise import as_map, as_tokens
-from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
+from xcit.models.fast.checkpointing import checkpointed
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.layer import XCiTLayer
 
 GRID = (4, 5)
@@ -25,7 +26,7 @@ def randomised(make: Callable[[], nn.Module]) -> nn.Module:
     """A module none of whose parameters is 0 or 1, which would hide its effect."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layer = make()
+        layer = fuse_for_training(make())
         for parameter in layer.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return layer
@@ -329,6 +330,6 @@ def test_plain_has_second_derivatives() -> None:
 def test_checkpointing_computes_again_by_the_same_kernels() -> None:
     layer, x, _ = xcit_layer()
     with forced("plain"):
-        y = recomputed(layer, x.requires_grad_(), GRID)
+        y = checkpointed(layer, x.requires_grad_(), GRID)
     y.sum().backward()
     assert x.grad is not None

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xcit import kernels
 from xcit.kernels import dispatch, self_check
 from xcit.kernels.dispatch import backend_for
-from xcit.models import xcit as xcit_module
+from xcit.models.fast import training
 
 from ..models.examples import tiny
 from .test_layers import tokens
@@ -109,7 +109,7 @@ def test_a_gpu_is_not_checked_where_triton_could_not_run(
 
 def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Tensor] = []
-    monkeypatch.setattr(xcit_module, "try_out", asked.append)
+    monkeypatch.setattr(training, "try_out", asked.append)
     given = torch.randn(1, 3, 32, 32)
     tiny()(given)
     assert len(asked) == 1 and asked[0] is given

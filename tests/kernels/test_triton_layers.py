@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from xcit import kernels
 from xcit.kernels import cross_covariance, dispatch, self_check
-from xcit.models.fast.inference import FusedLayer
+from xcit.models.fast.inference import fold
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.layer import XCiTLayer
 
 from .test_layers import difference, nodes, randomised, tokens
@@ -32,7 +33,7 @@ from .test_triton import (
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = XCiTLayer(32, 2, 1.0)
+        self.layer = fuse_for_training(XCiTLayer(32, 2, 1.0))
 
     def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
         with kernels.forced(kind):
@@ -67,7 +68,7 @@ def by_triton_in(output: Tensor) -> set[str]:
 
 @runs
 def test_the_operations_of_a_layer_run_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = XCiTLayer(32, 2, 1.0).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
     with kernels.forced("fast"):
         assert by_triton_in(layer(x, (1, 3))) == set()
     if INTERPRETED:
@@ -85,7 +86,7 @@ def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mo
     if INTERPRETED:
         hand_over(monkeypatch)
     layer, x = randomised(lambda: XCiTLayer(32, 2, 1.0)).to(DEVICE).eval(), tokens(2, 6, 32).to(DEVICE)
-    folded = FusedLayer(layer).requires_grad_(False)
+    folded = fold(deepcopy(layer)).requires_grad_(False)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.no_grad():
         with kernels.forced("plain"):
             expected = layer(x, (2, 3))

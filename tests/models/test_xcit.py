@@ -11,6 +11,8 @@ from xcit.models.cross_covariance import CrossCovarianceAttention
 from xcit.models.position import SinePositionEncoding
 from xcit.models.stochastic_depth import StochasticDepth
 
+from ..test_rooms import MODULES, imports
+
 # FACTS of the paper: millions of parameters at patch 16 and 8, with 1000 classes.
 PARAMETERS = {
     "xcit_n12": (3.05, 3.05),
@@ -28,6 +30,12 @@ def small(**options: object) -> xcit.XCiT:
     model = xcit.create_model("xcit_n12", num_classes=10, **options)
     assert isinstance(model, xcit.XCiT)
     return model.eval()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("xcit.models") and ".fast." not in name])
+def test_the_architecture_knows_no_kernels(name: str) -> None:
+    """The files of xcit/models hold the mathematics; their fused forms are in xcit/models/fast."""
+    assert not [imported for imported in imports(name) if imported.startswith("xcit.kernels")]
 
 
 def test_the_seven_variants_are_listed() -> None:
