@@ -15,6 +15,7 @@ from xcit.errors import InputError
 from xcit.kernels import dispatch
 from xcit.kernels.cpu import library
 from xcit.kernels.dispatch import backend_for
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.layer import XCiTLayer
 
 from ..conftest import ROOT
@@ -88,7 +89,7 @@ def flops(model: nn.Module, *inputs: object) -> int:
 
 @pytest.mark.parametrize("N", [20, 80])  # of 80 tokens the covariance form is the cheaper one
 def test_flops_of_a_layer_are_those_of_the_plain_form(N: int) -> None:  # noqa: N803
-    layer, inputs = XCiTLayer(16, 2, 1.0), (tokens(2, N, 16), (4, N // 4))
+    layer, inputs = fuse_for_training(XCiTLayer(16, 2, 1.0)), (tokens(2, N, 16), (4, N // 4))
     found = flops(layer, *inputs)
     with kernels.forced("plain"):
         assert found == flops(layer, *inputs) > 0
@@ -116,7 +117,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 def test_a_dispatch_mode_sees_torchs_operations(calls: list[str]) -> None:
     """Forward and backward, without hooks: those of FlopCounterMode alone would switch to the plain form."""
-    layer, x = XCiTLayer(32, 2, 1.0), tokens(2, 6, 32)
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), tokens(2, 6, 32)
     with Recorder() as mode:
         layer(x, (2, 3)).sum().backward()
     assert calls == []
@@ -128,14 +129,14 @@ def test_a_dispatch_mode_sees_torchs_operations(calls: list[str]) -> None:
 
 def test_a_fake_layer_runs() -> None:
     with FakeTensorMode():
-        layer, x = XCiTLayer(32, 2, 1.0), torch.empty(2, 6, 32)
+        layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), torch.empty(2, 6, 32)
         y = layer(x, (2, 3))
         y.sum().backward()
     assert y.shape == (2, 6, 32)
 
 
 def test_in_code_compiled_for_a_gpu_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = XCiTLayer(32, 2, 1.0)
+    layer = fuse_for_training(XCiTLayer(32, 2, 1.0))
     with FakeTensorMode():
         on_gpu = torch.empty(2, 6, 32, device="cuda")
     on_cpu = tokens(2, 6, 32)
@@ -152,7 +153,7 @@ def test_in_code_compiled_for_a_gpu_the_plain_form_runs(monkeypatch: pytest.Monk
 @pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 @pytest.mark.usefixtures("one_thread")
 def test_an_operation_can_be_left_to_torch(calls: list[str]) -> None:
-    layer, x = XCiTLayer(32, 2, 1.0), tokens(2, 6, 32)
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), tokens(2, 6, 32)
     layer(x, (2, 3))
     assert calls == ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
     calls.clear()

@@ -12,6 +12,7 @@ from .cross_covariance import attend
 from .depthwise import as_map
 from .dispatch import (
     BATCHNORMS,
+    HOOKS,
     Kernels,
     chosen,
     compute_dtype,
@@ -20,6 +21,7 @@ from .dispatch import (
     is_observed,
     is_watched,
     kind,
+    may_fold,
     parts_of,
     possible,
     untouched,
@@ -29,10 +31,9 @@ from .local_patch import add_folded_local_patch, add_local_patch
 from .matmul import by_onednn, convolution, pack_weight, product
 from .self_check import try_out
 
-packed = pack_weight
-
 __all__ = [
     "BATCHNORMS",
+    "HOOKS",
     "Kernels",
     "add_folded_local_patch",
     "add_local_patch",
@@ -52,9 +53,9 @@ __all__ = [
     "is_observed",
     "is_watched",
     "kind",
+    "may_fold",
     "norm_linear",
     "pack_weight",
-    "packed",
     "parts_of",
     "possible",
     "product",

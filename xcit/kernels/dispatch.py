@@ -143,6 +143,17 @@ def possible(x: Tensor) -> bool:
     return not is_observed()
 
 
+def may_fold(x: Tensor) -> bool:
+    """Whether a call on x may use tensors that were derived from the parameters, folded weights for example.
+
+    Not for compilers, tracers and torch.func, which need to see how the output depends on the parameters, nor under
+    global hooks, which FLOP counters use. fp16 is possible: no gradients are computed.
+    """
+    if is_compiling() or is_observed() or _kind == "plain" or any(getattr(modules, name) for name in GLOBAL_HOOKS):
+        return False
+    return possible(x) or compute_dtype(x) == torch.float16
+
+
 def is_compiling() -> bool:
     """Whether torch.compile or torch.export traces this call."""
     return torch.compiler.is_compiling()

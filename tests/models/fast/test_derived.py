@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from xcit.kernels import forced, matmul
+from xcit.kernels import dispatch, forced
 from xcit.models.fast.derived import KeepsDerived
 from xcit.models.fast.inference import fuse_for_inference
 
@@ -111,7 +111,7 @@ def test_cast_after_use() -> None:
         torch.testing.assert_close(fused(images), fuse_for_inference(model)(images), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(matmul.ONEDNN is False, reason="weights are packed by oneDNN alone")
+@pytest.mark.skipif(dispatch.ONEDNN is False, reason="weights are packed by oneDNN alone")
 def test_what_is_kept_is_neither_copied_nor_saved() -> None:
     sizes = []
     fused = fuse_for_inference(tiny())

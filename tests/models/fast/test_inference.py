@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import xcit
-from xcit.kernels import forced, matmul
+from xcit.kernels import dispatch, forced
 from xcit.models.fast.inference import FoldedXCiTLayer, fuse_for_inference
 
 from ..examples import same, tiny

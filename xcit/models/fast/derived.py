@@ -5,11 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from ...kernels import compute_dtype, kind, possible
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from ...kernels import HOOKS, may_fold
 
 
 class KeepsDerived(nn.Module):
@@ -29,9 +26,9 @@ class KeepsDerived(nn.Module):
         """The value of `derive(key)`, kept until the module changes.
 
         None if the module has to run as it is: in training, with hooks on its parts, with other parts, and where
-        `can_use_derived(x)` is false.
+        `may_fold(x)` is false.
         """
-        if self.training or not can_use_derived(x):
+        if self.training or not may_fold(x):
             return None
         kept = self.kept
         if kept is None or not kept.describes(self):
@@ -45,17 +42,6 @@ class KeepsDerived(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "kept"}
-
-
-def can_use_derived(x: Tensor) -> bool:
-    """Whether this call may use derived tensors in the place of parameters.
-
-    False for compilers, tracers and torch.func, which need to see how the output depends on the parameters; and under
-    global hooks, which FLOP counters use. fp16 is possible here, unlike in training: see `FoldedXCiTLayer.attend`.
-    """
-    if torch.compiler.is_compiling() or kind() == "plain" or _has_any_global_hook():
-        return False
-    return possible(x) or compute_dtype(x) == torch.float16
 
 
 class Snapshot:

@@ -17,7 +17,7 @@ from ...kernels import (
     compute_dtype,
     convolution,
     is_cheaper,
-    packed,
+    pack_weight,
     product,
     untouched,
 )
@@ -99,7 +99,7 @@ class FoldedLinear:
 
     @cached_property
     def packed_weight(self) -> Tensor:
-        return packed(self.compute_weight())
+        return pack_weight(self.compute_weight())
 
     def compute_weight(self) -> Tensor:
         weight = self.layer.weight.detach()
