@@ -137,7 +137,7 @@ def test_parameters_are_not_kept_twice() -> None:
     """Where nothing is packed, only weights that are scaled have a second tensor."""
     fused = fuse_for_inference(tiny())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "ONEDNN", False)
+        patch.setattr(dispatch, "ONEDNN", False)
         fused(images_of(32, 32))
         weights = fused.blocks[0].kept.values[torch.float32]
         mlp = fused.blocks[0].mlp
