@@ -31,10 +31,10 @@ bench: $(VENV)/train.installed
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-PASSES := $(wildcard xcit/kernels/cpu/*.cpp xcit/kernels/cpu/*.h)
+KERNELS := $(wildcard xcit/kernels/cpu/*.cpp xcit/kernels/cpu/*.h)
 
 # Installed once, and again when pyproject.toml or what is compiled changes or PYTHON is another interpreter.
-$(VENV)/%.installed: pyproject.toml $(PASSES) $(VENV)/interpreter
+$(VENV)/%.installed: pyproject.toml $(KERNELS) $(VENV)/interpreter
 	@echo "installing into $(VENV) (some minutes, once)"
 	@$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$(if $(filter test,$*),train$(comma)test,$*)]'
 	@touch $@

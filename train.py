@@ -34,8 +34,8 @@ from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import sweep
 from xcit.models import MODELS
-from xcit.models.checkpointing import switch_on_checkpointing
 from xcit.models.dry_run import dry_run
+from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS

@@ -3,8 +3,8 @@
     python scripts/ablations.py                                                       # on the digits
     python scripts/ablations.py --start "torchrun --nproc-per-node=8" model=xcit_s12 data=imagenet data.root=/path
 
-What is not an option of this script goes to train.py for every row. The runs lie in FOLDER, one a row; called again,
-the script goes on where it was stopped. Prints the table and writes it to FOLDER/ablations.csv.
+The script passes all other arguments to train.py. Each row is a run in a folder below FOLDER. A second call continues
+where the first one stopped. The table is printed and written to FOLDER/ablations.csv.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main() -> None:
     folder = Path(arguments.folder)
     names = arguments.only.split(",") if arguments.only else list(ABLATIONS)
     chosen = {name: choose(ABLATIONS, name, "--only") for name in names}
+    # Train each row that is not there yet.
     rows: list[Row] = []
     for number, (name, (what, options)) in enumerate(chosen.items(), start=1):
         switch = as_overrides(options)
@@ -43,22 +44,23 @@ def main() -> None:
         if not (folder / name / "results.json").is_file():
             train(arguments.start, command)
         rows.append({"model": what, "switch": " ".join(switch), **last_validation(folder / name)})
+    # Show and save what was measured.
     write_text(folder / "ablations.csv", csv_text(rows))
     print_table(rows)
     if any("outcome" in row for row in rows):
-        raise TrainingError("not every run came to its end (see above); called again, the script goes on")
+        raise TrainingError("not every run was completed (see above); call the script again to continue")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--folder", default="runs/ablations")
-    parser.add_argument("--start", default=sys.executable, help='what train.py is started by: "torchrun …"')
-    parser.add_argument("--only", metavar="NAME,NAME", help=f"of {', '.join(ABLATIONS)}")
+    parser.add_argument("--start", default=sys.executable, help='the command that starts train.py: "torchrun …"')
+    parser.add_argument("--only", metavar="NAME,NAME", help=f"rows to train, of {', '.join(ABLATIONS)}")
     return parser.parse_known_args()
 
 
 def require_same(folder: Path, command: list[str]) -> None:
-    """Refuse a run in the folder that another command made."""
+    """Refuse a folder whose run was made by another command."""
     if (folder / "environment.json").is_file():
         before = shlex.split(json.loads((folder / "environment.json").read_text())["command"])[1:]
         if before != command:
@@ -66,7 +68,7 @@ def require_same(folder: Path, command: list[str]) -> None:
 
 
 def train(start: str, overrides: list[str]) -> None:
-    """One run; its report is left to the table, its progress and errors are shown."""
+    """Train one row. Its progress and errors are shown; its report is not, as the table replaces it."""
     command = [*shlex.split(start), str(TRAIN), *overrides]
     try:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
@@ -77,9 +79,9 @@ def train(start: str, overrides: list[str]) -> None:
 
 
 def last_validation(folder: Path) -> Row:
-    """What the last epoch's validation measured, for each of the weights; a run that broke off says so."""
+    """Top-1 and loss of the last validation, for raw weights and EMA; or that the run was not completed."""
     if not (folder / "results.json").is_file():
-        return {"outcome": "broke off"}
+        return {"outcome": "not completed"}
     found: Row = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

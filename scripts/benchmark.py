@@ -1,18 +1,17 @@
-"""How fast our XCiT is beside timm's: same weights, same inputs, turn by turn in one process.
+"""Measure the speed and memory of our XCiT beside timm's, with the same weights and inputs, in turns, in one process.
 
-    python scripts/benchmark.py                                  # the cases of the README, half an hour on two cores
-                                                                 # of a CPU; in bf16, where there is a GPU
+    python scripts/benchmark.py                                  # the usual cases: half an hour on two CPU cores
     python scripts/benchmark.py --cases s12/16@224x8 --figures inference,training,memory --rounds 10
 
-Each side runs as its users run it: ours folded for inference and compiled layer by layer, with the optimiser that
-train.py makes; timm's as it is, compiled as a whole, with the optimiser that timm makes; on a GPU both with their
-channels last.
+Each side runs as its users run it. Our model is folded for inference, compiled layer by layer, and trained with the
+optimizer of train.py. timm's model runs unchanged, is compiled as a whole, and is trained with timm's optimizer. On a
+GPU both use channels-last memory and, by default, bf16.
 
-Prints a row for each case (model/patch@pixels x batch) and figure, with the medians of both sides, their ratio and the
-range of the ratio over the rounds, and writes the rows to bench.json: model, image_size, batch_size, mode, figure,
-ours, timm, ratio, lowest, highest, share. The share is our part of the best rate that this machine has for a product,
-by the operations of timm's model. First come the machine's own rates: of a linear layer, of the same product as a
-1 × 1 convolution over channels-last memory, and of what ours uses.
+The script prints a row for each case (model/patch@pixels x batch) and figure: the medians of both sides, their ratio,
+and the range of the ratio over the rounds. It writes the rows to bench.json: model, image_size, batch_size, mode,
+figure, ours, timm, ratio, lowest, highest, share. The share is our part of the machine's best rate for a matrix
+product, counted by the operations of timm's model. The script first prints the machine's rates: of a linear layer, of
+the same product as a 1 × 1 convolution in channels-last memory, and of our matrix product.
 """
 
 import argparse
@@ -57,10 +56,10 @@ CASES = {
     "cuda": ("s12/16@224x256",),
 }
 SECONDS = 0.5
-"""A turn repeats its step for about as long, so that a reading of the clock does not matter."""
+"""Duration of a turn. It is long enough that reading the clock does not matter."""
 
 Step = Callable[[], object]
-Rates = dict[torch.dtype, float]  # type → the machine's best rate of a product, in operations a second
+Rates = dict[torch.dtype, float]  # dtype → the machine's best rate for a matrix product, in operations per second
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Case:
 
     @classmethod
     def read(cls, text: str) -> "Case":
+        """Read s12/16@224x8: the S12 at patch 16, at 224 pixels, in batches of 8."""
         found = re.fullmatch(r"(\w+)/(\d+)@(\d+)x(\d+)", text)
         if not found:
             raise InputError(f"--cases={text}: must be MODEL/PATCH@PIXELSxBATCH, as s12/16@224x8")
@@ -115,16 +115,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is timed, in images/s."""
+    """What a turn measures, in images/s."""
 
     training: bool
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     checkpointed: bool = False
-    """Ours alone: it is compared with timm's that keeps everything."""
+    """Gradient checkpointing in our model only. It is compared with timm's plain step."""
 
     def step(self, model: nn.Module, images: Tensor) -> Step:
-        """The model is not to be used for anything else afterwards."""
+        """The step to time. It may change the model, which must not be used for anything else afterwards."""
         ours = isinstance(model, xcit.XCiT)
         if isinstance(model, xcit.XCiT) and not self.training:
             model = xcit.fuse_for_inference(model)
@@ -170,7 +170,7 @@ def inference(model: nn.Module, images: Tensor) -> Step:
 
 
 def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
-    """Forward, backward, clipping, AdamW, EMA: what an update of a run does."""
+    """An update as in train.py: forward, backward, clipping, AdamW, EMA."""
     model.train()
     targets = torch.full((len(images), 1000), 1e-3, device=images.device)
     if ours:
@@ -191,6 +191,7 @@ def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
 
 @guarded()
 def main() -> None:
+    # Check the options before anything is measured.
     arguments = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = [Case.read(text) for text in named(arguments.cases, CASES[device.type])]
@@ -204,13 +205,15 @@ def main() -> None:
     table = Path(arguments.json).absolute()
     if table.is_dir() or not os.access(table.parent, os.W_OK):
         raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
-    torch._inductor.config.force_disable_caches = True  # the time to compile is one of the figures
+    # Measure the machine.
+    torch._inductor.config.force_disable_caches = True  # because the time to compile is one of the figures
     best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
     if arguments.figures is None and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
-        print("bf16 is slower than fp32 on this machine: not measured, unless --figures asks for it")
+        print("bf16 is slower than fp32 on this machine; it is measured only if --figures lists it")
         figures = [name for name in figures if not name.endswith("_bf16")]
+    # Measure the models, and write all rows after each case and figure, so that an interruption loses little.
     rows: list[Row] = []
-    try_out(torch.empty(1, device=device))  # no part of what is measured
+    try_out(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
     for case in cases:
         for figure in figures:
             print(f"{case} {figure}", file=sys.stderr, flush=True)
@@ -224,29 +227,33 @@ def main() -> None:
 
 
 def named(listed: str | None, usual: Sequence[str]) -> Sequence[str]:
-    """What an option lists with commas, each once."""
+    """The names in an option's comma-separated list, each once; or the usual ones."""
     return usual if listed is None else list(dict.fromkeys(name.strip() for name in listed.split(",")))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    usual = "; ".join(f"on {device} by default {','.join(cases)}" for device, cases in CASES.items())
-    parser.add_argument("--cases", help=f"MODEL/PATCH@PIXELSxBATCH, the patch 8 or 16, with commas; {usual}")
-    parser.add_argument("--figures", help=f"of {', '.join(FIGURES)}; by default all that this machine is for")
-    parser.add_argument("--kernels", default="auto", help=f"what ours is forced to run: {', '.join(KINDS)}")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", default="bench.json")
+    usual = "; ".join(f"default on {device}: {','.join(cases)}" for device, cases in CASES.items())
+    parser.add_argument("--cases", help=f"comma-separated MODEL/PATCH@PIXELSxBATCH, with patch 8 or 16; {usual}")
+    parser.add_argument(
+        "--figures", help=f"comma-separated, of {', '.join(FIGURES)}; default: those that suit the device"
+    )
+    parser.add_argument(
+        "--kernels", default="auto", help=f"the kernels of our model: {', '.join(KINDS)} (default: auto)"
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each side (default: 10)")
+    parser.add_argument("--json", default="bench.json", help="the file for the rows (default: bench.json)")
     return parser.parse_args()
 
 
 def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates) -> list[Row]:
-    """Images/s, and for what is compiled the seconds of the first step."""
+    """Measure images/s of both sides, and the seconds of the first step if they are compiled."""
     figure, images, models = TIMED[name], case.images(device), case.models(device)
     operations = case.batch_size * operations_of(models["timm"], images[:1], figure.training)
     steps = {side: figure.step(model, images) for side, model in models.items()}
     del models
     if figure.compiled:
-        torch.compile(torch.sin)(images)  # starts the compiler, which the first that is measured would pay for
+        torch.compile(torch.sin)(images)  # starts the compiler's processes, so that neither side's first step does
     first = {side: [1 / rate(step, 1, device)] for side, step in steps.items()}
     rates = in_turns(steps, rounds, device)
     speeds = {side: [case.batch_size * one for one in found] for side, found in rates.items()}
@@ -259,7 +266,7 @@ def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates)
 
 
 def operations_of(model: nn.Module, images: Tensor, training: bool) -> float:
-    """Additions and multiplications of a step, in which the backward pass counts twice the forward pass."""
+    """Additions and multiplications of a step. The backward pass counts twice as much as the forward pass."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model.eval()(images)
@@ -267,7 +274,8 @@ def operations_of(model: nn.Module, images: Tensor, training: bool) -> float:
 
 
 def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Steps a second of each, over rounds in which all have their turn."""
+    """Steps per second of each side in each round. In a round each side has one turn."""
+    # Warm up, then choose how many steps fill a turn.
     for step in steps.values():
         rate(step, 2, device)
     repeats = {side: max(1, round(SECONDS * rate(step, 1, device))) for side, step in steps.items()}
@@ -279,7 +287,7 @@ def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[
 
 
 def rate(step: Step, repeats: int, device: torch.device) -> float:
-    """Steps a second."""
+    """Steps per second over so many repeats."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -291,7 +299,7 @@ def rate(step: Step, repeats: int, device: torch.device) -> float:
 
 
 def saved_tensors(case: Case, device: torch.device) -> list[Row]:
-    """Megabytes that a training step's forward pass keeps for its backward pass, also with our checkpointing on."""
+    """Megabytes that the forward pass saves for the backward pass, without and with our gradient checkpointing."""
     models, images = case.models(device), case.images(device)
     found = {side: [kept_by(model, images)] for side, model in models.items()}
     models["ours"].set_grad_checkpointing()  # type: ignore[operator]
@@ -303,7 +311,10 @@ def saved_tensors(case: Case, device: torch.device) -> list[Row]:
 
 
 def kept_by(model: nn.Module, images: Tensor) -> float:
-    """What autograd saves, and what else is alive: checkpointing holds its inputs without telling autograd."""
+    """Megabytes of the tensors that a forward pass in training keeps alive.
+
+    They are what autograd saves, and what else is alive afterwards: checkpointing keeps its inputs outside autograd.
+    """
     kept: dict[int, int] = {}
     before = {tensor.untyped_storage().data_ptr() for tensor in alive()}
 
@@ -322,12 +333,13 @@ def kept_by(model: nn.Module, images: Tensor) -> float:
 
 
 def alive() -> list[Tensor]:
+    """All tensors in the process that own memory."""
     gc.collect()
     return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and has_memory(thing)]
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Not so the compiler's stand-ins for tensors, nor what oneDNN has packed: both refuse to say where they lie."""
+    """Whether a tensor has an address. The compiler's fake tensors and oneDNN's packed weights raise instead."""
     try:
         return tensor.untyped_storage().data_ptr() != 0
     except (RuntimeError, NotImplementedError):
@@ -343,7 +355,7 @@ def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[floa
 
 
 def measure_machine(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
-    """What the machine can do at best: the products of the s12's FFN, by each route, in each type."""
+    """Measure the machine's best rate for the matrix product of S12's feed-forward network, in each dtype."""
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
     best: Rates = {}
@@ -353,18 +365,18 @@ def measure_machine(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
         with torch.inference_mode():
             found = in_turns(routes(tokens, 1536), 5, device)
         rates = {name: 2 * tokens.numel() * 1536 * statistics.median(each) for name, each in found.items()}
-        told = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
-        print(f"{str(dtype).removeprefix('torch.')}: {told}")
+        speeds = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
+        print(f"{str(dtype).removeprefix('torch.')}: {speeds}")
         best[dtype] = max(rates.values())
     return best
 
 
 def routes(tokens: Tensor, outputs: int) -> dict[str, Step]:
-    """The ways to one product."""
+    """Three implementations of the same matrix product."""
     where: dict[str, Any] = {"device": tokens.device, "dtype": tokens.dtype}
     linear = nn.Linear(tokens.shape[-1], outputs, **where)
     conv = nn.Conv2d(tokens.shape[-1], outputs, kernel_size=1, **where)
-    image = tokens.mT.unflatten(-1, (14, 14))  # the same memory, channels last
+    image = tokens.mT.unflatten(-1, (14, 14))  # a view of the same memory, as a channels-last map
     return {
         "linear": lambda: linear(tokens),
         "1×1 convolution": lambda: conv(image),

@@ -1,14 +1,13 @@
-"""How fast images come: by stage, beside timm's loader, and beside the model that they are for.
+"""Measure the speed of the input pipeline: each stage, the loader beside timm's, and the model that it feeds.
 
-    python scripts/benchmark_data.py                                       # the stages, on JPEGs of its own
+    python scripts/benchmark_data.py                                       # the stages, on generated JPEGs
     python scripts/benchmark_data.py --root /data/imagenet/train --model xcit_s12 --patch-size 16
     python scripts/benchmark_data.py --against-timm --json data_bench.json # a quarter of an hour on two cores
 
-Without --root it makes JPEGs of ImageNet's usual size: noise with a photograph's spectrum, 500 × 375, quality 95.
-Against timm both sides have the same files, policy, batch size (an eighth of it for large photographs of 4000 × 3000),
-workers and cores, and take turns in one process;
-decode_only is what the same workers reach that decode whole images (simplejpeg) and do nothing else. The file that
---json names holds
+Without --root the script generates JPEGs of ImageNet's usual size: noise with a photograph's spectrum, 500 × 375,
+quality 95. With --against-timm both sides use the same files, policy, workers and cores, and take turns in one process.
+The batch size is the same, too; for large images of 4000 × 3000 it is an eighth of --batch-size. decode_only is the
+speed of the same workers when they decode whole images with simplejpeg and do nothing else. The file of --json holds
 {"plain": {"ours", "timm", "ratio", "lowest", "highest"}, "randaugment": {…}, "large": {…}, "decode_only": images/s,
 "workers", "batch_size", "cores"}.
 """
@@ -34,7 +33,7 @@ from rich.table import Table
 from timm.data import ImageDataset, create_loader
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # data/ is no installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
 import data
 import xcit
@@ -77,15 +76,17 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--root", help="a folder with a folder of images for each class; by default it makes JPEGs")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
-    parser.add_argument("--batches", type=int, default=12, help="of a turn")
-    parser.add_argument("--against-timm", action="store_true")
-    parser.add_argument("--json", help="where to write the comparison")
-    parser.add_argument("--model", default="xcit_s12", help="whose training step is compared with the data's speed")
-    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument(
+        "--root", help="a folder that holds a folder of images for each class; default: generated JPEGs"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images of a batch (default: 64)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("--batches", type=int, default=12, help="batches of a turn (default: 12)")
+    parser.add_argument("--against-timm", action="store_true", help="compare with timm's loader")
+    parser.add_argument("--json", help="the file for the comparison")
+    parser.add_argument("--model", default="xcit_s12", help="the model whose training step is compared with the loader")
+    parser.add_argument("--patch-size", type=int, default=16, help="the model's patch size (default: 16)")
     arguments = parser.parse_args()
     for name in ("batch_size", "rounds", "batches"):
         if getattr(arguments, name) < 1:
@@ -98,13 +99,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_jpegs(root: Path, size: tuple[int, int], count: int) -> Path:
-    """JPEGs of quality 95 in one class folder; a photograph of 500 × 375 has 95 kB, as these have."""
+    """Write JPEGs of quality 95 to one class folder. Like a photograph, one of 500 × 375 takes 95 kB."""
     (root / "noise").mkdir(parents=True)
     width, height = size
     for number in range(count):
         random = np.random.default_rng(number)
         pixels = random.normal(scale=5, size=(height, width, 3))
-        for grain in (2, 4, 8, 16, 32, 64, 128):  # the coarser, the stronger: a spectrum of 1 / f
+        for grain in (2, 4, 8, 16, 32, 64, 128):  # coarser noise is stronger: a spectrum of 1 / f
             shape = (3, height // grain + 2, width // grain + 2)
             for channel, values in enumerate(random.normal(scale=4 * grain**0.5, size=shape)):
                 coarse = Image.fromarray(values.astype(np.float32))
@@ -114,7 +115,7 @@ def make_jpegs(root: Path, size: tuple[int, int], count: int) -> Path:
     return root
 
 
-# Beside timm
+# Compare with timm.
 
 
 def against_timm(
@@ -145,7 +146,7 @@ def compare(
     device: torch.device,
     **others: Iterable[Any],
 ) -> dict[str, float]:
-    """Images/s of both and of the others, and the ratio of every turn of ours to timm's beside it."""
+    """Median images/s of ours, timm's and the other loaders, and the ratio of ours to timm's over the rounds."""
     mixing = data.Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1)
     ours = data.TrainLoader(
         images,
@@ -171,7 +172,7 @@ def compare(
 def timms(
     images: ImageFiles, policy: dict[str, Any], arguments: argparse.Namespace, device: torch.device
 ) -> Iterable[Any]:
-    """timm's loader with the same policy, as its training script makes it."""
+    """timm's loader with the same policy, made as in timm's training script."""
     dataset = ImageDataset(str(Path(images.samples[0][0]).parents[1]))
     dataset.reader.samples = images.samples
     return create_loader(
@@ -194,7 +195,7 @@ def timms(
 
 
 class DecodeOnly(View):
-    """A view that decodes the whole image and hands on nothing of it."""
+    """A view that decodes the whole image and returns a dummy."""
 
     def __init__(self) -> None:
         self.buffers = SharedBuffers()
@@ -212,7 +213,7 @@ class DecodeOnly(View):
 
 
 def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds: int) -> dict[str, list[float]]:
-    """Images/s of each side in each round, after one that does not count, in which workers start."""
+    """Images/s of each side in each round. The first round starts the workers and does not count."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, batches in sides.items():
@@ -226,7 +227,7 @@ def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds:
 
 
 def repeated(images: ImageFiles, count: int) -> ImageFiles:
-    """So many samples, of the same files again and again."""
+    """`count` samples: the same files, repeated as often as needed."""
     times = -(-count // len(images))
     return ImageFiles.of((images.samples * times)[:count], images.classes)
 
@@ -244,11 +245,12 @@ def print_comparison(found: dict[str, Any]) -> None:
     Console(width=100).print(table)
 
 
-# By stage
+# Measure the stages.
 
 
 def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Images/s of each stage by itself on one core, of the loader, and of the model's training step."""
+    """Print images/s of each stage on one core, of the whole loader, and of the model's training step."""
+    # Each stage alone, on one core.
     torch.set_num_threads(1)
     transform = data.TrainTransform(SIZE, **RAND_AUGMENT)
     without_colour = data.TrainTransform(SIZE, **PLAIN)
@@ -271,6 +273,7 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     )
     for name, speed in rows.items():
         table.add_row(name, f"{speed:,.0f}")
+    # The loader and the model, on all cores.
     torch.set_num_threads(cores())
     loader = whole_loader(images, transform, arguments, device)
     data_speed = statistics.median(in_turns({"ours": loader}, arguments.batches * arguments.batch_size, 3)["ours"])
@@ -280,7 +283,7 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     table.add_row(f"a training step of {arguments.model}/{arguments.patch_size}", f"{model_speed:,.0f}")
     Console(width=100).print(table)
     slower, faster = ("data", "model") if data_speed < model_speed else ("model", "data")
-    print(f"the {slower} will bound the run: {faster} alone would be {ratio(data_speed, model_speed):.1f} × as fast")
+    print(f"the {slower} limits the run: the {faster} alone would be {ratio(data_speed, model_speed):.1f} × as fast")
 
 
 def ratio(a: float, b: float) -> float:
@@ -304,6 +307,7 @@ def whole_loader(
 
 
 def training_speed(name: str, patch_size: int, batch_size: int, device: torch.device) -> float:
+    """Images/s of a model's training step, on random images."""
     model = xcit.create_model(name, patch_size=patch_size).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images = torch.randn(min(batch_size, 8) if device.type == "cpu" else batch_size, 3, SIZE, SIZE, device=device)
@@ -320,7 +324,7 @@ def training_speed(name: str, patch_size: int, batch_size: int, device: torch.de
 
 
 def rate(step: Callable[[], object], images: int) -> float:
-    """Images/s: the best of three turns, as other processes only slow one down."""
+    """Images/s of the best of three turns, because other processes only make a turn slower."""
     step()
     best = 0.0
     for _ in range(3):

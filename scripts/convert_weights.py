@@ -1,11 +1,11 @@
-"""Write weights in another format, bit for bit.
+"""Convert weights to another file format. Their values stay the same to the bit.
 
     python scripts/convert_weights.py xcit_small_12_p16_224.pth s12.safetensors --to safetensors
     python scripts/convert_weights.py runs/NAME/TIME xcit_small_12_p16_224.pth --to authors --weights ema
     python scripts/convert_weights.py runs/NAME/TIME my_model --to hub
 
-The source is whatever `pretrained=` takes: a file, a run folder, the name of published weights. The target is a new
-file, or with --to hub a new folder that `xcit.XCiT.from_pretrained` opens and that can be uploaded as it is.
+The source is anything that `pretrained=` accepts: a file, a run folder, a published name. The target is a new file.
+With --to hub it is a new folder, which `xcit.XCiT.from_pretrained` opens and which can be uploaded unchanged.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from xcit.weights.sources import locate
 
 State = Mapping[str, Tensor]
 
-# The file formats: the authors' {"model": …}; timm's bare state dict; safetensors with timm's names, as on the hub.
+# The authors' format is {"model": …}, timm's is a bare state dict. safetensors has timm's names, as on the hub.
 WRITERS: dict[str, Callable[[Path, State], None]] = {
     "authors": lambda path, state: write_tensors(path, {"model": to_authors_names(state)}),
     "timm": write_tensors,
@@ -39,6 +39,7 @@ WRITERS: dict[str, Callable[[Path, State], None]] = {
 
 @guarded()
 def main() -> None:
+    # Check the target before the source is read or downloaded.
     arguments = parse_arguments()
     source, target = arguments.source, Path(arguments.target)
     if target.exists():
@@ -47,18 +48,20 @@ def main() -> None:
         raise InputError(f"{target}: its folder does not exist")
     if arguments.to == "safetensors" and target.suffix != ".safetensors":
         raise InputError(f"{target}: must end in .safetensors, by which such a file is known")
+    # Read the weights.
     path = locate(source)
     content = read_tensors(path)
     weights = weights_in(content, str(path))
     kind = arguments.weights or ("ema" if "ema" in weights.kinds else "raw")
     state = weights.state(kind)
+    # Write them, for the hub as a model with its card.
     if arguments.to == "hub":
         options = arguments.model or model_in(content) or published_model(source)
         if not options:
             raise InputError(f"--model: must be given for --to hub, as {source} does not tell its architecture")
         model = build(options, state, str(path))
-        told = card(options["name"], kind, path.absolute()) if is_checkpoint(content) else {"name": options["name"]}
-        model.save_pretrained(target, model_card_kwargs={"repo_id": target.name, **told})
+        facts = card(options["name"], kind, path.absolute()) if is_checkpoint(content) else {"name": options["name"]}
+        model.save_pretrained(target, model_card_kwargs={"repo_id": target.name, **facts})
     else:
         WRITERS[arguments.to](target, state)
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
@@ -67,15 +70,15 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("source")
-    parser.add_argument("target")
-    parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True)
-    parser.add_argument("--weights", choices=["raw", "ema"], help="default: the moving average where there is one")
+    parser.add_argument("source", help="a file, a run folder or a published name")
+    parser.add_argument("target", help="a new file, or a new folder with --to hub")
+    parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True, help="the format of the target")
+    parser.add_argument("--weights", choices=["raw", "ema"], help="default: the moving average if there is one")
     parser.add_argument(
         "--model",
         type=json_object,
         metavar="JSON",
-        help='of --to hub, for a file that does not tell: \'{"name": "xcit_s12", "patch_size": 16}\'',
+        help='for --to hub, if the source has no architecture: \'{"name": "xcit_s12", "patch_size": 16}\'',
     )
     return parser.parse_args()
 
@@ -88,7 +91,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def model_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The model's configuration, if the content is a run's checkpoint."""
+    """The model's configuration in a run's checkpoint; None for other files."""
     return content["identity"]["config"]["model"] if is_checkpoint(content) else None
 
 
@@ -98,7 +101,7 @@ def published_model(source: str) -> dict[str, Any] | None:
 
 
 def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
-    """The XCiT that the weights are for, with them."""
+    """An XCiT of this configuration, with these weights."""
     try:
         options = section_for("model", given, MODELS).model_validate(given)
     except ValidationError as invalid:
@@ -113,15 +116,15 @@ def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
 
 
 def card(name: str, kind: str, checkpoint: Path) -> dict[str, Any]:
-    """What the model card is to tell of a run's weights: its recipe, and the results of this very checkpoint."""
-    told: dict[str, Any] = {"name": name}
+    """The facts for the model card of a run's weights: the run's configuration, and the results of this checkpoint."""
+    facts: dict[str, Any] = {"name": name}
     run = checkpoint.parents[1]
     if (run / "config.yaml").is_file():
-        told["recipe"] = (run / "config.yaml").read_text()
+        facts["recipe"] = (run / "config.yaml").read_text()
     if (run / "results.json").is_file():
         rows = json.loads((run / "results.json").read_text())
-        told["results"] = [r for r in rows if (r["weights"], Path(r["checkpoint"]).name) == (kind, checkpoint.name)]
-    return told
+        facts["results"] = [r for r in rows if (r["weights"], Path(r["checkpoint"]).name) == (kind, checkpoint.name)]
+    return facts
 
 
 if __name__ == "__main__":

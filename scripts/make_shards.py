@@ -1,13 +1,13 @@
-"""Write a tree of images as webdataset's shards for data=imagenet_shards, with an index.json beside them.
+"""Write a tree of images as webdataset shards for data=imagenet_shards, with an index.json.
 
     python scripts/make_shards.py IMAGENET SHARDS                       # 1,000 images a shard
     python scripts/make_shards.py TREE SHARDS --bytes 500MB --short-side 256
     python scripts/make_shards.py --index-only SHARDS                   # for shards that others made
 
-TREE is root/train/CLASS/ and root/val/CLASS/ (or val/ flat with ImageNet's devkit), which become SHARDS/train/ and
-SHARDS/val/; or root/CLASS/ alone, which becomes SHARDS/. The images are put in an order that follows from --seed, so
-the bytes of the shards depend on the images and the options alone. A shard is written aside, read back and checked,
-and renamed; stopped and called again, the script keeps those that are finished.
+TREE holds train/CLASS/ and val/CLASS/ (or a flat val/ with ImageNet's devkit), which become SHARDS/train/ and
+SHARDS/val/. Or it holds CLASS/ alone, which becomes SHARDS/. The order of the images follows from --seed, so the bytes
+of the shards depend only on the images and the options. A shard is written to a temporary file, read back, checked, and
+renamed. If the script is interrupted and called again, it keeps the finished shards.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where data/ is: unlike xcit/, it is not installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
 from data import DataError, ImageNet
 from data.datasets.folder import list_classes
@@ -44,7 +44,7 @@ from xcit.errors import TrainingError
 from xcit.storage import write_text
 
 UNFINISHED = ".unfinished"
-"""The folder, in that of the shards, for what is written aside, with a record of each finished shard."""
+"""A folder beside the shards for temporary files, and for a record of each finished shard."""
 
 
 @guarded(DataError)
@@ -61,9 +61,8 @@ def main() -> None:
         raise InputError(f"--classes={arguments.classes}: goes with --index-only; SOURCE's folders name the classes")
     if Path(arguments.target).resolve().is_relative_to(Path(arguments.source).resolve()):
         raise InputError(f"{arguments.target}: lies in SOURCE, {arguments.source}; must be a folder outside it")
-    splits = dict(
-        find_splits(Path(arguments.source), Path(arguments.target))
-    )  # all are looked at before one is written
+    # List all splits before the first is written, so that errors come early.
+    splits = dict(find_splits(Path(arguments.source), Path(arguments.target)))
     for folder, images in splits.items():
         make_split(folder, images, arguments)
 
@@ -74,15 +73,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("target", nargs="?", help="a folder for the shards")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--samples", type=whole, default=1000, help="images in a shard (default: 1000)")
-    size.add_argument("--bytes", type=amount, help="instead: of a shard's images, as they lie in SOURCE; 500MB, say")
+    size.add_argument("--bytes", type=amount, help="size of a shard's images in SOURCE, instead of --samples: 500MB")
     parser.add_argument(
-        "--short-side", type=whole, metavar="N", help="shrink larger images to this, as JPEG of quality 95"
+        "--short-side", type=whole, metavar="N", help="shrink larger images to this short side, as JPEG of quality 95"
     )
-    parser.add_argument("--seed", type=whole_or_zero, default=0, help="of the order of the images")
-    parser.add_argument("--workers", type=whole, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--no-decode-check", action="store_true", help="do not decode each image when it is read back")
-    parser.add_argument("--index-only", metavar="FOLDER", help="write the index of the shards in a folder, and no more")
-    parser.add_argument("--classes", metavar="FILE", help="of --index-only: names, one a line; default: the numbers")
+    parser.add_argument("--seed", type=whole_or_zero, default=0, help="seed of the order of the images (default: 0)")
+    parser.add_argument(
+        "--workers", type=whole, default=os.cpu_count() or 1, help="processes (default: one for each core)"
+    )
+    parser.add_argument(
+        "--no-decode-check", action="store_true", help="do not decode the images of a shard to check it"
+    )
+    parser.add_argument("--index-only", metavar="FOLDER", help="only write the index of the shards in a folder")
+    parser.add_argument("--classes", metavar="FILE", help="for --index-only: class names, one a line; default: numbers")
     return parser.parse_args()
 
 
@@ -97,7 +100,7 @@ def whole_or_zero(text: str) -> int:
 
 
 def amount(text: str) -> int:
-    """5000, 500MB, 2GB."""
+    """Read a size in bytes: 5000, 500MB or 2GB."""
     parts = re.fullmatch(r"(\d+)(|kB|MB|GB)", text)
     if not parts or not int(parts[1]):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1; kB, MB or GB may follow")
@@ -105,7 +108,7 @@ def amount(text: str) -> int:
 
 
 def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]:
-    """(folder for the shards, images) of each split of a tree; validation is numbered as training."""
+    """(folder for the shards, images) for each split of a tree. Both splits number the classes alike."""
     parts = [part for part in ("train", "val") if (source / part).is_dir()]
     if not parts:
         yield target, list_classes(source)
@@ -117,8 +120,8 @@ def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]
 
 
 def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
-    """Write the shards that are not there yet, then the index."""
-    samples = images.samples  # once: all paths are decoded for it
+    """Write the missing shards of a split, then its index."""
+    samples = images.samples  # read once, because it decodes all paths
     sizes = [size_of(path) for path, _ in samples]
     order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()
     made = {
@@ -128,16 +131,19 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
         "short_side": arguments.short_side,
         "source": fingerprint(images.classes, samples, sizes, Path(arguments.source)),
     }
+    # Find out what an earlier call has written.
     known = known_shards(folder, made)
     if is_finished(folder, known):
         print(f"{folder}: finished already")
         return
+    # Plan the shards.
     jobs, first = [], 0
     for number, members in enumerate(divide(order, sizes, made["samples"], made["bytes"])):
         path = folder / f"{number:06}.tar"
         chosen = [samples[member] for member in members]
         jobs.append(ShardJob(path, first, chosen, arguments.short_side, not arguments.no_decode_check))
         first += len(chosen)
+    # Write the shards, then the index.
     try:
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         write_text(folder / UNFINISHED / "plan.json", json.dumps(made))
@@ -154,7 +160,7 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
 
 
 def divide(order: list[int], sizes: list[int], samples: int | None, size: int | None) -> Iterator[list[int]]:
-    """The order cut into shards of `samples` images, or of about `size` bytes: one more image would exceed them."""
+    """Cut the order into shards of `samples` images, or of as many images as fit into `size` bytes."""
     members: list[int] = []
     taken = 0
     for member in order:
@@ -175,13 +181,17 @@ def size_of(path: str) -> int:
 
 
 def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
-    """What tells whether shards were made of these very files: names, labels, sizes and classes."""
+    """A hash of the names, labels, sizes and classes. It changes if the shards would be made of other files."""
     names = [(os.path.relpath(path, source), label) for path, label in samples]
     return hashlib.sha256(json.dumps([classes, names, sizes]).encode()).hexdigest()
 
 
 def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
-    """What the index of the folder, if there is one, has of each of its shards; others than `made` are refused."""
+    """The shards in the folder's index, if it has one.
+
+    Raises:
+        InputError: the folder holds something else, or shards of other images or options than `made`.
+    """
     found = folder / INDEX
     plan = folder / UNFINISHED / "plan.json"
     if found.is_file():
@@ -200,16 +210,19 @@ def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
 
 
 def is_finished(folder: Path, known: dict[str, Shard]) -> bool:
-    """Whether all shards of the index are there, by their sizes, and none was being made anew."""
+    """Whether all shards of the index exist with the right size, and no earlier call was interrupted."""
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
     whole = all(sizes.get(shard.name) == shard.bytes for shard in known.values())
     return bool(known) and whole and not (folder / UNFINISHED).exists()
 
 
 def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], workers: int) -> tuple[list[Shard], int]:
-    """(the shards, how many of them were there from before); in as many processes, with a bar on a terminal.
+    """Write the shards with several processes, and show a progress bar on a terminal.
 
-    known: from the index that is there; what an unfinished call recorded is newer.
+    known: the shards of the existing index. The records of an interrupted call are newer and take precedence.
+
+    Returns:
+        The shards, and how many of them existed before.
     """
     console = Console(stderr=True)
     unfinished = folder / UNFINISHED
@@ -217,7 +230,7 @@ def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], wo
     before = {name: read_record(unfinished / f"{name}.json") or known.get(name) for name in names}
     done: dict[str, Shard] = {}
     kept = 0
-    context = multiprocessing.get_context("fork")  # what this process has imported takes seconds
+    context = multiprocessing.get_context("fork")  # because importing everything again takes seconds
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin_process) as pool:
         try:
             futures = [pool.submit(make_and_record, job, unfinished, before[job.path.name]) for job in jobs]
@@ -240,14 +253,14 @@ def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], wo
 
 
 def make_and_record(job: ShardJob, unfinished: Path, before: Shard | None) -> tuple[Shard, bool]:
-    """Recorded by the process that made it: what is finished is never made again, however this call ends."""
+    """Make a shard and record it in the same process, so that a finished shard is never made again."""
     shard, was_there = make_shard(job, unfinished, before)
     write_text(unfinished / f"{shard.name}.json", json.dumps(asdict(shard)))
     return shard, was_there
 
 
 def read_record(path: Path) -> Shard | None:
-    """What an earlier call found of a shard that it finished."""
+    """The record of a shard that an earlier call finished, or None."""
     try:
         return Shard(**read_json(path))
     except TypeError:
@@ -255,7 +268,7 @@ def read_record(path: Path) -> Shard | None:
 
 
 def read_json(path: Path) -> Any:
-    """None for a file that is missing or damaged."""
+    """The content of a file, or None if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -263,7 +276,7 @@ def read_json(path: Path) -> Any:
 
 
 def begin_process() -> None:
-    """Leave an interrupt to the process that started this one, and end when that is killed."""
+    """Make a worker ignore interrupts, which its parent handles, and end when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

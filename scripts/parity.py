@@ -1,9 +1,9 @@
-"""Compare every XCiT with timm's: parameters, and the logits of the same random weights.
+"""Compare every XCiT with timm's: the number of parameters, and the logits for the same random weights.
 
     python scripts/parity.py
 
-Prints a line for each of the 14 architectures: parameters (M), and the difference of the logits relative to their
-norm, in fp32 eval mode, for a square image and for one that is not.
+Prints a line for each of the 14 architectures: parameters in millions, and the difference of the logits relative to
+their norm, in fp32 and evaluation mode, for a square image and for one that is not square.
 """
 
 import timm
@@ -25,9 +25,9 @@ def timm_name(name: str, patch_size: int) -> str:
 
 @torch.no_grad()
 def make_weights_tell(model: nn.Module) -> None:
-    """Give every parameter and statistic a value that matters.
+    """Set every parameter and statistic to a value that changes the logits.
 
-    As initialised, BatchNorm does nothing and a LayerScale of 1e-5 hides all that stands behind it.
+    At initialisation BatchNorm is the identity, and a LayerScale of 1e-5 hides the branch that it scales.
     """
     generator = torch.Generator().manual_seed(0)
     for key, value in model.state_dict().items():
@@ -41,7 +41,7 @@ def make_weights_tell(model: nn.Module) -> None:
 
 
 def pair(name: str, patch_size: int) -> tuple[nn.Module, nn.Module]:
-    """(timm's model, ours) with the same telling weights, in eval mode."""
+    """(timm's model, ours) with the same random weights, in evaluation mode."""
     theirs = timm.create_model(timm_name(name, patch_size), pretrained=False)
     make_weights_tell(theirs)
     ours = xcit.create_model(name, patch_size=patch_size)

@@ -1,11 +1,10 @@
-"""The first batch of a training run as a picture: what the model gets, augmented, mixed and erased.
+"""The first batch of a training run as a picture: augmented, mixed and erased, as the model sees it.
 
     python scripts/show_batch.py                                                     # the digits
     python scripts/show_batch.py data=imagenet data.root=/path augment=three_augment
 
-Takes what train.py takes (see its --help). Writes batch.png into the current folder, or into run_dir=; 64 images at
-most. Beneath an image stands its class; beneath a mixed one the two that have the largest shares of it, by the target
-that is learnt.
+Takes the options of train.py (see its --help). Writes batch.png to the current folder, or to run_dir=, with at most 64
+images. The class of an image is below it. A mixed image has the two classes with the largest shares of its target.
 """
 
 import math
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # train.py and data/ are in no installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
 import data
 from train import TABLES, check, train_batches
@@ -36,7 +35,7 @@ from xcit.tasks import TASKS
 
 MOST = 64
 SIDE = 128
-"""Pixels of an image on the sheet, at least: smaller ones are enlarged by a whole factor."""
+"""Smallest side of an image on the sheet, in pixels. Smaller images are enlarged by a whole factor."""
 GAP, LINE = 10, 18
 FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
 
@@ -47,7 +46,7 @@ def show(config: TrainConfig) -> None:
         examples = data.DATASETS[config.data.name](**config.data.options).train()
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
 
-        # One worker makes a batch from beginning to end, and others would make the next ones for nothing.
+        # One batch needs no workers. Workers would also load the next batches, which nobody uses.
         alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
         preprocessing = Preprocessing.of_model(dry_run(config.model.entry, config.model.options, {}))
         length = Length(config.train.epochs, config.train.updates)
@@ -68,9 +67,9 @@ def show(config: TrainConfig) -> None:
 
 
 def caption(target: Tensor, classes: list[str], smoothed: float) -> list[tuple[str, str]]:
-    """(class, its share) of an image's one class, whose share goes without saying, or of its two largest.
+    """(class, share) for each line: the only class, with an empty share, or the two classes with the largest shares.
 
-    target: (K,); smoothed: the share that label smoothing gives to every class.
+    target: (K,), the probabilities of the classes. smoothed: the share that label smoothing gives to every class.
     """
     shares, numbers = target.topk(min(2, len(classes)))
     names = [" ".join(classes[number].encode(errors="replace").decode().split()) for number in numbers.tolist()]
@@ -80,7 +79,7 @@ def caption(target: Tensor, classes: list[str], smoothed: float) -> list[tuple[s
 
 
 def draw(pictures: list[Image.Image], captions: list[list[tuple[str, str]]]) -> Image.Image:
-    """The sheet: rows of pictures, each with its caption's lines beneath."""
+    """Draw the sheet: rows of pictures, each with the lines of its caption below."""
     size = pictures[0].width
     side = size * max(1, math.ceil(SIDE / size))
     columns = math.ceil(math.sqrt(len(pictures)))
@@ -98,7 +97,7 @@ def draw(pictures: list[Image.Image], captions: list[list[tuple[str, str]]]) -> 
 
 
 def shortened(text: str, width: float) -> str:
-    """As much of it as the width in pixels holds."""
+    """The text, cut to a width in pixels."""
     if FONT.getlength(text) <= width:
         return text
     while text and FONT.getlength(f"{text}…") > width:
@@ -123,7 +122,7 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra would tell train.py's
+    if {"--help", "-h"} & set(sys.argv[1:]):  # because Hydra would print the help of train.py
         print(__doc__)
     else:
         run(main, every_key(TrainConfig, TABLES))

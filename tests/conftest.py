@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.kernels import matmul
+from xcit.kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,8 +103,8 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(params=["oneDNN", "oneDNN forward", "torch"])
 def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ways that products can take on a CPU, whichever of them this one prefers."""
-    if request.param != "torch" and not matmul.HAS_ONEDNN:
+    """All libraries that compute products on a CPU, whichever of them this one prefers."""
+    if request.param != "torch" and not dispatch.HAS_ONEDNN:
         pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
-    monkeypatch.setattr(matmul, "ONEDNN", request.param != "torch")
-    monkeypatch.setattr(matmul, "ONEDNN_BACKWARD", request.param == "oneDNN")
+    monkeypatch.setattr(dispatch, "ONEDNN", request.param != "torch")
+    monkeypatch.setattr(dispatch, "ONEDNN_BACKWARD", request.param == "oneDNN")

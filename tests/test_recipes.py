@@ -1,14 +1,24 @@
-"""Every recipe in conf/recipe/ is one that trains, and does what its name says."""
+"""Every recipe in conf/recipe/ is a whole run in one file, trains, and does what its name says."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import xcit
+from train import TABLES
+from xcit.composition import read_config
+from xcit.config import TrainConfig
 from xcit.engine.run_folder import RunFolder
+from xcit.models.variants import VARIANTS
 from xcit.storage import read_tensors
 
 from .conftest import ROOT, TINY, Result, launch
@@ -29,6 +39,15 @@ SMALL = (
 )
 
 
+def recipe_file(name: str) -> str:
+    return (ROOT / f"conf/recipe/{name}.yaml").read_text()
+
+
+def composed(*overrides: str) -> TrainConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return read_config(TrainConfig, compose("train", list(overrides)), TABLES)
+
+
 def rows(path: Path, split: str) -> list[dict]:
     return [row for row in map(json.loads, path.read_text().splitlines()) if row["split"] == split]
 
@@ -42,6 +61,82 @@ def teacher(tmp_path: Path) -> Path:
     path = tmp_path / "teacher.pth"
     torch.save({"state_dict": timm.create_model("resnet10t", num_classes=10).state_dict()}, path)
     return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_a_whole_run_in_one_file(recipe: str) -> None:
+    text = recipe_file(recipe)
+    content: dict[str, Any] = yaml.safe_load(text)
+    *groups, last = content["defaults"]
+    assert [key for group in groups for key in group] == ["/model", "/task", "/optim", "/augment"], "no other recipe"
+    assert last == "_self_"
+    assert content["train"].keys() == yaml.safe_load(recipe_file("paper_p16"))["train"].keys()
+    assert content["resolutions"]
+    head = text.partition("defaults:")[0].splitlines()
+    assert head[0] == "# @package _global_"
+    for start in ("# Source: ", "# Cost: ", "# Expect: "):
+        assert sum(line.startswith(start) for line in head) == 1
+
+
+def test_the_defaults_of_imagenet_are_the_papers_recipe() -> None:
+    paper, *others = (yaml.safe_load(recipe_file(name)) for name in ("paper_p16", "imagenet", "imagenet_shards"))
+    assert all(other == paper for other in others)
+
+
+def test_every_key_of_the_configuration_has_a_comment() -> None:
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        before = ""
+        for line in path.read_text().partition("\nhydra:")[0].splitlines():
+            if re.match(r" *(?!defaults)\w+: \S", line):
+                assert " # " in line or before.startswith("# "), f"{path}: {line}"
+            before = line
+
+
+def test_the_digits_choose_their_model_and_others_may_be_given() -> None:
+    default = composed()
+    assert (default.name, default.model.name, default.model.options["patch_size"]) == ("xcit_n12_digits", "xcit_n12", 8)
+    assert composed("model=xcit_t12").model.options["patch_size"] == 16
+    assert composed("model=timm", "model.name=resnet18").name == "resnet18_digits"
+    assert composed("data=folder", "data.root=/mine").model.options["patch_size"] == 16
+
+
+@pytest.mark.parametrize("name", xcit.list_models())
+def test_the_configuration_takes_the_heads_of_the_variant(name: str) -> None:
+    """conf/model/ says null, so that the number stands in one place."""
+    assert "heads" not in yaml.safe_load((ROOT / f"conf/model/{name}.yaml").read_text())
+    assert composed(f"model={name}").model.options["heads"] == VARIANTS[name]["heads"]
+    assert composed(f"model={name}", "model.heads=2").model.options["heads"] == 2
+
+
+def test_choices_on_top_of_a_recipe() -> None:
+    config = composed("recipe=finetune_384", "task=distill", "optim=lamb", "augment=light", "model=xcit_s12")
+    assert (config.task.name, config.optim.name, config.augment.repeats) == ("distill", "lamb", 1)
+    assert (config.optim.lr, config.model.options["drop_path_rate"]) == (5e-6, 0.05)
+
+
+def test_the_recipe_on_the_page_composes(tmp_path: Path) -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/mine.yaml").write_text(block)
+    mine = composed("data=flowers", "data.root=/mine", "recipe=mine", f"hydra.searchpath=[file://{tmp_path}]")
+    assert (mine.name, mine.data.image_size, mine.train.epochs) == ("xcit_s12_flowers", 320, 50)
+    assert (mine.optim.lr, mine.optim.weight_decay) == (1e-4, 0.05), "the rest is the group's"
+
+
+def test_a_configuration_that_was_saved_with_a_patch_size_at_its_root(command: Command, tmp_path: Path) -> None:
+    """Earlier runs saved this key. Their config.yaml still runs, and the configuration in their checkpoints loads."""
+    saved = shutil.copy(ROOT / "tests/config_with_root_patch_size.yaml", tmp_path / "config.yaml")
+    content = OmegaConf.load(saved)
+    del content["defaults"], content["hydra"]
+    assert content.patch_size == 8
+    assert read_config(TrainConfig, content, TABLES).model_dump() == composed().model_dump(), "the demo has not changed"
+    arguments = (f"--config-path={tmp_path}", "--config-name=config", "train.epochs=1", "resolutions=[32]")
+    result = command("train.py", *arguments, "data.image_size=16", "train.global_batch_size=1024", "run_dir=run")
+    assert result.status == 0, result.stderr
+    assert "patch_size" not in yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    with pytest.warns(xcit.Notice, match=r"patch_size=8: has no effect; model\.patch_size=16 counts"):
+        read_config(TrainConfig, OmegaConf.merge(content, {"model": {"patch_size": 16}}), TABLES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

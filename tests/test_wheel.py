@@ -49,7 +49,7 @@ def test_the_wheel_holds_xcit_alone(wheel: Path) -> None:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     shipped = {name for name in names if ".dist-info/" not in name}
-    compiled = {name for name in shipped if name.startswith("xcit/kernels/cpu/_passes_avx")}
+    compiled = {name for name in shipped if name.startswith("xcit/kernels/cpu/_kernels_avx")}
     assert len(compiled) == (2 if X86 and shutil.which("c++") else 0)
     sources = {
         str(path.relative_to(ROOT))

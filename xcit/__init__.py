@@ -8,7 +8,7 @@ from .errors import InputError, Notice
 from .models import create_model, list_models
 from .models.fast.inference import fuse_for_inference
 from .models.xcit import XCiT
-from .weights.formats import load_weights
+from .weights.loading import load_weights
 from .weights.published import list_pretrained
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -10,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
 from .config import OPEN_SECTIONS, Section, TrainConfig
-from .errors import InputError, choose, did_you_mean
+from .errors import InputError, Notice, choose, did_you_mean
 
 C = TypeVar("C", bound=Section)
 
@@ -41,11 +42,22 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         )
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: must be given") from None
+    if schema is TrainConfig:
+        plain = without_old_keys(plain)
     complete = schema_for(schema, plain, tables)
     try:
         return complete.model_validate(plain)
     except ValidationError as invalid:
         raise InputError(describe(invalid, complete)) from None
+
+
+def without_old_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop `patch_size` at the root, which older runs saved beside model.patch_size; the latter counts."""
+    model = plain.get("model")
+    unused, used = plain.get("patch_size"), model.get("patch_size") if isinstance(model, Mapping) else None
+    if unused and used and unused != used:
+        warnings.warn(f"patch_size={unused}: has no effect; model.patch_size={used} counts", Notice, 3)
+    return {key: value for key, value in plain.items() if key != "patch_size"}
 
 
 def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> type[C]:

@@ -57,6 +57,14 @@ class ModelConfig(NamedSection):
     def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
         return "timm" if chosen.get("library") == "timm" else chosen.get("name")
 
+    @model_validator(mode="before")
+    @classmethod
+    def heads_of_the_variant(cls, chosen: Any) -> Any:
+        """`heads: null`, as conf/model/ has it, means the variant's number."""
+        if isinstance(chosen, Mapping) and chosen.get("heads", 1) is None:
+            return {key: value for key, value in chosen.items() if key != "heads"}
+        return chosen
+
 
 class TaskConfig(NamedSection):
     """conf/task: the options are the task's."""
@@ -189,8 +197,6 @@ class TrainConfig(Evaluated):
     pretrained: str | bool | None
     deterministic: bool
     resolutions: Annotated[list[Positive], Field(min_length=1)]
-    patch_size: Positive | None = None
-    """What the recipe prefers; conf/model/ takes it for model.patch_size."""
 
     @model_validator(mode="after")
     def stays_below_runs(self) -> "TrainConfig":

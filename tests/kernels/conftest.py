@@ -8,10 +8,16 @@ from xcit.kernels.cpu import library
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The passes in C++ that are called."""
+    """The C++ functions that are called."""
     names: list[str] = []
-    call = library.call
-    monkeypatch.setattr(library, "call", lambda name, *arguments: names.append(name) or call(name, *arguments))
+    loaded = library.LIBRARY
+
+    class Recorder:
+        def __getattr__(self, name: str) -> object:
+            names.append(name)
+            return getattr(loaded, name)
+
+    monkeypatch.setattr(library, "LIBRARY", Recorder())
     return names
 
 
@@ -25,5 +31,5 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention's pass wants a head for each thread, at least."""
+    """The C++ kernel of attention runs only where every thread has a head."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

@@ -1,4 +1,4 @@
-"""The stem's BatchNorm with its GELU: the passes find what torch finds, run where they can, and leave the rest."""
+"""The stem's BatchNorm with its GELU: the C++ kernels agree with torch, run where they can, and nowhere else."""
 
 import pickle
 from collections.abc import Callable
@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xcit.kernels import batchnorm_gelu, forced
+from xcit.kernels.batchnorm import batchnorm_gelu_backward, moments, normalize_gelu
 from xcit.kernels.cpu import library
-from xcit.kernels.cpu.library import batchnorm_gelu_gradient_pass, batchnorm_gelu_pass, moments_pass
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.patch_embed import ConvPatchEmbed
 
-PASSES = ["moments", "batchnorm_gelu", "batchnorm_gelu_gradient"]
+FUNCTIONS = ["moments", "batchnorm_gelu", "batchnorm_gelu_backward"]
 
 compiled = pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 
@@ -42,7 +43,7 @@ def uncounted() -> nn.BatchNorm2d:
 
 
 def outcome(function: Callable[[Tensor, nn.Module], Tensor], x: Tensor, bn: nn.Module) -> dict[str, Tensor]:
-    """Everything that a training step finds, by name."""
+    """All results of a training step, by name."""
     x, bn = x.clone().requires_grad_(), deepcopy(bn)
     y = function(x, bn)
     y.backward(image(*y.shape, seed=2).to(y.dtype))
@@ -59,10 +60,10 @@ def plain(x: Tensor, bn: nn.Module) -> Tensor:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("shape", [(6, 48, 9, 7), (2, 16, 40, 41), (1, 32, 1, 2), (3, 192, 5, 5), (2, 8192, 3, 3)])
 def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...]) -> None:
-    """As near to torch in fp64 as torch in fp32 is."""
+    """Errors against torch in fp64 are like those of torch in fp32."""
     x, bn = 3 * image(*shape) + 1, batchnorm(shape[1])
     found = outcome(batchnorm_gelu, x, bn)
-    assert calls == PASSES
+    assert calls == FUNCTIONS
     torchs, exact = outcome(plain, x, bn), outcome(plain, x.double(), deepcopy(bn).double())
     assert found["output"].stride() == torchs["output"].stride()
     for name, value in exact.items():
@@ -74,28 +75,28 @@ def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...
 @compiled
 def test_moments_of_what_lies_far_from_zero() -> None:
     x = 1000 + normal(5000, 32)
-    mean, var = moments_pass(x)
+    mean, var = moments(x)
     torch.testing.assert_close(mean.double(), x.double().mean(0), rtol=3e-7, atol=0)
     torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=3e-5, atol=0)
 
 
 @compiled
-def test_each_pass_is_its_twin_in_torch(calls: list[str]) -> None:
-    """Which runs in fp64."""
+def test_each_kernel_agrees_with_torch(calls: list[str]) -> None:
+    """torch runs in fp64."""
     x, gradient = normal(3, 7, 48), normal(3, 7, 48, seed=2)
     scale, shift = torch.linspace(-1, 2, 48), torch.linspace(1, -1, 48)
 
     def outcomes(dtype: torch.dtype) -> list[Tensor]:
         of, by, a, b = (t.to(dtype) for t in (x, gradient, scale, shift))
-        mean, var = moments_pass(of)
-        y = batchnorm_gelu_pass(of, mean, a, b)
-        return [mean, var, y, *batchnorm_gelu_gradient_pass(by, of, mean, (var + 1e-5).rsqrt(), a, b)]
+        mean, var = moments(of)
+        y = normalize_gelu(of, mean, a, b)
+        return [mean, var, y, *batchnorm_gelu_backward(by, of, mean, (var + 1e-5).rsqrt(), a, b)]
 
-    twins = outcomes(torch.float64)
+    exacts = outcomes(torch.float64)
     assert calls == []
-    for found, twin in zip(outcomes(torch.float32), twins, strict=True):
-        assert (found.double() - twin).norm() <= 1e-6 * twin.norm()
-    assert calls == PASSES
+    for found, exact in zip(outcomes(torch.float32), exacts, strict=True):
+        assert (found.double() - exact).norm() <= 1e-6 * exact.norm()
+    assert calls == FUNCTIONS
 
 
 @compiled
@@ -107,7 +108,7 @@ def test_a_channel_that_is_the_same_everywhere() -> None:
 
 
 @compiled
-def test_batches_are_counted_as_torch_counts_them() -> None:
+def test_running_statistics_are_torchs() -> None:
     for options in ({}, {"momentum": None}, {"momentum": 0.4, "eps": 0.1}):
         ours, torchs = batchnorm(16, **options), batchnorm(16, **options)
         for seed in range(3):
@@ -148,29 +149,29 @@ def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor, bn: nn.Module
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_one_value_a_channel_is_complained_of() -> None:
+def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         batchnorm_gelu(image(1, 16, 1, 1), batchnorm(16))
 
 
 @compiled
 @pytest.mark.parametrize("what", ["gradient", "saved"])
-def test_torch_runs_backwards_where_the_pass_cannot(calls: list[str], what: str) -> None:
-    """Gradients that are mapped over, and what comes back from saving with other strides."""
+def test_torch_runs_backward_where_the_kernel_cannot(calls: list[str], what: str) -> None:
+    """For batched gradients, and for saved tensors that come back with other strides."""
     x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
     if what == "gradient":
         y = batchnorm_gelu(x, bn)
         gradients = torch.stack([torch.ones_like(y), y.detach()])
         (found,) = torch.autograd.grad(y, x, gradients, is_grads_batched=True, retain_graph=True)
         expected = torch.stack([torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in gradients])
-        assert calls == PASSES[:2] + PASSES[2:] * 2
+        assert calls == FUNCTIONS[:2] + FUNCTIONS[2:] * 2
     else:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: t, lambda t: t.mT.contiguous().mT if t.dim() > 1 else t
         ):
             y = batchnorm_gelu(x, bn)
         (found,) = torch.autograd.grad(y.square().sum(), x)
-        assert calls == PASSES[:2]
+        assert calls == FUNCTIONS[:2]
         (expected,) = torch.autograd.grad(batchnorm_gelu(x, bn).square().sum(), x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -179,12 +180,12 @@ def test_torch_runs_backwards_where_the_pass_cannot(calls: list[str], what: str)
 def test_any_gradient_will_do(calls: list[str]) -> None:
     x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
     (found,) = torch.autograd.grad(batchnorm_gelu(x, bn).sum(), x)  # of a sum it is one number, expanded
-    assert calls == PASSES
+    assert calls == FUNCTIONS
     torch.testing.assert_close(found, torch.autograd.grad(plain(x, bn).sum(), x)[0], rtol=1e-4, atol=1e-5)
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     x = image(2, 16, 5, 5)
     x[1, 3, 2, 2] = torch.nan
     bad = batchnorm_gelu(x, batchnorm(16)).isnan().flatten(2).any(-1).any(0)
@@ -197,7 +198,7 @@ def test_statistics_move_also_without_gradients(calls: list[str]) -> None:
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             torch.testing.assert_close(batchnorm_gelu(x, bn), plain(x, torchs))
-    assert calls == PASSES[:2] * 2
+    assert calls == FUNCTIONS[:2] * 2
     torch.testing.assert_close(bn.running_var, torchs.running_var)
     assert bn.num_batches_tracked == 2
 
@@ -224,7 +225,7 @@ def test_parameters_of_another_width_are_refused(calls: list[str]) -> None:
 
 def stem_and_images() -> tuple[ConvPatchEmbed, Tensor]:
     torch.manual_seed(0)
-    return ConvPatchEmbed(8, 3, 64), image(4, 3, 24, 32)
+    return fuse_for_training(ConvPatchEmbed(8, 3, 64)), image(4, 3, 24, 32)
 
 
 @compiled
@@ -271,7 +272,7 @@ def test_the_stem_by_both_forms(calls: list[str]) -> None:
         expected = outcome(lambda x, stem: stem(x), images, stem)
     assert calls == []
     found = outcome(lambda x, stem: stem(x), images, stem)
-    assert calls == ["moments", "batchnorm_gelu"] * 2 + ["batchnorm_gelu_gradient"] * 2
+    assert calls == ["moments", "batchnorm_gelu"] * 2 + ["batchnorm_gelu_backward"] * 2
     for name, value in expected.items():
         assert (found[name] - value).double().norm() <= 1e-5 * value.double().norm(), name
     stem.proj[1].register_forward_hook(lambda module, inputs, output: calls.append("heard"))

@@ -1,4 +1,4 @@
-"""The passes in C++ find what torch finds, run where they can, and leave the rest to torch."""
+"""The C++ kernels agree with torch, run where they can, and leave the rest to torch."""
 
 import os
 import re
@@ -15,16 +15,10 @@ from torch import Tensor, nn
 
 from xcit.kernels import cross_covariance, gelu_linear
 from xcit.kernels.cpu import library
-from xcit.kernels.cpu.library import (
-    attend_backward_pass,
-    attend_pass,
-    gelu_backward_pass,
-    gelu_gradient_pass,
-    gelu_pass,
-    layer_norm_backward_pass,
-    native,
-    takes_attention,
-)
+from xcit.kernels.cpu.cross_covariance import attend_backward, attend_forward
+from xcit.kernels.dispatch import backend_for
+from xcit.kernels.gelu import gelu, gelu_backward, gelu_grad_x
+from xcit.kernels.layer_norm import layer_norm_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,14 +35,14 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.skipif(not X86 or not shutil.which("c++"), reason="there is no compiler, or no x86 CPU with AVX2")
-def test_they_were_compiled() -> None:
+def test_the_kernels_were_compiled() -> None:
     assert library.LIBRARY is not None, "install the project again: pip install -e ."
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="this CPU runs those for AVX2 anyway")
-def test_those_for_avx2() -> None:
-    """What this file and its neighbours test, but for what the compiler makes: it goes by the CPU that it sees."""
-    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("passes", "batchnorm", "local_patch")]
+def test_the_kernels_for_avx2() -> None:
+    """Runs this file and its neighbours. Without the tests of torch.compile, which asks for the CPU itself."""
+    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("cpu", "batchnorm", "local_patch")]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not compile", *files],
@@ -65,7 +59,7 @@ def test_those_for_avx2() -> None:
 def test_gelu(calls: list[str], in_place: bool) -> None:
     x = torch.cat([torch.linspace(-30, 30, 4080), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 87, -87, 1e30, -1e30] * 2)])
     exact = F.gelu(x.double())
-    y = gelu_pass(x, in_place=in_place)
+    y = gelu(x, in_place=in_place)
     assert calls == ["gelu"]
     assert ((y.double() - exact).abs() <= 4e-7 * exact.abs().clamp(min=1)).all()
     assert (y.data_ptr() == x.data_ptr()) == in_place
@@ -75,13 +69,13 @@ def test_gelu(calls: list[str], in_place: bool) -> None:
 def test_the_gradient_of_gelu(calls: list[str]) -> None:
     x, gradient = 3 * tokens(3, 7, 48), tokens(3, 7, 48, seed=2)
     exact, given = torch.ops.aten.gelu_backward(gradient.double(), x.double()), gradient.clone()
-    alone = gelu_gradient_pass(x, gradient)
+    alone = gelu_grad_x(x, gradient)
     assert torch.equal(gradient, given)
-    activated, of_x = gelu_backward_pass(x, gradient)
-    assert calls == ["gelu_gradient", "gelu_gradient"]
-    assert torch.equal(alone, of_x)
+    activated, grad_x = gelu_backward(x, gradient, "cpu")
+    assert calls == ["gelu_backward", "gelu_backward"]
+    assert torch.equal(alone, grad_x)
     assert error(activated, F.gelu(x.double())) < 2e-7
-    assert error(of_x, exact) < 2e-7
+    assert error(grad_x, exact) < 2e-7
 
 
 @compiled
@@ -90,18 +84,18 @@ def test_the_gradient_of_gelu(calls: list[str]) -> None:
     [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128), (1, 9000, 1, 32)],
 )
 def test_attention(calls: list[str], images: int, length: int, heads: int, d: int) -> None:
-    """As near to torch in fp64 as torch in fp32 is; also where tokens are no multiple of a tile or a block."""
+    """Errors are like those of torch in fp32, also where the number of tokens is no multiple of a tile or a block."""
     qkv = tokens(images, length, 3 * heads * d) * torch.linspace(0.1, 3, 3 * heads * d)  # of unequal size
     temperature = torch.linspace(0.5, 2, heads)[:, None, None]
     gradient = tokens(images, length, heads * d, seed=2)
-    exact = cross_covariance.forward(qkv.double(), temperature.double())
-    assert takes_attention(qkv, temperature)
-    found = attend_pass(qkv, temperature)
-    gradients = attend_backward_pass(gradient, qkv, temperature, *found[1:])
-    exact_gradients = cross_covariance.backward(gradient.double(), qkv.double(), temperature.double(), *exact[1:])
+    exact = cross_covariance.torch_forward(qkv.double(), temperature.double())
+    assert cross_covariance.choose_backend(qkv, temperature) == "cpu"
+    found = attend_forward(qkv, temperature)
+    gradients = attend_backward(gradient, qkv, temperature, *found[1:])
+    exact_gradients = cross_covariance.torch_backward(gradient.double(), qkv.double(), temperature.double(), *exact[1:])
     assert calls == ["attend", "attend_backward"]
-    torchs = cross_covariance.forward(qkv, temperature)
-    torchs_gradients = cross_covariance.backward(gradient, qkv, temperature, *torchs[1:])
+    torchs = cross_covariance.torch_forward(qkv, temperature)
+    torchs_gradients = cross_covariance.torch_backward(gradient, qkv, temperature, *torchs[1:])
     for one, torchs_one, exact_one in zip(
         (*found, *gradients), (*torchs, *torchs_gradients), (*exact, *exact_gradients), strict=True
     ):
@@ -110,13 +104,13 @@ def test_attention(calls: list[str], images: int, length: int, heads: int, d: in
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     x = torch.full((16,), torch.nan)
-    assert gelu_pass(x).isnan().all()
-    assert torch.stack(gelu_backward_pass(x, torch.ones(16))).isnan().all()
+    assert gelu(x).isnan().all()
+    assert torch.stack(gelu_backward(x, torch.ones(16), "cpu")).isnan().all()
     qkv = tokens(1, 5, 96)
     qkv[0, 2, 3] = torch.nan
-    assert attend_pass(qkv, torch.ones(1, 1, 1))[0].isnan().any()
+    assert attend_forward(qkv, torch.ones(1, 1, 1))[0].isnan().any()
 
 
 @compiled
@@ -124,7 +118,7 @@ def test_what_is_no_number_stays_none() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 50, 48), (2, 200, 384)])
 def test_the_gradient_of_a_layer_norm(calls: list[str], shape: tuple[int, ...], residual: bool) -> None:
-    """As near to torch in fp64 as torch in fp32 is, also of tokens that lie otherwise in memory."""
+    """Errors are like those of torch in fp32, also for tokens with other strides."""
     x, gradient, rest = 3 * tokens(*shape) + 1, tokens(*shape, seed=2), tokens(*shape, seed=3) if residual else None
     scale, shift = torch.linspace(-1, 2, shape[-1]), torch.linspace(1, -1, shape[-1])
 
@@ -132,55 +126,55 @@ def test_the_gradient_of_a_layer_norm(calls: list[str], shape: tuple[int, ...], 
         of, by, a, b = (t.to(dtype) for t in (x, gradient, scale, shift))
         _, mean, rstd = torch.native_layer_norm(of, of.shape[-1:], a, b, 1e-6)
         more = rest if rest is None else rest.to(dtype)
-        return layer_norm_backward_pass(by, of, mean, rstd, a, b, more, [True] * 3)
+        return layer_norm_backward(by, of, mean, rstd, a, b, more, [True] * 3, "torch")
 
     exact = outcomes(torch.float64)
     assert calls == []
     found = outcomes(torch.float32)
     x, gradient = x.mT.contiguous().mT, gradient.mT.contiguous().mT
     strided = outcomes(torch.float32)
-    assert calls == ["layer_norm_gradient"] * 2
+    assert calls == ["layer_norm_backward"] * 2
     for one, other, value in zip(found, strided, exact, strict=True):
         assert one is not None and other is not None and value is not None
         assert error(one, value) < 1e-6 and torch.equal(one, other)
 
 
 @pytest.mark.parametrize("wanted", [[False, True, True], [True, False, False]])
-def test_of_a_layer_norm_torch_makes_what_the_pass_cannot(calls: list[str], wanted: list[bool]) -> None:
-    """Of channels that are no whole tile."""
+def test_torch_computes_a_layer_norms_gradient_of_other_widths(calls: list[str], wanted: list[bool]) -> None:
+    """Where the channels are no multiple of a tile."""
     x, residual, ones = tokens(2, 5, 24), tokens(2, 5, 24, seed=2), torch.ones(24)
     _, mean, rstd = torch.native_layer_norm(x, [24], ones, ones, 1e-6)
-    of_x, *rest = layer_norm_backward_pass(x, x, mean, rstd, ones, ones, residual, wanted)
+    grad_x, *rest = layer_norm_backward(x, x, mean, rstd, ones, ones, residual, wanted, "torch")
     expected, *_ = torch.ops.aten.native_layer_norm_backward(x, x, [24], mean, rstd, ones, ones, wanted)
-    assert [given is not None for given in (of_x, *rest)] == wanted and calls == []
-    if of_x is not None:
-        assert torch.equal(of_x, residual + expected)
+    assert [given is not None for given in (grad_x, *rest)] == wanted and calls == []
+    if grad_x is not None:
+        assert torch.equal(grad_x, residual + expected)
 
 
 @compiled
 @pytest.mark.parametrize("form", ["eager", "compiled"])
-def test_the_channels_last_are_dense_too(calls: list[str], form: str) -> None:
-    """Eager, the passes take such a map. The compiler may lay it out otherwise: there they leave it alone."""
+def test_maps_with_their_channels_last(calls: list[str], form: str) -> None:
+    """Eager kernels take a map with its channels last. Compiled code may choose other strides: there torch runs."""
     x = tokens(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
-    functions = (gelu_pass, gelu_gradient_pass, gelu_backward_pass)
-    gelu, gelu_gradient, gelu_backward = functions if form == "eager" else map(torch.compile, functions)
+    functions = (gelu, gelu_grad_x, gelu_backward)
+    forward, grad_only, backward = functions if form == "eager" else map(torch.compile, functions)
     exact = torch.ops.aten.gelu_backward(gradient, x)
-    found = {"gelu": gelu(x), "gradient": gelu_gradient(x, gradient)}
-    found["again"], found["of_x"] = gelu_backward(x, gradient.clone())
-    assert calls == (["gelu", "gelu_gradient", "gelu_gradient"] if form == "eager" else [])
+    found = {"gelu": forward(x), "gradient": grad_only(x, gradient)}
+    found["again"], found["grad_x"] = backward(x, gradient.clone(), "cpu")
+    assert calls == (["gelu", "gelu_backward", "gelu_backward"] if form == "eager" else [])
     for name, value in found.items():
         assert value.stride() == x.stride(), name
         torch.testing.assert_close(value, F.gelu(x) if name in ("gelu", "again") else exact, rtol=0, atol=1e-6)
 
 
 @compiled
-def test_a_gradient_that_lies_otherwise_in_memory_is_torchs(calls: list[str]) -> None:
+def test_a_gradient_with_other_strides_is_torchs(calls: list[str]) -> None:
     x = tokens(2, 16, 3, 5)
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
     exact = torch.ops.aten.gelu_backward(gradient, x)
-    assert torch.equal(gelu_backward_pass(x, gradient)[1], exact)
-    assert torch.equal(gelu_gradient_pass(x, gradient), exact)
+    assert torch.equal(gelu_backward(x, gradient, "cpu")[1], exact)
+    assert torch.equal(gelu_grad_x(x, gradient), exact)
     assert calls == []
 
 
@@ -190,10 +184,10 @@ def test_a_gradient_that_lies_otherwise_in_memory_is_torchs(calls: list[str]) ->
     ids=["no whole tile", "strided", "fp64", "bf16", "meta"],
 )
 def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor) -> None:
-    y = gelu_pass(x, in_place=True)
-    activated, of_x = gelu_backward_pass(x, torch.ones_like(x))
+    y = gelu(x, in_place=True)
+    activated, grad_x = gelu_backward(x, torch.ones_like(x), "cpu")
     assert calls == []
-    for value in (y, activated, of_x):
+    for value in (y, activated, grad_x):
         assert (value.shape, value.dtype, value.device) == (x.shape, x.dtype, x.device)
     if not x.is_meta:
         assert torch.equal(y, F.gelu(x))
@@ -207,14 +201,14 @@ def test_torch_runs_where_they_cannot(calls: list[str], x: Tensor) -> None:
 )
 def test_mapped_and_traced_tensors_are_torchs(calls: list[str], inside: Callable[..., Tensor]) -> None:
     x = tokens(4, 32)
-    assert torch.equal(inside(gelu_pass, x), F.gelu(x))
+    assert torch.equal(inside(gelu, x), F.gelu(x))
     assert calls == []
 
 
 @compiled
-def test_the_compiler_calls_the_passes_of_attention(calls: list[str]) -> None:
+def test_compiled_code_calls_the_kernels_of_attention(calls: list[str]) -> None:
     qkv, temperature = tokens(3, 20, 96).requires_grad_(), torch.ones(2, 1, 1, requires_grad=True)
-    torch.library.opcheck(torch.ops.xcit.attend_pass.default, (qkv.detach(), temperature.detach()))
+    torch.library.opcheck(torch.ops.xcit.attend_forward.default, (qkv.detach(), temperature.detach()))
     eager = cross_covariance.Attend.apply(qkv, temperature)
     gradients = torch.autograd.grad(eager.square().sum(), (qkv, temperature))
     calls.clear()
@@ -226,12 +220,12 @@ def test_the_compiler_calls_the_passes_of_attention(calls: list[str]) -> None:
 
 
 @compiled
-def test_the_compiler_calls_the_passes_of_the_gelu(calls: list[str]) -> None:
+def test_compiled_code_calls_the_kernels_of_gelu(calls: list[str]) -> None:
     x, layer, scale = tokens(3, 20, 64).requires_grad_(), nn.Linear(64, 16), torch.ones(16)
     for operator, arguments in (
-        (torch.ops.xcit.gelu_pass, (x.detach(),)),
-        (torch.ops.xcit.gelu_backward_pass, (x.detach(), x.detach())),
-        (torch.ops.xcit.gelu_gradient_pass, (x.detach(), x.detach())),
+        (torch.ops.xcit.gelu, (x.detach(),)),
+        (torch.ops.xcit.gelu_backward, (x.detach(), x.detach())),
+        (torch.ops.xcit.gelu_grad_x, (x.detach(), x.detach())),
     ):
         torch.library.opcheck(operator.default, arguments)
     eager = gelu_linear(x, layer, scale)
@@ -241,15 +235,15 @@ def test_the_compiler_calls_the_passes_of_the_gelu(calls: list[str]) -> None:
     torch.testing.assert_close(found, eager)
     for one, other in zip(torch.autograd.grad(found.square().sum(), (x, *layer.parameters())), gradients, strict=True):
         torch.testing.assert_close(one, other)
-    assert calls == ["gelu", "gelu_gradient"]
-    gradient = torch.compile(gelu_gradient_pass, fullgraph=True)(x.detach(), torch.ones_like(x))
-    torch.testing.assert_close(gradient, gelu_gradient_pass(x.detach(), torch.ones_like(x)))
-    assert calls == ["gelu", "gelu_gradient", "gelu_gradient", "gelu_gradient"]
+    assert calls == ["gelu", "gelu_backward"]
+    gradient = torch.compile(gelu_grad_x, fullgraph=True)(x.detach(), torch.ones_like(x))
+    torch.testing.assert_close(gradient, gelu_grad_x(x.detach(), torch.ones_like(x)))
+    assert calls == ["gelu", "gelu_backward", "gelu_backward", "gelu_backward"]
 
 
 @compiled
-def test_one_head_for_many_threads_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_heads_than_threads_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, temperature = tokens(1, 5, 96), torch.ones(1, 1, 1)
-    assert takes_attention(qkv, temperature) and native(qkv)
+    assert cross_covariance.choose_backend(qkv, temperature) == backend_for("attend", qkv, temperature) == "cpu"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert not takes_attention(qkv, temperature)
+    assert cross_covariance.choose_backend(qkv, temperature) == "torch"

@@ -1,4 +1,4 @@
-"""The fast form of a layer is its plain form: in values, in gradients and in BatchNorm's statistics."""
+"""The fast form of a layer agrees with its plain form: in values, gradients and BatchNorm statistics."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xcit import kernels
-from xcit.kernels import forced
+from xcit.kernels import dispatch, forced
 from xcit.kernels.covariance import is_cheaper
 from xcit.kernels.cpu import library
 from xcit.kernels.depthwise import as_map, as_tokens
-from xcit.models.checkpointing import recomputed
 from xcit.models.class_attention import ClassAttention
+from xcit.models.fast.checkpointing import checkpointed
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.layer import XCiTLayer
 
 GRID = (4, 5)
@@ -22,10 +23,10 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
 def randomised(make: Callable[[], nn.Module]) -> nn.Module:
-    """No parameter at a value, 0 or 1, that hides what it does."""
+    """A module none of whose parameters is 0 or 1, which would hide its effect."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layer = make()
+        layer = fuse_for_training(make())
         for parameter in layer.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return layer
@@ -40,12 +41,12 @@ def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
 
 
 def whole_tiles() -> tuple[nn.Module, Tensor, Forward]:
-    """Of widths that the passes in C++ take."""
+    """A layer with widths that the C++ kernels take."""
     return randomised(lambda: XCiTLayer(64, 4, 1.0)), tokens(6, 20, 64), lambda layer, x: layer(x, GRID)
 
 
 def many_tokens() -> tuple[nn.Module, Tensor, Forward]:
-    """So many that attention takes the covariance form."""
+    """Enough tokens for the covariance form of attention."""
     return randomised(lambda: XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
 
 
@@ -62,7 +63,7 @@ LAYERS = {
 
 
 def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward, autocast: bool = False) -> dict:
-    """Everything that a training step finds, by name."""
+    """All results of a training step, by name."""
     layer, x = deepcopy(layer), x.clone().requires_grad_()
     with kernels.forced(kind), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = forward(layer, x)
@@ -73,7 +74,7 @@ def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward
 
 
 def difference(one: dict, other: dict) -> dict[str, float]:
-    """Relative, of each entry. The keys' bias cannot matter to a softmax: its gradient is rounding alone."""
+    """The relative error of each entry, without the keys' bias: a softmax ignores it, and its gradient is rounding."""
     assert one.keys() == other.keys()
     scale = max(value.double().norm() for value in one.values())
     return {
@@ -104,24 +105,24 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("images", [1, 6])
 def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls: list[str], images: int) -> None:
-    layer, x, forward = whole_tiles()
+    layer, x, run = whole_tiles()
     x = x[:images]
-    compiled = outcome("fast", layer, x, forward)
-    there = ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
-    local_patch = ["gelu_affine_taps", "local_patch_gradient"]
-    back = ["gelu_gradient", "layer_norm_gradient", *local_patch, "attend_backward", "layer_norm_gradient"]
-    assert calls == [*there, *back]
-    monkeypatch.setattr(library, "LIBRARY", None)
-    assert max(difference(compiled, outcome("fast", layer, x, forward)).values()) < 1e-5
+    compiled = outcome("fast", layer, x, run)
+    forward = ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
+    local_patch = ["gelu_affine_sums", "local_patch_backward"]
+    backward = ["gelu_backward", "layer_norm_backward", *local_patch, "attend_backward", "layer_norm_backward"]
+    assert calls == [*forward, *backward]
+    monkeypatch.setattr(dispatch, "has_cpp", False)
+    assert max(difference(compiled, outcome("fast", layer, x, run)).values()) < 1e-5
     assert len(calls) == 10
 
 
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("in_cpp", [True, False])
 def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_cpp: bool, counts: bool) -> None:
-    """Or DDP warns of it, and copies them. counts: whether BatchNorm does; several processes have another kind."""
+    """Otherwise DDP warns and copies them. counts: whether BatchNorm updates its statistics."""
     if not in_cpp:
-        monkeypatch.setattr(library, "LIBRARY", None)
+        monkeypatch.setattr(dispatch, "has_cpp", False)
     layer, x, forward = whole_tiles()
     layer.local_mp.bn.train(counts)
     names, parameters = zip(*layer.named_parameters(), strict=True)
@@ -132,7 +133,7 @@ def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_c
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
-    """So that a convolution copies neither what it is given nor what it makes."""
+    """Therefore a convolution copies neither its input nor its output."""
     x, conv = tokens(images, 20, 48), nn.Conv2d(48, 48, 3, padding=1, groups=48)
     image = as_map(x, GRID)
     assert image.data_ptr() == x.data_ptr() and torch.equal(image[:, :, 1, 2], x[:, 7])
@@ -143,7 +144,7 @@ def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_two_forms_are_two(name: str) -> None:
-    """The comparison above compares something: the graphs differ."""
+    """The graphs of the two forms differ, so that the comparison above means something."""
     layer, x, forward = LAYERS[name]()
     with kernels.forced("plain"):
         plain = forward(layer, x.requires_grad_())
@@ -198,7 +199,7 @@ def test_one_batch_after_another_counts_the_same_statistics() -> None:
 
 
 class LoRA(nn.Linear):
-    """A linear layer that does more than one."""
+    """A subclass of a linear layer."""
 
 
 def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
@@ -214,7 +215,7 @@ def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
 
 
 def test_whoever_takes_a_place_is_noticed() -> None:
-    """A `forward` of its own, and hooks for all modules: those of torch's counter of operations."""
+    """A module's own `forward`, and hooks for all modules, such as those of torch's FLOP counter."""
     layer, x, _ = xcit_layer()
     layer.mlp.fc1.forward = lambda t: torch.zeros(*t.shape[:-1], 192)
     assert not is_fast(layer, x)
@@ -260,7 +261,7 @@ def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
     assert max(difference(plain, fast).values()) < 1e-5
 
 
-def test_batchnorm_of_one_value_complains() -> None:
+def test_batchnorm_refuses_one_value_per_channel() -> None:
     layer, _, _ = xcit_layer()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(tokens(1, 1, 48), (1, 1))
@@ -308,7 +309,7 @@ def test_a_token_count_that_no_number_divides_and_a_batch_of_one() -> None:
 
 
 def test_a_channel_of_zeros_has_no_direction() -> None:
-    """Its norm is 0: nothing is divided by it in either form."""
+    """Its norm is 0. Neither form divides by it."""
     layer, x, forward = xcit_layer()
     layer.attn.qkv.weight.data[3] = layer.attn.qkv.bias.data[3] = 0  # a channel of the queries
     plain, fast = (outcome(kind, layer, x, forward) for kind in ("plain", "fast"))
@@ -329,6 +330,6 @@ def test_plain_has_second_derivatives() -> None:
 def test_checkpointing_computes_again_by_the_same_kernels() -> None:
     layer, x, _ = xcit_layer()
     with forced("plain"):
-        y = recomputed(layer, x.requires_grad_(), GRID)
+        y = checkpointed(layer, x.requires_grad_(), GRID)
     y.sum().backward()
     assert x.grad is not None

@@ -1,4 +1,4 @@
-"""Local patch interaction by the passes in C++: they find what torch finds, run where they can, and leave the rest."""
+"""Local patch interaction in C++: the kernels agree with torch, run where they can, and nowhere else."""
 
 import re
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xcit.kernels import add_local_patch
+from xcit.kernels import add_folded_local_patch, add_local_patch, dispatch
 from xcit.kernels.cpu import library, local_patch
-from xcit.kernels.local_patch import add_folded_local_patch, local_patch_backward
+from xcit.kernels.local_patch import torch_backward
 from xcit.models.layer import XCiTLayer
 
 from .test_layers import randomised, tokens
 
-THERE, BACK = ["norm_depthwise", "gelu_affine_depthwise"], ["gelu_affine_taps", "local_patch_gradient"]
+FORWARD, BACKWARD = ["norm_depthwise", "gelu_affine_depthwise"], ["gelu_affine_sums", "local_patch_backward"]
 
 compiled = pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 shapes = pytest.mark.parametrize(  # B, H, W, C
@@ -31,20 +31,20 @@ def layer_of(dim: int) -> XCiTLayer:
     return layer
 
 
-def interact(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], shares: Tensor | None = None) -> Tensor:
+def interact(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], keep_scale: Tensor | None = None) -> Tensor:
     local = layer.local_mp
     assert local is not None
-    return add_local_patch(x, layer.norm3, local.conv1, local.bn, local.conv2, layer.gamma3, grid, shares)
+    return add_local_patch(x, layer.norm3, local.conv1, local.bn, local.conv2, layer.gamma3, grid, keep_scale)
 
 
-def plain(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], shares: Tensor | None = None) -> Tensor:
+def plain(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], keep_scale: Tensor | None = None) -> Tensor:
     assert layer.local_mp is not None
     branch = layer.gamma3 * layer.local_mp(layer.norm3(x), grid)
-    return x + (branch if shares is None else shares[:, None, None] * branch)
+    return x + (branch if keep_scale is None else keep_scale[:, None, None] * branch)
 
 
 def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Of x in two parts. The layer has to be in evaluation mode."""
+    """The folded form, given x as a sum of two parts. The layer has to be in evaluation mode."""
     part = torch.linspace(-1, 1, x.shape[1])[:, None] * x
     local, scale = layer.local_mp, layer.gamma3
     assert local is not None and isinstance(local.bn, nn.BatchNorm2d) and local.conv2.bias is not None
@@ -56,7 +56,7 @@ def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def outcome(form: object, layer: nn.Module, x: Tensor, *others: object) -> dict[str, Tensor]:
-    """Everything that a training step finds, by name."""
+    """All results of a training step, by name."""
     layer, x = deepcopy(layer), x.clone().requires_grad_()
     assert callable(form)
     y = form(layer, x, *others)
@@ -78,16 +78,17 @@ def assert_as_near_as_torch(found: dict[str, Tensor], torchs: dict[str, Tensor],
 @compiled
 @shapes
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("shared", [False, True])
-def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...], shared: bool) -> None:
-    """As near to the model in fp64 as the model in fp32 is; an image in several bands, too."""
+@pytest.mark.parametrize("dropped", [False, True])
+def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...], dropped: bool) -> None:
+    """Errors against the model in fp64 are like those of the model in fp32, also for an image in several bands."""
     B, H, W, C = shape
     layer, x = layer_of(C), 3 * tokens(B, H * W, C) + 1
-    shares = torch.linspace(0, 2, B) if shared else None
-    found = outcome(interact, layer, x, (H, W), shares)
-    assert calls == THERE + BACK
-    torchs = outcome(plain, layer, x, (H, W), shares)
-    exact = outcome(plain, deepcopy(layer).double(), x.double(), (H, W), shares if shares is None else shares.double())
+    keep_scale = torch.linspace(0, 2, B) if dropped else None
+    found = outcome(interact, layer, x, (H, W), keep_scale)
+    assert calls == FORWARD + BACKWARD
+    torchs = outcome(plain, layer, x, (H, W), keep_scale)
+    in_fp64 = keep_scale if keep_scale is None else keep_scale.double()
+    exact = outcome(plain, deepcopy(layer).double(), x.double(), (H, W), in_fp64)
     assert_as_near_as_torch(found, torchs, exact)
 
 
@@ -97,7 +98,7 @@ def test_values_gradients_and_statistics(calls: list[str], shape: tuple[int, ...
 def test_the_folded_form(calls: list[str], shape: tuple[int, ...]) -> None:
     B, H, W, C = shape
     layer, x = layer_of(C), 3 * tokens(B, H * W, C) + 1
-    plain(layer, x, (H, W))  # moves the running statistics
+    plain(layer, x, (H, W))  # updates the running statistics
     with torch.no_grad():
         found = folded(layer.eval(), x, (H, W))
         assert calls == ["local_patch"]
@@ -106,18 +107,17 @@ def test_the_folded_form(calls: list[str], shape: tuple[int, ...]) -> None:
 
 
 @compiled
-def test_the_backward_pass_is_its_twin_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x, shares = layer_of(48), tokens(3, 20, 48), torch.tensor([1.0, 0.0, 2.0])
-    found = outcome(interact, layer, x, (4, 5), shares)
-    twin = local_patch_backward
-    monkeypatch.setattr("xcit.kernels.local_patch.local_patch_backward_pass", twin)
-    for name, value in outcome(interact, layer, x, (4, 5), shares).items():
+def test_the_backward_pass_agrees_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, keep_scale = layer_of(48), tokens(3, 20, 48), torch.tensor([1.0, 0.0, 2.0])
+    found = outcome(interact, layer, x, (4, 5), keep_scale)
+    monkeypatch.setattr("xcit.kernels.local_patch.local_patch_backward", torch_backward)
+    for name, value in outcome(interact, layer, x, (4, 5), keep_scale).items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
 
 
 @compiled
 def test_gelu_statistics_of_what_lies_far_from_zero() -> None:
-    """The convolution's bias moves it there."""
+    """A large bias of the convolution must not make the variance inexact."""
     layer, x = layer_of(32), 1e-2 * tokens(4, 30, 32)
     local = layer.local_mp
     assert local is not None and local.conv1.bias is not None
@@ -125,7 +125,7 @@ def test_gelu_statistics_of_what_lies_far_from_zero() -> None:
         local.conv1.bias += 300
     inputs = x, layer.norm3.weight, layer.norm3.bias, layer.norm3.eps, local.conv1.weight, local.conv1.bias, (5, 6)
     with torch.no_grad():
-        y, *_, mean, variance = local_patch.norm_depthwise_pass(*inputs)
+        y, *_, mean, variance = local_patch.norm_depthwise_statistics(*inputs)
     torch.testing.assert_close(mean.double(), y.double().flatten(0, 1).mean(0), rtol=3e-7, atol=0)
     torch.testing.assert_close(variance.double(), y.double().flatten(0, 1).var(0, correction=0), rtol=1e-4, atol=0)
 
@@ -137,13 +137,13 @@ def test_a_channel_that_is_the_same_everywhere() -> None:
     with torch.no_grad():
         layer.local_mp.conv1.weight.zero_()
     found = outcome(interact, layer, x, (3, 4))
-    expected = outcome(plain, layer, x, (3, 4))["output"]  # rstd is 316 there, and so are errors
+    expected = outcome(plain, layer, x, (3, 4))["output"]  # rstd is 316 there, which multiplies errors
     torch.testing.assert_close(found["output"], expected, rtol=1e-4, atol=1e-4)
     assert all(value.isfinite().all() for value in found.values())
 
 
 @compiled
-def test_batches_are_counted_as_torch_counts_them() -> None:
+def test_running_statistics_are_torchs() -> None:
     for options in ({}, {"momentum": None}, {"momentum": 0.4, "eps": 0.1}):
         ours = layer_of(16)
         assert ours.local_mp is not None
@@ -160,7 +160,7 @@ class Other(nn.BatchNorm2d):
     pass
 
 
-@pytest.mark.parametrize("case", ["no whole tile", "fp64", "bf16", "evaluation", "another norm", "no passes"])
+@pytest.mark.parametrize("case", ["no whole tile", "fp64", "bf16", "evaluation", "another norm", "no kernels"])
 def test_torch_runs_where_they_cannot(calls: list[str], case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_of(24 if case == "no whole tile" else 16), tokens(2, 12, 24 if case == "no whole tile" else 16)
     assert layer.local_mp is not None
@@ -171,22 +171,22 @@ def test_torch_runs_where_they_cannot(calls: list[str], case: str, monkeypatch: 
         layer.eval()
     if case == "another norm":
         layer.local_mp.bn = Other(16)
-    if case == "no passes":
-        monkeypatch.setattr(library, "LIBRARY", None)
+    if case == "no kernels":
+        monkeypatch.setattr(dispatch, "has_cpp", False)
     found, expected = (outcome(form, layer, x, (3, 4)) for form in (interact, plain))
-    assert not [name for name in calls if "depthwise" in name or name in BACK]
+    assert not [name for name in calls if "depthwise" in name or name in BACKWARD]
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
         assert (found[name] - value).double().norm() <= (0.05 if case == "bf16" else 1e-5) * value.double().norm(), name
 
 
 @pytest.mark.parametrize(
-    "shares", [torch.tensor([2.0, 0.5]).double(), torch.tensor([2.0, 0.5]).bfloat16(), torch.ones(1)]
+    "keep_scale", [torch.tensor([2.0, 0.5]).double(), torch.tensor([2.0, 0.5]).bfloat16(), torch.ones(1)]
 )
-def test_shares_of_another_type_or_number_are_torchs(calls: list[str], shares: Tensor) -> None:
+def test_torch_takes_a_keep_scale_of_another_type_or_number(calls: list[str], keep_scale: Tensor) -> None:
     layer, x = layer_of(16), tokens(2, 12, 16)
-    found, expected = (outcome(form, layer, x, (3, 4), shares.to(x.dtype)) for form in (interact, plain))
-    other = outcome(interact, layer, x, (3, 4), shares)
+    found, expected = (outcome(form, layer, x, (3, 4), keep_scale.to(x.dtype)) for form in (interact, plain))
+    other = outcome(interact, layer, x, (3, 4), keep_scale)
     torch.testing.assert_close(found["output"], expected["output"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other["output"], expected["output"], rtol=1e-4, atol=1e-4, check_dtype=False)
 
@@ -196,7 +196,7 @@ def test_shares_of_another_type_or_number_are_torchs(calls: list[str], shares: T
 def test_a_grid_of_another_number_of_tokens(
     calls: list[str], form: Callable[..., Tensor], grid: tuple[int, int]
 ) -> None:
-    """Is for torch to refuse: the passes would leave their memory."""
+    """torch refuses it. The kernels would read outside their memory."""
     layer = layer_of(16).train(form is not folded)
     with pytest.raises(RuntimeError, match=r"unflatten|sizes"), torch.set_grad_enabled(form is not folded):
         form(layer, tokens(2, 12, 16), grid)
@@ -213,30 +213,30 @@ def test_a_norm_of_other_channels(calls: list[str], form: Callable[..., Tensor])
 
 
 @compiled
-def test_the_compiler_calls_the_passes(calls: list[str]) -> None:
+def test_compiled_code_calls_the_kernels(calls: list[str]) -> None:
     layer, x = layer_of(32), tokens(3, 12, 32)
     expected = outcome(interact, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
     calls.clear()
-    torch._dynamo.reset()  # it passes over a function that once failed in it, as that of another grid does
+    torch._dynamo.reset()  # it skips a function that failed before, as it does for another grid
     whole = torch.compile(interact, fullgraph=True)
     found = outcome(whole, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
-    assert calls == THERE + BACK
+    assert calls == FORWARD + BACKWARD
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
 @compiled
-def test_the_operators_are_what_they_tell_the_compiler() -> None:
+def test_the_operators_are_as_their_fakes_say() -> None:
     ops, grid = torch.ops.xcit, (3, 4)
     x, weight = tokens(2, 12, 16), tokens(16, 1, 3, 3)
     strided, one, of_token = x.mT.contiguous().mT, torch.linspace(0.5, 1, 16), tokens(2, 12).square() + 1
-    for shares in (None, torch.ones(2)):
-        torch.library.opcheck(ops.gelu_affine_depthwise_pass.default, (x, one, one, weight, one, strided, shares, grid))
+    for keep_scale in (None, torch.ones(2)):
+        torch.library.opcheck(ops.gelu_affine_depthwise.default, (x, one, one, weight, one, strided, keep_scale, grid))
         norm, bn = (strided, of_token, of_token, one, one, weight), (x, one, one, one, one, weight)
-        torch.library.opcheck(ops.local_patch_backward_pass.default, (x, shares, *norm, *bn, grid))
-    torch.library.opcheck(ops.norm_depthwise_pass.default, (strided, one, one, 1e-6, weight, one, grid))
+        torch.library.opcheck(ops.local_patch_backward.default, (x, keep_scale, *norm, *bn, grid))
+    torch.library.opcheck(ops.norm_depthwise_statistics.default, (strided, one, one, 1e-6, weight, one, grid))
     folded_arguments = (strided, x, one, one, 1e-6, weight, one, one, one, weight, one, grid)
-    torch.library.opcheck(ops.local_patch_pass.default, folded_arguments)
+    torch.library.opcheck(ops.folded_local_patch.default, folded_arguments)
 
 
 @compiled
@@ -246,23 +246,23 @@ def test_they_stay_in_fp32_under_autocast(calls: list[str]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = outcome(interact, layer, x, (3, 4))
         folded(layer.eval(), x, (3, 4))
-    assert calls == [*THERE, *BACK, *THERE, *BACK, "local_patch"]
+    assert calls == [*FORWARD, *BACKWARD, *FORWARD, *BACKWARD, "local_patch"]
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @compiled
 def test_gradients_that_are_mapped_over_are_refused(calls: list[str]) -> None:
-    """By torch, whose operations they reach instead of the C++."""
+    """torch refuses batched gradients. They do not reach the C++ kernels."""
     x = tokens(2, 12, 16).requires_grad_()
     y = interact(layer_of(16), x, (3, 4))
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         torch.autograd.grad(y, x, torch.stack([torch.ones_like(y), y.detach()]), is_grads_batched=True)
-    assert not set(calls) & set(BACK)
+    assert not set(calls) & set(BACKWARD)
 
 
 @compiled
 def test_strides_do_not_matter(calls: list[str]) -> None:
-    """Of the tokens, of the gradient (that of a sum is one number, expanded), of what comes back from being saved."""
+    """Of the tokens, of the gradient (a sum's is expanded), and of saved tensors."""
     layer, x = layer_of(16), tokens(2, 12, 16)
     expected = outcome(plain, layer, x, (3, 4))["output"]
     strided = x.mT.contiguous().mT.requires_grad_()
@@ -270,20 +270,20 @@ def test_strides_do_not_matter(calls: list[str]) -> None:
         y = interact(deepcopy(layer), strided, (3, 4))
         torch.testing.assert_close(y, expected)
         (found,) = torch.autograd.grad(y.sum(), strided)
-    assert calls == THERE + BACK
+    assert calls == FORWARD + BACKWARD
     x.requires_grad_()
     torch.testing.assert_close(found, torch.autograd.grad(plain(layer, x, (3, 4)).sum(), x)[0], rtol=1e-4, atol=1e-5)
 
 
 @compiled
-def test_what_is_no_number_stays_none() -> None:
+def test_nan_stays_nan() -> None:
     layer, x = layer_of(16).eval(), tokens(2, 25, 16)
     x[1, 12, 3] = torch.nan
     with torch.no_grad():
         bad = folded(layer, x, (5, 5)).isnan().any(-1)
     assert bad[1].all() and not bad[0].any()  # two convolutions reach two places far
     bad = interact(layer.train(), x, (5, 5)).isnan()
-    assert bad.all()  # by way of BatchNorm
+    assert bad.all()  # through BatchNorm
 
 
 @compiled
@@ -300,16 +300,16 @@ def test_frozen_parts_and_no_gradients(calls: list[str]) -> None:
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             torch.testing.assert_close(interact(layer, x, (3, 4)), expected["output"], rtol=1e-4, atol=1e-5)
-    assert calls == THERE + BACK + THERE * 2
+    assert calls == FORWARD + BACKWARD + FORWARD * 2
 
 
-def test_one_value_a_channel_is_complained_of() -> None:
+def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         interact(layer_of(16), tokens(1, 1, 16), (1, 1))
 
 
-def test_all_passes_are_loaded() -> None:
-    """library.py knows every function of the C++ by name."""
+def test_all_functions_are_loaded() -> None:
+    """library.py names every function of the C++ files."""
     sources = Path(library.__file__).parent.glob("*.cpp")
     found = {name for path in sources for name in re.findall(r'extern "C" void (\w+)\(', path.read_text())}
     assert found == set(library.FUNCTIONS)

@@ -1,16 +1,17 @@
-"""The Triton kernels compute what the plain layers do, and torch's kernels: on a GPU, and in Triton's interpreter.
+"""The Triton kernels agree with the plain layers and with torch's kernels: on a GPU, and in Triton's interpreter.
 
-The interpreter must be asked for before Triton is imported, which other tests of this process may have done. So this
-file runs itself, and that of whole layers, in a process of its own, with TRITON_INTERPRET=1.
+The interpreter is switched on before Triton is imported, which other tests of this process may have done already. So
+this file runs itself, and the file with whole layers, in another process with TRITON_INTERPRET=1.
 """
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcit.kernels import cross_covariance, depthwise, layer_norm
+from xcit.kernels import cross_covariance, depthwise, dispatch, layer_norm
 
 from .test_layers import difference, randomised, tokens
 
@@ -28,14 +29,14 @@ from xcit.kernels.triton import cross_covariance as triton_cross_covariance  # n
 from xcit.kernels.triton import depthwise as triton_depthwise  # noqa: E402
 from xcit.kernels.triton import gelu as triton_gelu  # noqa: E402
 from xcit.kernels.triton import layer_norm as triton_norms  # noqa: E402
-from xcit.kernels.triton import local_patch as triton_local_patch  # noqa: E402
+from xcit.kernels.triton import local_patch as triton_local_patch  # noqa: E402, F401
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 runs = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(), reason="no GPU: see the interpreter's test"
 )
-not_interpreted = pytest.mark.skipif(INTERPRETED, reason="is the interpreter's process")
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.015)])
 
 
@@ -53,21 +54,28 @@ def test_in_the_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"^(\d+) passed, 1 skipped in", done.stdout, re.MULTILINE)  # but this one
+    passed = re.search(r"^(\d+) passed, 2 skipped in", done.stdout, re.MULTILINE)  # this one, and one for a GPU
     assert passed and int(passed[1]) > 30, done.stdout
 
 
-class Attention(nn.Module):
-    torch, triton = "torch", "triton"
+@contextmanager
+def running(backend: str) -> Iterator[None]:
+    """A context in which operations run by Triton, also in its interpreter on a CPU, or by torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "triton":
+            patch.setattr(dispatch, "runs_triton", lambda x: True)
+        with dispatch.without(*([] if backend == "triton" else dispatch.OPERATIONS)):
+            yield
 
+
+class Attention(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.linspace(1, 3, heads)[:, None, None])
 
-    def forward(self, qkv: Tensor, kernels: str | None) -> Tensor:
-        if kernels is not None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(cross_covariance, "route", lambda *given: kernels)
+    def forward(self, qkv: Tensor, backend: str | None) -> Tensor:
+        if backend is not None:
+            with running(backend):
                 return cross_covariance.attend(qkv, self.temperature)
         q, k, v = cross_covariance.split_heads(qkv, 3, len(self.temperature))
         scores = F.normalize(q, dim=-2).mT @ F.normalize(k, dim=-2) * self.temperature
@@ -75,21 +83,22 @@ class Attention(nn.Module):
 
 
 class Depthwise(nn.Module):
-    torch, triton = depthwise, triton_local_patch
-
     def __init__(self, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
         self.grid = grid
 
-    def forward(self, x: Tensor, kernels: ModuleType | None) -> Tensor:
-        return self.plain(x) if kernels is None else self.fast(x, kernels)
+    def forward(self, x: Tensor, backend: str | None) -> Tensor:
+        if backend is None:
+            return self.plain(x)
+        with running(backend):
+            return self.fast(x)
 
     def plain(self, x: Tensor) -> Tensor:
         return self.conv(x.mT.unflatten(-1, self.grid)).flatten(2).mT
 
-    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
-        return kernels.depthwise(x, self.conv.weight, self.conv.bias, self.grid)
+    def fast(self, x: Tensor) -> Tensor:
+        return depthwise.depthwise(x, self.conv.weight, self.conv.bias, self.grid)
 
 
 class NormDepthwise(Depthwise):
@@ -100,8 +109,8 @@ class NormDepthwise(Depthwise):
     def plain(self, x: Tensor) -> Tensor:
         return super().plain(self.norm(x))
 
-    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
-        return kernels.norm_depthwise(x, self.norm, self.conv, self.grid)
+    def fast(self, x: Tensor) -> Tensor:
+        return depthwise.norm_depthwise(x, self.norm, self.conv, self.grid)
 
 
 class GELUBatchNormDepthwise(Depthwise):
@@ -114,63 +123,60 @@ class GELUBatchNormDepthwise(Depthwise):
         image = F.gelu(x).mT.unflatten(-1, self.grid).contiguous()
         return self.scale * super().plain(self.bn(image).flatten(2).mT)
 
-    def fast(self, x: Tensor, kernels: ModuleType) -> Tensor:
-        return kernels.gelu_batchnorm_depthwise(x, self.bn, self.conv, self.scale, self.grid)
+    def fast(self, x: Tensor) -> Tensor:
+        return depthwise.gelu_batchnorm_depthwise(x, self.bn, self.conv, self.scale, self.grid)
 
 
 class Norm(nn.Module):
-    torch, triton = layer_norm, triton_norms
-
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, x: Tensor, kernels: ModuleType | None) -> Tensor:
-        return self.norm(x) if kernels is None else LayerNorm.apply(x, self.norm.weight, self.norm.bias, kernels)
+    def forward(self, x: Tensor, backend: str | None) -> Tensor:
+        return self.norm(x) if backend is None else LayerNorm.apply(x, self.norm.weight, self.norm.bias, backend)
 
 
 class LayerNorm(torch.autograd.Function):
-    """As a function uses it that computes the norm again."""
+    """Computes the norm again in its backward pass, as the operations do."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, kernels: ModuleType) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, backend: dispatch.Backend) -> Tensor:
         ctx.save_for_backward(x, scale, shift)
-        ctx.by_triton = kernels is triton_norms
-        return layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)[0]
+        ctx.backend = backend
+        return layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, backend)[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift = ctx.saved_tensors
-        _, *statistics = layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.by_triton)
-        return *layer_norm.layer_norm_backward(
-            gradient, x, *statistics, scale, shift, None, [True] * 3, ctx.by_triton
-        ), None
+        _, *statistics = layer_norm.layer_norm(x, scale, shift, 1e-6, x.dtype, ctx.backend)
+        norm = *statistics, scale, shift
+        return *layer_norm.layer_norm_backward(grad, x, *norm, None, [True] * 3, ctx.backend), None
 
 
 LOCAL = (Depthwise, NormDepthwise, GELUBatchNormDepthwise)
 
 
-def outcome(module: nn.Module, x: Tensor, gradient: Tensor, kernels: Any) -> dict[str, Any]:
-    """Everything that a training step finds, by name. kernels: a module of them, or None for the plain form."""
+def outcome(module: nn.Module, x: Tensor, gradient: Tensor, backend: Any) -> dict[str, Any]:
+    """The results of a training step, by name. backend: "torch", "triton", or None for the plain form."""
     module, x = deepcopy(module), x.clone().requires_grad_()
-    y = module(x, kernels)
-    y.backward(gradient.to(y.dtype))  # whatever is forced here: the forward pass has decided
+    y = module(x, backend)
+    y.backward(gradient.to(y.dtype))  # outside of `running`: the forward pass has decided
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     found = {"output": y.detach(), "input": x.grad} | gradients | dict(module.named_buffers())
     return {name: value.cpu() for name, value in found.items()}
 
 
 def check(module: nn.Module, x: Tensor, tolerance: float, outputs: int) -> None:
-    """Against the plain form in fp64, and against torch's kernels. outputs: how many channels are put out."""
+    """Compare with the plain form in fp64, and with torch's kernels. outputs: the number of output channels."""
     gradient = tokens(outputs, x.shape[1], x.shape[0], seed=2).permute(2, 1, 0)  # not contiguous, nor is x
     x = x.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    found = outcome(module.to(DEVICE), x.to(DEVICE), gradient.to(DEVICE), module.triton)
+    found = outcome(module.to(DEVICE), x.to(DEVICE), gradient.to(DEVICE), "triton")
     module.cpu()
     assert found["output"].dtype == found["input"].dtype == x.dtype
     exact = outcome(deepcopy(module).double(), x.double(), gradient.to(x.dtype).double(), None)
     assert max(difference(exact, found).values()) < tolerance
     if x.dtype == torch.float32:
-        assert max(difference(outcome(module, x, gradient, module.torch), found).values()) < tolerance
+        assert max(difference(outcome(module, x, gradient, "torch"), found).values()) < tolerance
 
 
 @runs
@@ -188,8 +194,8 @@ def test_attention_with_channels_of_zeros() -> None:
     qkv = tokens(2, 20, 96)
     qkv[..., 3] = qkv[..., 40] = 0  # of the queries and of the keys
     outcomes = [
-        outcome(Attention(2).to(device), qkv.to(device), tokens(2, 20, 32, seed=2).to(device), kernels)
-        for device, kernels in (("cpu", "torch"), (DEVICE, "triton"))
+        outcome(Attention(2).to(device), qkv.to(device), tokens(2, 20, 32, seed=2).to(device), backend)
+        for device, backend in (("cpu", "torch"), (DEVICE, "triton"))
     ]
     outcomes = [{name: value for name, value in found.items() if name != "input"} for found in outcomes]
     assert max(difference(*outcomes).values()) < 1e-5
@@ -212,11 +218,12 @@ def test_local_patch(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In parts so small that a map has several each way."""
+    """In parts so small that a map has several in each direction."""
     monkeypatch.setattr(triton_depthwise, "PART", (2, 2, 16, 3))
     monkeypatch.setattr(triton_depthwise, "SUMS_PART", (1, 4, 16, 1))
-    for name, size in {"TOKENS": 8, "CHANNELS": 16, "VALUES": 256}.items():
-        monkeypatch.setattr(triton_norms, name, size)
+    monkeypatch.setattr(triton_gelu, "TOKENS", 8)
+    monkeypatch.setattr(triton_gelu, "CHANNELS", 16)
+    monkeypatch.setattr(triton_norms, "VALUES", 256)
     B, H, W, C = shape
     module = randomised(lambda: kind(C, (H, W)))
     check(module, (tokens(B, H * W, C) + 0.5).to(dtype), tolerance, C)
@@ -232,7 +239,7 @@ def test_local_patch_in_parts_of_the_ordinary_size(kind: type[Depthwise]) -> Non
 @precisions
 @pytest.mark.parametrize("parts", [1, 3, 1024])
 def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In programs of one tile, and of several."""
+    """In programs with one tile, and with several."""
     monkeypatch.setattr(triton_norms, "VALUES", 64)
     monkeypatch.setattr(triton_norms, "PARTS", parts)
     check(randomised(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
@@ -252,11 +259,11 @@ def test_gelu_backward(dtype: torch.dtype, tolerance: float) -> None:
 @runs
 @pytest.mark.parametrize("shape", [(3, 401, 20), (1, 9, 7)])
 def test_statistics_of_many_parts(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than are merged at a time; a mean far from zero must not take the variance's digits."""
-    monkeypatch.setattr(triton_norms, "TOKENS", 8)
+    """More parts than are merged at a time. A mean far from zero must not make the variance inexact."""
+    monkeypatch.setattr(triton_gelu, "TOKENS", 8)
     x = tokens(*shape) + torch.linspace(-2, 100, shape[-1])
     exact = F.gelu(x.double())
-    activated, mean, variance = triton_norms.gelu_statistics(x.to(DEVICE))
+    activated, mean, variance = triton_gelu.gelu_statistics(x.to(DEVICE))
     torch.testing.assert_close(activated.cpu().double(), exact, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(mean.cpu().double(), exact.mean((0, 1)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(variance.cpu().double(), exact.var((0, 1), correction=0), rtol=1e-4, atol=1e-6)
@@ -270,7 +277,7 @@ def test_batch_after_batch_counts_the_same_statistics(momentum: float | None) ->
     plain, fast = deepcopy(module), module.to(DEVICE)
     for seed in range(3):
         plain(tokens(2, 3, 8, seed=seed), None)
-        fast(tokens(2, 3, 8, seed=seed).to(DEVICE), triton_local_patch)
+        fast(tokens(2, 3, 8, seed=seed).to(DEVICE), "triton")
     for name, buffer in plain.bn.named_buffers():
         torch.testing.assert_close(getattr(fast.bn, name).cpu(), buffer)
 
@@ -284,22 +291,22 @@ def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
 
 
 @runs
-def test_batchnorm_of_one_value_complains() -> None:
+def test_batchnorm_refuses_one_value_per_channel() -> None:
     module = GELUBatchNormDepthwise(8, (1, 1)).to(DEVICE)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        module(tokens(1, 1, 8).to(DEVICE), triton_local_patch)
+        module(tokens(1, 1, 8).to(DEVICE), "triton")
 
 
 @runs
 @pytest.mark.parametrize("kind", [lambda: Attention(2), *(lambda kind=kind: kind(16, (2, 20)) for kind in LOCAL)])
-def test_what_is_kept_for_the_backward_pass(kind: Any) -> None:
-    """x, and beside it the parameters and what torch's kernels keep, or two numbers a token."""
+def test_what_is_saved_for_the_backward_pass(kind: Any) -> None:
+    """Only x, the parameters, and what torch's kernels save, or two numbers per token."""
     module = kind().to(DEVICE)
     x = tokens(2, 40, 96 if isinstance(module, Attention) else 16).to(DEVICE).requires_grad_()
-    kept = []
-    for package in (module.torch, module.triton):
+    saved = []
+    for backend in ("torch", "triton"):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()), lambda t: t):
-            module(x, package)
-        kept.append(sum(sizes))
-    assert kept[1] <= kept[0] + 2 * 2 * 40 * isinstance(module, NormDepthwise)
+            module(x, backend)
+        saved.append(sum(sizes))
+    assert saved[1] <= saved[0] + 2 * 2 * 40 * isinstance(module, NormDepthwise)

@@ -1,6 +1,6 @@
-"""Where Triton's kernels run, and what its compiler makes of them: for the latter no GPU is needed.
+"""Where the Triton kernels run, and that they compile, for which no GPU is needed.
 
-What the interpreter lets pass and the compiler would not, is found here.
+The interpreter accepts code that the compiler refuses or gets wrong: this file finds it.
 """
 
 import ast
@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xcit import kernels
 from xcit.kernels import dispatch, self_check
-from xcit.kernels.dispatch import by_triton
-from xcit.models import xcit as xcit_module
+from xcit.kernels.dispatch import backend_for
+from xcit.models.fast import training
 
 from ..models.examples import tiny
 from .test_layers import tokens
@@ -36,32 +36,38 @@ from .test_triton import (
 )
 
 
+def runs_triton(x: Tensor) -> bool:
+    return backend_for("attend", x) == "triton"
+
+
 def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         fp32, bf16, fp64, fp16 = (
             torch.empty(1, 2, 3, device="cuda", dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16)
         )
-    assert not any(map(by_triton, (fp32, bf16)))  # stand-ins have no memory
+    assert not any(map(runs_triton, (fp32, bf16)))  # stand-ins have no memory
     monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     for agrees, runs_by_itself in ((True, True), (False, False)):
         monkeypatch.setattr(dispatch, "verdicts", {0: agrees})
-        assert by_triton(fp32) == by_triton(bf16) == runs_by_itself
+        assert runs_triton(fp32) == runs_triton(bf16) == runs_by_itself
         with kernels.forced("triton"):
-            assert by_triton(fp32) and by_triton(bf16)
-            assert not any(map(by_triton, (fp64, fp16, torch.empty(1, 2, 3))))
+            assert runs_triton(fp32) and runs_triton(bf16)
+            assert not any(map(runs_triton, (fp64, fp16, torch.empty(1, 2, 3))))
         for kind in ("plain", "fast"):
             with kernels.forced(kind):
-                assert not by_triton(fp32)
+                assert not runs_triton(fp32)
 
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """The GPUs that are tried out; two stand by."""
+    """The GPUs that were checked, of two that exist."""
     devices: list[torch.device] = []
+    verdicts: dict[int | None, bool] = {}
     monkeypatch.setattr(self_check, "agrees", lambda device: not devices.append(device))
-    monkeypatch.setattr(self_check, "verdicts", {})
-    monkeypatch.setattr(self_check, "is_ordinary", lambda x: True)
+    for module in (dispatch, self_check):
+        monkeypatch.setattr(module, "verdicts", verdicts)
+    monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return devices
 
@@ -71,14 +77,14 @@ def images(number: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(1, 3, 8, 8, device=f"cuda:{number}", dtype=dtype)
 
 
-def test_a_gpu_is_tried_out_once(tried: list[torch.device]) -> None:
+def test_a_gpu_is_checked_once(tried: list[torch.device]) -> None:
     for number in (0, 0, 1):
         self_check.try_out(images(number))
     assert tried == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert self_check.verdicts == {0: True, 1: True}
 
 
-def test_a_gpu_is_not_tried_out_where_triton_could_not_run(
+def test_a_gpu_is_not_checked_where_triton_could_not_run(
     tried: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing_after(call: Callable[[], object]) -> None:
@@ -97,20 +103,20 @@ def test_a_gpu_is_not_tried_out_where_triton_could_not_run(
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: True)
             nothing_after(lambda: self_check.try_out(x))
-    monkeypatch.setattr(self_check, "is_ordinary", lambda x: False)
+    monkeypatch.setattr(dispatch, "is_ordinary", lambda x: False)
     nothing_after(lambda: self_check.try_out(x))
 
 
 def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Tensor] = []
-    monkeypatch.setattr(xcit_module, "try_out", asked.append)
+    monkeypatch.setattr(training, "try_out", asked.append)
     given = torch.randn(1, 3, 32, 32)
     tiny()(given)
     assert len(asked) == 1 and asked[0] is given
 
 
 def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an NVIDIA GPU that need not be there, as it is called for bf16 tokens and fp32 parameters."""
+    """For an NVIDIA GPU, which need not exist, with the types of bf16 tokens and fp32 parameters."""
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton has no compiler for NVIDIA")
     compiled = set()
@@ -136,10 +142,12 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for module in (Attention(2), Attention(1), Norm(96), *(kind(96, (4, 5)) for kind in LOCAL)):
             x = tokens(2, 20, 288 if isinstance(module, Attention) else 96).to(dtype).requires_grad_()
-            module(x, module.triton).sum().backward()
+            module(x, "triton").sum().backward()
         triton_gelu.gelu_backward(x, x)
         parts, weight = NormDepthwise(96, (4, 5)), (torch.ones(96, 1, 3, 3), torch.ones(96))
-        triton_local_patch.folded_local_patch(x, parts.norm, weight, torch.ones(96), torch.ones(96), weight, (4, 5))
+        triton_local_patch.folded_local_patch(
+            x, parts.norm, weight, torch.ones(96), torch.ones(96), weight, (4, 5), x.dtype
+        )
     every = {
         name
         for package in (triton_cross_covariance, triton_depthwise, triton_gelu, triton_norms)
@@ -150,7 +158,7 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def changed(kernel: Any) -> list[set[str]]:
-    """The names that each loop of a kernel reads and changes, so that the next turn reads another value."""
+    """The names that each loop of a kernel reads and changes, so that the next iteration reads another value."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(kernel)))
     loops = sorted((node for node in ast.walk(tree) if isinstance(node, ast.For)), key=lambda loop: loop.lineno)
     return [
@@ -172,7 +180,7 @@ def read_before_written(statements: list[ast.stmt]) -> set[str]:
 
 
 def flat(statements: list[ast.stmt]) -> Iterator[ast.AST]:
-    """Each statement, and what stands under an if after its condition."""
+    """Each statement, and the statements of an if after its condition."""
     for statement in statements:
         if isinstance(statement, ast.If):
             yield statement.test
@@ -186,9 +194,9 @@ def names(node: ast.AST, context: type[ast.expr_context]) -> list[ast.Name]:
 
 
 def carried(ttir: str) -> list[set[str]]:
-    """The names that each loop of a compiled kernel hands from one turn to the next.
+    """The names that each loop of a compiled kernel passes from one iteration to the next.
 
-    What Triton does not see changing stays as it was, without a word: of two names that begin as one value, the one
-    that is given the other's.
+    A name whose change Triton misses keeps its first value, without an error: of two names that begin as one value,
+    the one that is assigned the other's.
     """
     return [set(re.findall(r"%([a-z_]+?)[_.\d]* = ", loop)) for loop in re.findall(r"iter_args\((.*?)\) ->", ttir)]

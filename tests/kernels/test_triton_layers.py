@@ -1,4 +1,4 @@
-"""Whole layers by Triton's kernels, and the trial that they pass first: test_triton.py runs this in the interpreter."""
+"""Whole layers by Triton kernels, and the check before their first use. test_triton.py runs this in the interpreter."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from xcit import kernels
-from xcit.kernels import cross_covariance, depthwise, dispatch, local_patch, self_check
-from xcit.models.fast.inference import FusedLayer
+from xcit.kernels import cross_covariance, dispatch, self_check
+from xcit.models.fast.inference import fold
+from xcit.models.fast.training import fuse_for_training
 from xcit.models.layer import XCiTLayer
 
 from .test_layers import difference, nodes, randomised, tokens
@@ -23,6 +24,7 @@ from .test_triton import (
     runs,
     triton_cross_covariance,
     triton_depthwise,
+    triton_gelu,
     triton_local_patch,
     triton_norms,
 )
@@ -31,7 +33,7 @@ from .test_triton import (
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = XCiTLayer(32, 2, 1.0)
+        self.layer = fuse_for_training(XCiTLayer(32, 2, 1.0))
 
     def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
         with kernels.forced(kind):
@@ -51,29 +53,29 @@ def test_a_whole_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mon
 
 
 def hand_over(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Tensor], bool] = lambda x: True) -> None:
-    """As if the tokens were on a GPU."""
-    for module in (dispatch, cross_covariance, depthwise, local_patch):
-        monkeypatch.setattr(module, "by_triton", wanted)
+    """Let Triton run in the interpreter, as if the tokens were on a GPU."""
+    monkeypatch.setattr(dispatch, "runs_triton", wanted)
 
 
 def by_triton_in(output: Tensor) -> set[str]:
-    """Which parts' backward pass, of those that the output waits for, is Triton's."""
+    """The parts of the output's graph whose backward pass is Triton's."""
     found = [node for node in nodes(output) if hasattr(node, "_forward_cls")]
-    attention = {"attention" for node in found if getattr(node, "route", None) == "triton"}
-    return attention | {
+    by_backend = {node._forward_cls.__name__ for node in found if getattr(node, "backend", None) == "triton"}
+    return by_backend | {
         node._forward_cls.__name__ for node in found if node._forward_cls.__module__ == triton_local_patch.__name__
     }
 
 
 @runs
-def test_the_kernels_hand_over_to_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = XCiTLayer(32, 2, 1.0).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
+def test_the_operations_of_a_layer_run_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)).to(DEVICE), tokens(2, 3, 32).to(DEVICE)
     with kernels.forced("fast"):
         assert by_triton_in(layer(x, (1, 3))) == set()
     if INTERPRETED:
         hand_over(monkeypatch)
     with kernels.forced("triton"):
-        assert by_triton_in(layer(x, (1, 3))) == {"attention", "NormDepthwise", "GELUBatchNormDepthwise"}
+        local_patch = {"NormDepthwise", "GELUBatchNormDepthwise"}
+        assert by_triton_in(layer(x, (1, 3))) == {"Attend", "NormLinear", "GELULinear"} | local_patch
         wide = tokens(1, 3, 3 * 129).to(DEVICE).requires_grad_()
         assert by_triton_in(cross_covariance.attend(wide, torch.ones(1, 1, 1, device=DEVICE))) == set()
 
@@ -84,7 +86,7 @@ def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mo
     if INTERPRETED:
         hand_over(monkeypatch)
     layer, x = randomised(lambda: XCiTLayer(32, 2, 1.0)).to(DEVICE).eval(), tokens(2, 6, 32).to(DEVICE)
-    folded = FusedLayer(layer).requires_grad_(False)
+    folded = fold(deepcopy(layer)).requires_grad_(False)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.no_grad():
         with kernels.forced("plain"):
             expected = layer(x, (2, 3))
@@ -96,39 +98,22 @@ def test_a_folded_layer(autocast: bool, tolerance: float, monkeypatch: pytest.Mo
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each module launches kernels from now on."""
+    """The number of kernel launches of each module from now on."""
     launches: Counter[str] = Counter()
-    for package in (triton_cross_covariance, triton_depthwise, triton_norms):
+    for package in (triton_cross_covariance, triton_depthwise, triton_gelu, triton_norms):
         name = package.__name__.rsplit(".")[-1]
         monkeypatch.setattr(package, "device_of", lambda x, name=name: launches.update([name]) or nullcontext())
     return launches
 
 
-class CompiledLayer(Layer):
-    def forward(self, x: Tensor, kind: kernels.Kernels) -> Tensor:
-        with kernels.forced(kind):
-            return torch.compile(self.layer, fullgraph=True)(x, (2, 3))
-
-
-@runs
-@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-5), (True, 0.03)])
-def test_a_compiled_layer_calls_them(autocast: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    if INTERPRETED:
-        hand_over(monkeypatch)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_compiled_layer_launches_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
-    module, x, gradient = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE), tokens(2, 6, 32, seed=2).to(DEVICE)
-    compiled = CompiledLayer().to(DEVICE)
-    compiled.load_state_dict(module.state_dict())
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-        expected = outcome(module, x, gradient, "triton")
-        launches = counted(monkeypatch)
-        found = outcome(compiled, x, gradient, "triton")
-    assert max(difference(expected, found).values()) < tolerance
-    assert launches == {
-        "cross_covariance": 2,  # forward, backward
-        "depthwise": 6,  # of each convolution the output, the sums over taps, the gradient of the input
-        "layer_norm": 1,  # the statistics of BatchNorm: the compiler makes the layer norm itself
-    }
+    layer, x = randomised(lambda: XCiTLayer(32, 2, 1.0)).cuda(), tokens(2, 6, 32).cuda()
+    launches = counted(monkeypatch)
+    with kernels.forced("triton"):
+        torch.compile(layer, fullgraph=True)(x, (2, 3)).sum().backward()
+    assert not launches
 
 
 @runs
@@ -138,25 +123,28 @@ def test_a_layer_of_which_a_part_is_frozen(frozen: str, monkeypatch: pytest.Monk
         hand_over(monkeypatch)
     module, x = randomised(Layer).to(DEVICE), tokens(2, 6, 32).to(DEVICE)
     module.layer.get_submodule(frozen).requires_grad_(False)
-    plain, fast = ({} for _ in range(2))
-    for kind, found in (("plain", plain), ("triton", fast)):
-        copy = deepcopy(module)
-        copy(x, kind).square().sum().backward()
-        found |= {name: parameter.grad for name, parameter in copy.named_parameters() if parameter.grad is not None}
-    assert plain.keys() == fast.keys()
-    assert max(difference(plain, fast).values()) < 1e-5
+
+    def gradients(kind: kernels.Kernels, dtype: torch.dtype) -> dict[str, Tensor]:
+        copy = deepcopy(module).to(dtype)
+        copy(x.to(dtype), kind).square().sum().backward()
+        return {name: parameter.grad for name, parameter in copy.named_parameters() if parameter.grad is not None}
+
+    exact, plain = (gradients("plain", dtype) for dtype in (torch.float64, torch.float32))
+    fast = gradients("triton", torch.float32)
+    # How much is cancelled differs from parameter to parameter: the plain form in fp32 shows it.
+    assert max(difference(exact, fast).values()) < 4 * max(difference(exact, plain).values()) + 1e-6
 
 
 @pytest.fixture
-def small_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes a minute for the whole."""
+def small_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter would take a minute for the whole check."""
     if INTERPRETED:
         hand_over(monkeypatch, lambda x: dispatch.kind() == "triton")
         monkeypatch.setattr(self_check, "SHAPES", ((16, (3, 2)),))
 
 
 @runs
-@pytest.mark.usefixtures("small_trial")
+@pytest.mark.usefixtures("small_check")
 def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are the run's"))
     before = torch.get_rng_state()
@@ -165,7 +153,7 @@ def test_the_kernels_agree_with_torch(recwarn: pytest.WarningsRecorder, monkeypa
         assert self_check.agrees(torch.device(DEVICE))
     assert torch.equal(torch.get_rng_state(), before)
     assert not [warning for warning in recwarn if "Triton" in str(warning.message)]
-    assert min(launches.values()) > 3 and len(launches) == 3
+    assert min(launches.values()) > 3 and len(launches) == 4
 
 
 def fails(*given: Any) -> Any:
@@ -177,8 +165,8 @@ def fails_at_length(*given: Any) -> Any:
 
 
 def wrong_by_a_fifth(*given: Any) -> Any:
-    of_taps, of_inside = triton_depthwise.sums_over_taps(*given)
-    return 0.8 * of_taps, of_inside
+    grad_taps, grad_inside = triton_depthwise.sums_over_taps(*given)
+    return 0.8 * grad_taps, grad_inside
 
 
 def not_a_number(*given: Any) -> Any:
@@ -186,9 +174,9 @@ def not_a_number(*given: Any) -> Any:
 
 
 @runs
-@pytest.mark.usefixtures("small_trial")
+@pytest.mark.usefixtures("small_check")
 @pytest.mark.parametrize(
-    ("name", "fault", "told"),
+    ("name", "fault", "message"),
     [
         ("sums_over_taps", wrong_by_a_fifth, r"\S+ is off by \d+.\d% in float32"),
         ("sums_over_taps", not_a_number, r"\S+ is off by nan% in float32"),
@@ -196,10 +184,10 @@ def not_a_number(*given: Any) -> Any:
         ("convolve", fails_at_length, r"they do not run \(RuntimeError: no compiler\)"),
     ],
 )
-def test_kernels_that_are_wrong_or_do_not_run_are_told(
-    name: str, fault: Any, told: str, monkeypatch: pytest.MonkeyPatch
+def test_kernels_that_are_wrong_or_do_not_run_cause_a_warning(
+    name: str, fault: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_local_patch, name, fault)
-    line = rf"^Triton's kernels on \w+: {told}; torch's run instead \(torch .+, triton .+\)$"
+    line = rf"^Triton's kernels on \w+: {message}; torch's run instead \(torch .+, triton .+\)$"
     with pytest.warns(UserWarning, match=line):
         assert not self_check.agrees(torch.device(DEVICE))

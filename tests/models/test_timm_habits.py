@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.parity import pair, timm_name
-from xcit.models.checkpointing import switch_on_checkpointing
 from xcit.models.dry_run import dry_run
+from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.features import FeatureMaps
 from xcit.models.timm_models import timm_model
 
@@ -221,7 +221,7 @@ def test_checkpointing_can_be_switched_off_and_is_off_in_evaluation() -> None:
 
 
 def test_a_model_without_the_switch_is_refused() -> None:
-    with pytest.raises(xcit.InputError, match=r"train\.grad_checkpointing=true: Linear has no such switch"):
+    with pytest.raises(xcit.InputError, match=r"train\.grad_checkpointing=true: Linear has no gradient checkpointing"):
         switch_on_checkpointing(nn.Linear(1, 1))
     switch_on_checkpointing(timm_model(name="test_vit"))
 

@@ -4,16 +4,14 @@ import math
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 import xcit
 from xcit.models.cross_covariance import CrossCovarianceAttention
 from xcit.models.position import SinePositionEncoding
 from xcit.models.stochastic_depth import StochasticDepth
-from xcit.models.variants import VARIANTS
 
-from ..conftest import ROOT
+from ..test_rooms import MODULES, imports
 
 # FACTS of the paper: millions of parameters at patch 16 and 8, with 1000 classes.
 PARAMETERS = {
@@ -32,6 +30,12 @@ def small(**options: object) -> xcit.XCiT:
     model = xcit.create_model("xcit_n12", num_classes=10, **options)
     assert isinstance(model, xcit.XCiT)
     return model.eval()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("xcit.models") and ".fast." not in name])
+def test_the_architecture_knows_no_kernels(name: str) -> None:
+    """The files of xcit/models hold the mathematics; their fused forms are in xcit/models/fast."""
+    assert not [imported for imported in imports(name) if imported.startswith("xcit.kernels")]
 
 
 def test_the_seven_variants_are_listed() -> None:
@@ -189,8 +193,3 @@ def test_low_precision_stays_near_fp32(dtype: torch.dtype) -> None:
     reference = attention(x).detach()
     assert torch.isfinite(low).all()
     assert (low - reference).norm() / reference.norm() < 0.05
-
-
-@pytest.mark.parametrize("name", xcit.list_models())
-def test_the_configuration_says_the_heads_that_the_variant_has(name: str) -> None:
-    assert yaml.safe_load((ROOT / f"conf/model/{name}.yaml").read_text())["heads"] == VARIANTS[name]["heads"]

@@ -1,6 +1,7 @@
-"""Every command that scripts/reproduce.py prints can be run, and what it says of the cost is what the models cost."""
+"""Every command that scripts/reproduce.py prints can be run, and the costs that it and the recipes state are right."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,20 @@ import pytest
 import timm
 
 import eval as evaluation
-from scripts import reproduce
-from scripts.reproduce import Row, composed, forward_flops, needs
+from scripts import paper_results, reproduce
+from scripts.paper_results import Row
+from scripts.reproduce import DEFAULT_TFLOPS, composed, needs
 from train import TABLES
 from xcit.composition import read_config
 from xcit.config import EvalConfig, TrainConfig
+from xcit.evaluation.flops import forward_flops
 from xcit.weights.published import PUBLISHED, find_published
 
 from ..conftest import ROOT, Result
 
 Command = Callable[..., Result]
 
-ROWS = list(reproduce.every_row())
+ROWS = list(paper_results.every_row())
 # command → its row, with the variables as a shell would fill them in
 RUNNABLE: dict[str, Row] = {
     row.command.replace("$IMAGENET", "/images").replace("$DATA", "/images"): row for _, row in ROWS if row.command
@@ -143,9 +146,68 @@ def test_hours_follow_the_command(more: str, ratio: float) -> None:
     assert found.hours / base.hours == pytest.approx(ratio, rel=0.02)
 
 
+COSTLY = [path.stem for path in sorted((ROOT / "conf/recipe").glob("*.yaml")) if path.stem != "digits"]
+
+
+def recipe_lines(recipe: str) -> tuple[str, str]:
+    """The lines of a recipe's header that state its cost and its top-1."""
+    head = (ROOT / f"conf/recipe/{recipe}.yaml").read_text().partition("defaults:")[0].splitlines()
+    cost, expected = (next(line for line in head if line.startswith(f"# {word}: ")) for word in ("Cost", "Expect"))
+    return cost, expected
+
+
+def gpu_hours(recipe: str, *more: str) -> float:
+    """What the script estimates for xcit_s12 on the data set of the recipe's header, else on ImageNet."""
+    own = {"transfer": "cifar10", "folder": "cifar10"}  # for 50,000 images
+    data = own.get(recipe) or (recipe if (ROOT / f"conf/data/{recipe}.yaml").is_file() else "imagenet")
+    data = "imagenet" if data == "imagenet_shards" else data
+    found = needs(shlex.join([*shlex.split(PAPER), f"data={data}", f"recipe={recipe}", *more]), DEFAULT_TFLOPS)
+    assert found and found.hours
+    return found.gpus * found.hours
+
+
+@pytest.mark.parametrize("recipe", COSTLY)
+def test_a_recipe_states_the_cost_that_the_script_estimates(recipe: str) -> None:
+    cost, _ = recipe_lines(recipe)
+    stated = re.match(r"# Cost: ([\d.]+) GPU hours for xcit_s12\b", cost)
+    assert stated and "estimate of scripts/reproduce.py for A100s" in cost
+    assert f"{gpu_hours(recipe):.1f}" == stated[1]
+    for hours, choice in re.findall(r"([\d.]+) with (\w+=\w+)", cost):
+        assert f"{gpu_hours(recipe, choice):.1f}" == hours
+
+
+def test_a_recipe_states_the_top1_that_was_published() -> None:
+    stated = {
+        recipe: re.search(r"([\d.]+) % top-1 with xcit_s12\b.*\(published\)", recipe_lines(recipe)[1])
+        for recipe in COSTLY
+    }
+    published = {
+        "paper_p16": "xcit_s12_p16.fb_in1k",
+        "imagenet": "xcit_s12_p16.fb_in1k",
+        "imagenet_shards": "xcit_s12_p16.fb_in1k",
+        "paper_p8": "xcit_s12_p8.fb_in1k",
+        "distill_hard": "xcit_s12_p16.fb_dist_in1k",
+        "finetune_384": "xcit_s12_p16.fb_dist_in1k_384",
+    }
+    assert {recipe: float(found[1]) for recipe, found in stated.items() if found} == {
+        recipe: PUBLISHED[name].top1 for recipe, name in published.items()
+    }
+    others = {recipe_lines(recipe)[1] for recipe, found in stated.items() if not found}
+    assert others == {"# Expect: no result is published for this recipe, and it has not been run."}
+
+
+def test_the_page_of_recipes_states_what_they_do() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    for recipe in COSTLY:
+        (row,) = re.findall(rf"^\| `{recipe}` \|.*\| ([\d.]+) \| ([\d.]+|—) \|$", page, re.MULTILINE)
+        cost, expected = recipe_lines(recipe)
+        stated = re.search(r"([\d.]+) % top-1", expected)
+        assert row == (cost.split()[2], stated[1] if stated else "—")
+
+
 def test_a_command_that_comes_later_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reproduce.LATER, "knn", "python scripts/knn.py checkpoint={weights} size={size}")
-    commands = [row.command for _, row in reproduce.every_row() if row.command and "knn.py" in row.command]
+    monkeypatch.setitem(paper_results.LATER, "knn", "python scripts/knn.py checkpoint={weights} size={size}")
+    commands = [row.command for _, row in paper_results.every_row() if row.command and "knn.py" in row.command]
     assert len(commands) == 4
     assert commands[0] == "python scripts/knn.py checkpoint=xcit_small_12_cp16_dino size=224"
 

@@ -1,7 +1,8 @@
-"""Fast paths: functions of tokens that compute what the layers of xcit/models compute, in fewer passes.
+"""Operations of the XCiT layers that are faster, or save less for the backward pass, than the layers' plain form.
 
-Each stands for a few modules, says which, and keeps less for the backward pass than autograd would. The plain
-form, in xcit/models, is the reference that each is tested against. Which of the two runs is decided in dispatch.py.
+One file an operation. cpu/ and triton/ hold the implementations for CPUs and for NVIDIA GPUs, dispatch.py decides which
+of them runs. The plain form, in xcit/models, is the reference that each is tested against. docs/kernels.md lists every
+kernel with the gain that was measured for it.
 """
 
 from .batchnorm import batchnorm_gelu
@@ -9,15 +10,30 @@ from .class_attention import attend_class
 from .covariance import attend_by_covariance, is_cheaper
 from .cross_covariance import attend
 from .depthwise import as_map
-from .dispatch import BATCHNORMS, Kernels, chosen, forced, is_watched, kind, parts_of, possible, untouched
+from .dispatch import (
+    BATCHNORMS,
+    HOOKS,
+    Kernels,
+    chosen,
+    compute_dtype,
+    forced,
+    is_compiling,
+    is_observed,
+    is_watched,
+    kind,
+    may_fold,
+    parts_of,
+    possible,
+    untouched,
+)
 from .linear import gelu_linear, norm_linear, scaled_linear
 from .local_patch import add_folded_local_patch, add_local_patch
-from .matmul import by_onednn, convolution, packed, product
-from .precision import compute_dtype
+from .matmul import by_onednn, convolution, pack_weight, product
 from .self_check import try_out
 
 __all__ = [
     "BATCHNORMS",
+    "HOOKS",
     "Kernels",
     "add_folded_local_patch",
     "add_local_patch",
@@ -33,10 +49,13 @@ __all__ = [
     "forced",
     "gelu_linear",
     "is_cheaper",
+    "is_compiling",
+    "is_observed",
     "is_watched",
     "kind",
+    "may_fold",
     "norm_linear",
-    "packed",
+    "pack_weight",
     "parts_of",
     "possible",
     "product",

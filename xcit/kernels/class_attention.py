@@ -1,7 +1,7 @@
-"""Class attention without keys and values of the patches: with one query, both projections can wait.
+"""Class attention without keys and values of the patches: there is one query, so that both projections can wait.
 
-The scores are qᵀ(Wₖ x) = (Wₖᵀ q)ᵀ x, and the output is Σ aₙ (Wᵥ xₙ) = Wᵥ Σ aₙ xₙ: of the order of heads · N · C
-operations instead of N · C².
+The scores are qᵀ(Wₖ x) = (Wₖᵀ q)ᵀ x, and the output is Σ aₙ (Wᵥ xₙ) = Wᵥ Σ aₙ xₙ. That takes about heads · N · C
+multiplications instead of N · C².
 """
 
 import torch
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 
 def attend_class(x: Tensor, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int) -> Tensor:
-    """What the class token, x[:, 0], reads from all tokens, before the output projection: (B, 1 + N, C) → (B, 1, C)."""
+    """Attention of the class token, x[:, 0], to all tokens, before the output projection: (B, 1 + N, C) → (B, 1, C)."""
     query = q(x[:, 0]).unflatten(-1, (heads, -1))
     query = query * query.shape[-1] ** -0.5
-    asked = torch.einsum("bhd,hdc->bhc", query, k.weight.unflatten(0, (heads, -1)))
+    projected = torch.einsum("bhd,hdc->bhc", query, k.weight.unflatten(0, (heads, -1)))  # Wₖᵀ q
     constant = torch.einsum("bhd,hd->bh", query, k.bias.unflatten(0, (heads, -1)))
-    weights = (asked @ x.mT + constant[..., None]).softmax(dim=-1)  # (B, heads, 1 + N)
-    read = torch.einsum("bhc,hdc->bhd", weights.to(x.dtype) @ x, v.weight.unflatten(0, (heads, -1)))
-    return (read.flatten(1) + v.bias)[:, None]
+    weights = (projected @ x.mT + constant[..., None]).softmax(dim=-1)  # (B, heads, 1 + N)
+    mean = weights.to(x.dtype) @ x  # Σ aₙ xₙ, (B, heads, C)
+    value = torch.einsum("bhc,hdc->bhd", mean, v.weight.unflatten(0, (heads, -1)))
+    return (value.flatten(1) + v.bias)[:, None]

@@ -1,60 +1,65 @@
-"""Cross-covariance attention of queries, keys and values: their norms act on the d × d scores, not on the tokens."""
+"""Cross-covariance attention of queries, keys and values: the L2 norms scale the d × d scores, not the tokens."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .cpu.library import attend_backward_pass, attend_pass, takes_attention
-from .dispatch import by_triton
+from .cpu.cross_covariance import attend_backward as cpu_backward
+from .cpu.cross_covariance import attend_forward as cpu_forward
+from .cpu.cross_covariance import fits
+from .dispatch import Backend, backend_for, is_compiling
 
 WIDEST_IN_TRITON = 128
-"""Channels of a head: wider ones do not fit into registers."""
+"""Channels of a head. Wider ones do not fit into a GPU's registers."""
 
 
 def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
-    """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Keeps qkv and d × d matrices."""
+    """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Saves qkv and d × d matrices."""
     if not torch.is_grad_enabled():
-        forward, _ = functions(route(qkv, temperature))
-        return forward(qkv, temperature)[0]
+        return attend_forward(qkv, temperature, choose_backend(qkv, temperature))[0]
     return Attend.apply(qkv, temperature)
 
 
 class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, temperature: Tensor) -> Tensor:
-        ctx.route = route(qkv, temperature)
-        forward, _ = functions(ctx.route)
-        attended, *kept = forward(qkv, temperature)
-        ctx.save_for_backward(qkv, temperature, *kept)
+        ctx.backend = choose_backend(qkv, temperature)
+        attended, *saved = attend_forward(qkv, temperature, ctx.backend)
+        ctx.save_for_backward(qkv, temperature, *saved)
         return attended
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        _, backward = functions(ctx.route)
-        return backward(gradient, *ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        if ctx.backend == "triton":
+            from .triton.cross_covariance import attend_backward as triton_backward
+
+            return triton_backward(grad, *ctx.saved_tensors)
+        return (cpu_backward if ctx.backend == "cpu" else torch_backward)(grad, *ctx.saved_tensors)
 
 
-def route(qkv: Tensor, temperature: Tensor) -> str:
-    if by_triton(qkv) and qkv.shape[-1] <= 3 * WIDEST_IN_TRITON * len(temperature):
-        return "triton"
-    return "passes" if takes_attention(qkv, temperature) else "torch"
+def choose_backend(qkv: Tensor, temperature: Tensor) -> Backend:
+    backend = backend_for("attend", qkv, temperature)
+    if backend == "triton" and qkv.shape[-1] > 3 * WIDEST_IN_TRITON * len(temperature):
+        return "torch"
+    if backend == "cpu" and not fits(qkv, temperature, compiled=is_compiling()):
+        return "torch"
+    return backend
 
 
-def functions(route: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`forward` and `backward` below, or those that stand for them."""
-    if route == "triton":
-        from .triton.cross_covariance import attend_backward_by_triton, attend_by_triton
+def attend_forward(qkv: Tensor, temperature: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `torch_forward` returns."""
+    if backend == "triton":
+        from .triton.cross_covariance import attend_forward as triton_forward
 
-        return attend_by_triton, attend_backward_by_triton
-    return (attend_pass, attend_backward_pass) if route == "passes" else (forward, backward)
+        return triton_forward(qkv, temperature)
+    return (cpu_forward if backend == "cpu" else torch_forward)(qkv, temperature)
 
 
-def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(attended, inverse norms, cosines, attention): the last three are for the backward pass."""
+def torch_forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The output (B, N, C); and for the backward pass the inverse norms, the cosines and the attention."""
     heads = len(temperature)
     q, k, v = split_heads(qkv, 3, heads)
     inverse = inverse_norms(qkv, heads)
@@ -63,36 +68,37 @@ def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return merge_heads(v @ attention.mT.to(v.dtype)), inverse, cosines, attention
 
 
-def backward(
-    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+def torch_backward(
+    grad: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of qkv and of the temperature."""
     q, k, v = split_heads(qkv, 3, len(temperature))
-    (g,) = split_heads(gradient, 1, len(temperature))
-    of_scores = torch._softmax_backward_data((g.mT @ v).to(attention.dtype), attention, -1, attention.dtype)
-    of_cosines = of_scores * temperature
-    of_products = (of_cosines * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])).to(q.dtype)
-    # A column's own norm takes back what the product gives it in its own direction.
-    along = of_cosines * cosines
-    q_share = (along.sum(-1) * inverse[:, 0].square()).to(q.dtype)[..., None, :]
-    k_share = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]
-    of_qkv = torch.empty_like(qkv)
-    of_q, of_k, of_v = split_heads(of_qkv, 3, len(temperature))
-    of_q.copy_((k @ of_products.mT).addcmul_(q, q_share, value=-1))
-    of_k.copy_((q @ of_products).addcmul_(k, k_share, value=-1))
-    of_v.copy_(g @ attention.to(g.dtype))
-    return of_qkv, (of_scores * cosines).sum((0, 2, 3))[:, None, None].to(temperature.dtype)
+    (g,) = split_heads(grad, 1, len(temperature))
+    grad_attention = (g.mT @ v).to(attention.dtype)
+    grad_scores = torch._softmax_backward_data(grad_attention, attention, -1, attention.dtype)
+    grad_cosines = grad_scores * temperature
+    grad_products = (grad_cosines * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])).to(q.dtype)
+    # A normalised column does not change when the column grows: its own direction is taken out of the gradient.
+    along = grad_cosines * cosines
+    along_q = (along.sum(-1) * inverse[:, 0].square()).to(q.dtype)[..., None, :]
+    along_k = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]
+    grad_qkv = torch.empty_like(qkv)
+    grad_q, grad_k, grad_v = split_heads(grad_qkv, 3, len(temperature))
+    grad_q.copy_((k @ grad_products.mT).addcmul_(q, along_q, value=-1))
+    grad_k.copy_((q @ grad_products).addcmul_(k, along_k, value=-1))
+    grad_v.copy_(g @ attention.to(g.dtype))
+    return grad_qkv, (grad_scores * cosines).sum((0, 2, 3))[:, None, None].to(temperature.dtype)
 
 
 def inverse_norms(qkv: Tensor, heads: int) -> Tensor:
-    """1 / L2 norm over the tokens of every channel of queries and keys, (B, 2, heads, d), in fp32 at least."""
+    """1 / L2 norm over the tokens, of every channel of queries and keys, (B, 2, heads, d), at least in fp32."""
     q_and_k = qkv[..., : 2 * qkv.shape[-1] // 3]
     squares = q_and_k.to(torch.promote_types(qkv.dtype, torch.float32)).square().sum(1)
     return squares.sqrt_().clamp_min_(1e-12).reciprocal_().unflatten(-1, (2, heads, -1))
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, parts · C) as so many views of (B, heads, N, d)."""
+    """(B, N, parts · C) → `parts` views of (B, heads, N, d)."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 

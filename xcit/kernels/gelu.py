@@ -1,14 +1,41 @@
-"""What a function needs of its GELU that computes it again in its backward pass."""
+"""GELU forward and backward, without a graph: for functions that compute it again in their backward pass."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu.library import gelu_backward_pass
+from .cpu.gelu import fits, gelu_, gelu_backward_
+from .cpu.gelu import gelu as cpu_gelu
+from .cpu.gelu import gelu_backward as cpu_gelu_backward
+from .cpu.gelu import gelu_grad_x as cpu_gelu_grad_x
+from .dispatch import Backend, backend_for, is_compiling
 
 
-def gelu_backward(x: Tensor, gradient: Tensor, by_triton: bool) -> tuple[Tensor, Tensor]:
-    """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be written over."""
-    if by_triton:
-        from .triton.gelu import gelu_backward as twin
+def gelu(x: Tensor, *, in_place: bool = False) -> Tensor:
+    """gelu(x), of any shape. With `in_place` x may be overwritten."""
+    if not runs_on_cpu("gelu", x):
+        return F.gelu(x)
+    return gelu_(x) if in_place and not is_compiling() else cpu_gelu(x)
 
-        return twin(x, gradient)
-    return gelu_backward_pass(x, gradient)
+
+def gelu_backward(x: Tensor, grad: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+    """(gelu(x), the gradient of x), given the gradient of gelu(x), which may be overwritten.
+
+    backend: what `backend_for("gelu_backward", x)` answered in the forward pass. "cpu" is asked for again here.
+    """
+    if backend == "triton":
+        from .triton.gelu import gelu_backward as triton_gelu_backward
+
+        return triton_gelu_backward(x, grad)
+    if not runs_on_cpu("gelu_backward", x, grad):
+        return F.gelu(x), torch.ops.aten.gelu_backward(grad, x)
+    return cpu_gelu_backward(x, grad) if is_compiling() else gelu_backward_(x, grad)
+
+
+def gelu_grad_x(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of x, given the gradient of gelu(x)."""
+    return cpu_gelu_grad_x(x, grad) if runs_on_cpu("gelu_backward", x, grad) else torch.ops.aten.gelu_backward(grad, x)
+
+
+def runs_on_cpu(operation: str, *tensors: Tensor) -> bool:
+    return backend_for(operation, *tensors) == "cpu" and fits(*tensors, compiled=is_compiling())

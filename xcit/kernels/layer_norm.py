@@ -1,40 +1,50 @@
-"""The layer norm by hand: what a function needs that computes it again in its backward pass.
+"""LayerNorm forward and backward, without a graph: for functions that compute it again in their backward pass.
 
-by_triton: which kernel; whoever calls decides in the forward pass, for both.
+backend: what `backend_for("layer_norm", x)` answered in the forward pass; it holds for both passes.
 """
 
 import torch
 from torch import Tensor
 
-from .cpu.library import layer_norm_backward_pass
+from .cpu.layer_norm import fits
+from .cpu.layer_norm import layer_norm_backward as cpu_backward
+from .dispatch import Backend, backend_for
 
 
 def layer_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype, by_triton: bool
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype, backend: Backend
 ) -> tuple[Tensor, ...]:
-    """The norm of x in dtype, and the mean and rstd of every token for the backward pass."""
-    if by_triton:
-        from .triton.layer_norm import layer_norm as twin
+    """The norm of x, (…, C), in dtype, and for the backward pass the mean and rstd of every token, (…, 1)."""
+    if backend == "triton":
+        from .triton.layer_norm import layer_norm as triton_forward
 
-        return twin(x, scale, shift, eps, dtype)
+        return triton_forward(x, scale, shift, eps, dtype)
     normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
     return normed.to(dtype), mean, rstd
 
 
 def layer_norm_backward(
-    of_normed: Tensor,
+    grad: Tensor,
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    wanted: list[bool],
-    by_triton: bool,
+    needed: list[bool],
+    backend: Backend,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, to which the residual is added, of scale and of shift, at least those that are wanted."""
-    if by_triton:
-        from .triton.layer_norm import layer_norm_backward as twin
+    """The gradients of x, with the residual added to it, of scale and of shift, given that of the norm.
 
-        return twin(of_normed, x, mean, rstd, scale, residual)
-    return layer_norm_backward_pass(of_normed.to(x.dtype), x, mean, rstd, scale, shift, residual, wanted)
+    needed: which of the three to compute, at least.
+    """
+    if backend == "triton":
+        from .triton.layer_norm import layer_norm_backward as triton_backward
+
+        return triton_backward(grad, x, mean, rstd, scale, residual)
+    grad = grad.to(x.dtype)
+    if backend_for("layer_norm_backward", x, grad, mean, rstd, scale, residual) == "cpu" and fits(x):
+        return cpu_backward(grad, x, mean, rstd, scale, residual)
+    inputs = grad, x, x.shape[-1:], mean, rstd, scale, shift
+    grad_x, *grad_affine = torch.ops.aten.native_layer_norm_backward(*inputs, needed)
+    return grad_x if grad_x is None or residual is None else residual + grad_x, *grad_affine

@@ -1,6 +1,6 @@
-"""Local patch interaction (LPI): of tokens in fp32 on an x86 CPU in few passes, elsewhere step by step.
+"""Local patch interaction (LPI): in C++ for fp32 tokens on an x86 CPU, elsewhere one operation after another.
 
-The passes compute in fp32 also where autocast asks for less: that is faster than torch's convolutions in bf16.
+The C++ kernels compute in fp32 also under autocast: that is faster than torch's convolutions in bf16.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .batchnorm import count_statistics, counts_ordinarily
-from .cpu.library import takes_tokens
+from .batchnorm import update_running_statistics, uses_batch_statistics
 from .cpu.local_patch import (
-    gelu_affine_depthwise_pass,
-    local_patch_backward_pass,
-    local_patch_pass,
-    norm_depthwise_pass,
+    fits,
+    folded_local_patch,
+    gelu_affine_depthwise,
+    local_patch_backward,
+    norm_depthwise_statistics,
 )
 from .depthwise import (
     Grid,
@@ -26,11 +26,10 @@ from .depthwise import (
     gelu_batchnorm_depthwise_backward,
     norm_depthwise,
     norm_depthwise_backward,
+    scale_convolution,
 )
-from .depthwise_weights import scaled
-from .dispatch import by_triton
+from .dispatch import backend_for, compute_dtype
 from .matmul import convolution
-from .precision import compute_dtype
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -43,31 +42,24 @@ def add_local_patch(
     second: nn.Conv2d,
     scale: Tensor,
     grid: Grid,
-    shares: Tensor | None = None,
+    keep_scale: Tensor | None = None,
 ) -> Tensor:
-    """x + shares · scale · second(bn(gelu(first(norm(x))))) over the grid, (B, N, C) → (B, N, C).
+    """x + keep_scale · scale · second(bn(gelu(first(norm(x))))) over the grid, (B, N, C) → (B, N, C).
 
-    shares: what each image's branch is multiplied by, (B,), in the type of x, if by anything. Keeps x and what the
-    first convolution makes of it.
+    Saves x and the output of the first convolution.
+
+    keep_scale: stochastic depth's factor of each image's branch, (B,), 0 or 1 / (1 - rate); None for 1.
     """
     parameters = [parameter for part in (norm, first, bn, second) for parameter in part.parameters()]
-    if counts_ordinarily(bn, x) and takes_map(x, grid, shares, scale, *parameters):
-        return local_patch_by_passes(x, norm, first, bn, second, scale, grid, shares)
+    backend = backend_for("local_patch", x, keep_scale, scale, *parameters)
+    on_cpu = backend == "cpu" and fits(x, grid, keep_scale, scale, *parameters)
+    if on_cpu and uses_batch_statistics(bn, x):
+        return add_local_patch_on_cpu(x, norm, first, bn, second, scale, grid, keep_scale)
     branch = gelu_batchnorm_depthwise(norm_depthwise(x, norm, first, grid), bn, second, scale, grid)
-    return x + (branch if shares is None else branch * shares[:, None, None].to(branch.dtype))
+    return x + (branch if keep_scale is None else branch * keep_scale[:, None, None].to(branch.dtype))
 
 
-def takes_map(x: Tensor, grid: Grid, shares: Tensor | None, *parameters: Tensor) -> bool:
-    """Whether the passes take the tokens of the grid, and shares and parameters that are each for them."""
-    B, N, C = x.shape
-    if by_triton(x) or grid[0] * grid[1] != N or not takes_tokens(x, shares, *parameters):
-        return False
-    if shares is not None and shares.shape != (B,):
-        return False
-    return all(parameter.shape in ((C,), (C, 1, 3, 3)) for parameter in parameters)
-
-
-def local_patch_by_passes(
+def add_local_patch_on_cpu(
     x: Tensor,
     norm: nn.LayerNorm,
     first: nn.Conv2d,
@@ -75,19 +67,22 @@ def local_patch_by_passes(
     second: nn.Conv2d,
     scale: Tensor,
     grid: Grid,
-    shares: Tensor | None,
+    keep_scale: Tensor | None,
 ) -> Tensor:
     assert first.bias is not None
-    of_norm, of_first = (x, norm.weight, norm.bias), (first.weight, first.bias)
+    inputs = x, norm.weight, norm.bias, norm.eps, first.weight, first.bias
+    # The first convolution, and the statistics of its GELU for the BatchNorm.
     with torch.no_grad():
-        convolved, mean, rstd, bn_mean, variance = norm_depthwise_pass(*of_norm, norm.eps, *of_first, grid)
-    count_statistics(bn, bn_mean, variance, x.shape[:2].numel())
-    made = convolved, mean, rstd, bn_mean, (variance + bn.eps).rsqrt()
-    return LocalPatch.apply(*of_norm, *of_first, bn.weight, bn.bias, *scaled(second, scale), *made, shares, grid)
+        convolved, mean, rstd, bn_mean, bn_var = norm_depthwise_statistics(*inputs, grid)
+    update_running_statistics(bn, bn_mean, bn_var, x.shape[:2].numel())
+    # The rest of the branch, and the gradients of everything.
+    parameters = norm.weight, norm.bias, first.weight, first.bias, bn.weight, bn.bias
+    saved = convolved, mean, rstd, bn_mean, (bn_var + bn.eps).rsqrt()
+    return LocalPatch.apply(x, *parameters, *scale_convolution(second, scale), *saved, keep_scale, grid)
 
 
 class LocalPatch(torch.autograd.Function):
-    """By the passes in C++. convolved and the statistics are made of x and count as made here."""
+    """LPI in C++. convolved and the statistics were computed from x before; the gradient of x contains their part."""
 
     @staticmethod
     def forward(
@@ -106,28 +101,29 @@ class LocalPatch(torch.autograd.Function):
         rstd: Tensor,
         bn_mean: Tensor,
         bn_rstd: Tensor,
-        shares: Tensor | None,
+        keep_scale: Tensor | None,
         grid: Grid,
     ) -> Tensor:
         norm = x, mean, rstd, scale, shift, first
-        ctx.save_for_backward(shares, *norm, convolved, bn_mean, bn_rstd, bn_scale, bn_shift, second)
+        ctx.save_for_backward(keep_scale, *norm, convolved, bn_mean, bn_rstd, bn_scale, bn_shift, second)
         ctx.grid = grid
         slope = bn_scale * bn_rstd
         affine = slope, bn_shift - bn_mean * slope
-        return gelu_affine_depthwise_pass(convolved, *affine, second, second_bias, x, shares, grid)
+        return gelu_affine_depthwise(convolved, *affine, second, second_bias, x, keep_scale, grid)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Gradients:
-        shares, *saved = ctx.saved_tensors
-        takes = takes_tokens(gradient, shares, *saved)
-        backward: Callable[..., Gradients] = local_patch_backward_pass if takes else local_patch_backward
-        return *backward(gradient, shares, *saved, ctx.grid), *[None] * 7
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        keep_scale, *saved = ctx.saved_tensors
+        # Asked again: the gradient may be of another kind than x, and saved tensors may come back as others.
+        on_cpu = backend_for("local_patch", grad, keep_scale, *saved) == "cpu"
+        backward: Callable[..., Gradients] = local_patch_backward if on_cpu else torch_backward
+        return *backward(grad, keep_scale, *saved, ctx.grid), *[None] * 7
 
 
-def local_patch_backward(
-    gradient: Tensor,
-    shares: Tensor | None,
+def torch_backward(
+    grad: Tensor,
+    keep_scale: Tensor | None,
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -142,13 +138,15 @@ def local_patch_backward(
     second: Tensor,
     grid: Grid,
 ) -> Gradients:
-    """The gradients of x and, for each convolution, of the scale and shift before it, of its weight and its bias."""
-    of_branch = gradient if shares is None else gradient * shares[:, None, None]
+    """The gradients of x; of the norm's scale and shift and the first convolution's weight and bias; of bn's scale and
+    shift and the second convolution's weight and bias.
+    """
+    grad_branch = grad if keep_scale is None else grad * keep_scale[:, None, None]
     bn = bn_mean, bn_rstd, bn_scale, bn_shift, second
-    of_convolved, *of_second = gelu_batchnorm_depthwise_backward(of_branch, convolved, *bn, 0.0, grid)
+    grad_convolved, *grad_second = gelu_batchnorm_depthwise_backward(grad_branch, convolved, *bn, 0.0, grid)
     mean, rstd = mean[..., None], rstd[..., None]
     norm = torch.addcmul(shift, (x - mean) * rstd, scale), mean, rstd, scale, shift, first
-    return *norm_depthwise_backward(of_convolved, gradient, x, *norm, grid), *of_second
+    return *norm_depthwise_backward(grad_convolved, grad, x, *norm, grid), *grad_second
 
 
 def add_folded_local_patch(
@@ -161,19 +159,20 @@ def add_folded_local_patch(
     second: tuple[Tensor, Tensor],
     grid: Grid,
 ) -> Tensor:
-    """t + second convolution of slope · gelu(first convolution of norm(t)) + shift, where t = x + branch.
+    """t + second convolution of (slope · gelu(first convolution of norm(t)) + shift), where t = x + branch.
 
-    (B, N, C), (B, N, C) → (B, N, C), without a graph; first, second: weight (C, 1, 3, 3) and bias (C,).
+    (B, N, C), (B, N, C) → (B, N, C), without a graph. first, second: weight (C, 1, 3, 3) and bias (C,).
     """
-    if takes_map(x, grid, None, norm.weight, norm.bias, *first, slope, shift, *second):
-        given = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
-        return local_patch_pass(*given, *first, slope, shift, *second, grid)
+    parameters = norm.weight, norm.bias, *first, slope, shift, *second
+    if backend_for("folded_local_patch", x, *parameters) == "cpu" and fits(x, grid, None, *parameters):
+        inputs = x, branch.to(x.dtype), norm.weight, norm.bias, norm.eps
+        return folded_local_patch(*inputs, *first, slope, shift, *second, grid)
     x = x + branch
-    if by_triton(x):
-        from .triton.local_patch import folded_local_patch as twin
-
-        return x + twin(x, norm, first, slope, shift, second, grid)
     dtype = compute_dtype(x)
+    if backend_for("folded_local_patch", x) == "triton":
+        from .triton.local_patch import folded_local_patch as triton_folded
+
+        return x + triton_folded(x, norm, first, slope, shift, second, grid, dtype)
     (weight, bias), (second_weight, second_bias) = first, second
     normed = as_map(norm(x).to(dtype), grid)
     activated = convolution(normed, weight.to(dtype), bias.to(dtype), stride=1, gelu=True)

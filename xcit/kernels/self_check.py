@@ -1,7 +1,7 @@
-"""Whether the Triton kernels, as this machine's Triton compiles them for this GPU, compute what torch's kernels do.
+"""Checks that the Triton kernels, as this machine compiles them for its GPU, compute the same as torch's.
 
-Compilers have faults: one that Triton 3.6 and 3.8 share made gradients wrong in silence. So before a GPU's first use
-small batches go there and back by both routes. Until then torch's kernels run.
+Compilers have faults: one in Triton 3.6 and 3.8 made gradients wrong without an error. So the first time that a GPU is
+used, two small batches run forward and backward with both. Until then torch's kernels run.
 """
 
 import importlib.metadata
@@ -14,59 +14,55 @@ from torch import Tensor, nn
 
 from .cross_covariance import attend
 from .depthwise import gelu_batchnorm_depthwise, norm_depthwise
-from .dispatch import HAS_TRITON, Kernels, forced, is_ordinary, kind, possible, verdicts
+from .dispatch import Kernels, awaits_verdict, forced, verdicts
 from .linear import gelu_linear, norm_linear
 from .local_patch import add_folded_local_patch
 
 HEADS = 2
 SHAPES = ((32, (16, 16)), (40, (18, 17)))
-"""A head's channels and the grid: of whole tiles, and of none."""
+"""A head's channels and the grid: first multiples of the tiles, then not."""
 TOLERANCES = {torch.float32: 0.05, torch.bfloat16: 0.1}
-"""Of an output or a gradient, relative to its norm: what rounding explains, and TF32 in torch's convolutions."""
+"""The allowed error relative to the norm of an output or a gradient: rounding, and TF32 in torch's convolutions."""
 
 _one_at_a_time = threading.Lock()
 
 
 def try_out(images: Tensor) -> None:
-    """Finds out whether the kernels for these images' GPU are to be Triton's, once a process.
+    """Check the kernels of the images' GPU, once in a process.
 
-    Not where they could not run anyway: on fp16, traced, within torch.func, while something is compiled or captured.
+    Not where they could not run anyway: in fp16, traced, within torch.func, while something is compiled or captured.
     """
-    device = images.device
-    if device.type != "cuda" or not HAS_TRITON or device.index in verdicts or kind() != "auto":
-        return
-    if torch.compiler.is_compiling() or not (is_ordinary(images) and possible(images)):
-        return
-    if torch.cuda.is_current_stream_capturing():
+    if not awaits_verdict(images):
         return
     with _one_at_a_time:
+        device = images.device
         if device.index not in verdicts:
             verdicts[device.index] = agrees(device)
 
 
 def agrees(device: torch.device) -> bool:
-    """Compares both routes in fp32 and bf16. Where they differ, or Triton cannot run, a warning says so."""
-    complaint = None
+    """Whether both agree in fp32 and bf16. Warns if they differ, or if Triton cannot run."""
+    problem = None
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would set that of the GPUs, too
         for d, grid in SHAPES:
             parts = Parts(d, grid).to(device, torch.float32)
             x = torch.randn(2, grid[0] * grid[1], HEADS * d, dtype=torch.float32).to(device)
-            complaint = complaint or next(complaints(parts, x), None)
-    if complaint:
+            problem = problem or next(find_problems(parts, x), None)
+    if problem:
         versions = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "triton"))
-        warnings.warn(f"Triton's kernels on {device}: {complaint}; torch's run instead ({versions})", stacklevel=2)
-    return complaint is None
+        warnings.warn(f"Triton's kernels on {device}: {problem}; torch's run instead ({versions})", stacklevel=2)
+    return problem is None
 
 
 class Parts(nn.Module):
-    """What a layer has."""
+    """A layer's parameters, in a composition that calls every Triton kernel."""
 
     def __init__(self, d: int, grid: tuple[int, int]) -> None:
         super().__init__()
         dim, self.grid = HEADS * d, grid
         self.norm, self.other_norm, self.bn = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.BatchNorm2d(dim)
-        self.still_bn = nn.BatchNorm2d(dim).eval()  # as several processes have theirs: none that the kernels know
+        self.still_bn = nn.BatchNorm2d(dim).eval()  # one that is called as a module, as a synchronised one is
         self.qkv, self.fc1, self.fc2 = nn.Linear(dim, 3 * dim), nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.conv1, self.conv2 = (nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim) for _ in range(2))
         self.temperature, self.scale = nn.Parameter(torch.ones(HEADS, 1, 1)), nn.Parameter(torch.ones(dim))
@@ -86,23 +82,23 @@ class Parts(nn.Module):
         return add_folded_local_patch(x, x, self.norm, first, self.scale, self.scale, second, self.grid)
 
 
-def complaints(parts: Parts, x: Tensor) -> Iterator[str]:
+def find_problems(parts: Parts, x: Tensor) -> Iterator[str]:
     for dtype, tolerance in TOLERANCES.items():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             try:
-                by_torch, by_triton = (outcome(parts, x, kernels) for kernels in ("fast", "triton"))
+                torchs, tritons = (compute(parts, x, kernels) for kernels in ("fast", "triton"))
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # what a compiler may raise is its own affair
+            except Exception as error:  # a compiler may raise anything
                 yield f"they do not run ({type(error).__name__}: {error}".splitlines()[0] + ")"
                 return
-        for name, expected in by_torch.items():
-            distance = float((by_triton[name] - expected).norm() / expected.norm())
+        for name, expected in torchs.items():
+            distance = float((tritons[name] - expected).norm() / expected.norm())
             if not distance < tolerance:
                 yield f"{name} is off by {distance:.1%} in {str(dtype).removeprefix('torch.')}"
 
 
-def outcome(parts: Parts, x: Tensor, kernels: Kernels) -> dict[str, Tensor]:
+def compute(parts: Parts, x: Tensor, kernels: Kernels) -> dict[str, Tensor]:
     """The outputs and the gradients, by name."""
     x = x.clone().requires_grad_()
     parameters = dict(parts.named_parameters())

@@ -1,4 +1,4 @@
-"""The models by name: a new one is a file in this room and a line in MODELS."""
+"""The models by name. A new model is a file in this folder and a line in MODELS."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ from torch import nn
 
 from ..errors import InputError, Notice, choose
 from ..preprocessing import told
-from ..weights.formats import load_weights
+from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps
 from .timm_models import timm_model
 from .variants import VARIANTS
 from .xcit import XCiT
 
-# name → builder; its keyword arguments are the options that conf/model/NAME.yaml may set.
+# name → function that builds the model. Its keyword arguments are the options that conf/model/NAME.yaml may set.
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(XCiT, **variant) for name, variant in VARIANTS.items()},
     "timm": timm_model,
 }
 
-# depth → the layers that dense prediction taps.
+# depth → the layers whose output detection and segmentation use.
 TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 
 
@@ -36,20 +36,21 @@ def create_model(
     out_indices: Sequence[int] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A model, freshly initialised or with published weights.
+    """Build a model, with random or with published weights.
 
     Args:
-        name: one of `list_models()`, or "timm" with the option `name` for any of timm's.
-        num_classes: outputs of the classifier; 0 leaves it out.
-        pretrained: weights to start from: the tag of published ones ("fb_in1k", "fb_dist_in1k", "fb_dist_in1k_384",
-            "fb_dino"), or whatever `load_weights` takes; True means "fb_in1k", and timm's own for timm's models.
-        features_only: return a `FeatureMaps` of an XCiT, whose output are the maps after the layers `out_indices`; by
-            default the four that detection and segmentation use.
-        options: the model's own; for XCiT `patch_size` (16), `drop_path_rate` (0.0), `in_chans` (3), `patch_embed`
-            ("conv") and whatever else `XCiT` takes.
+        name: one of `list_models()`, or "timm" with the option `name` for any model of timm.
+        num_classes: outputs of the classifier; 0 for no classifier.
+        pretrained: the weights to start from: the tag of published weights ("fb_in1k", "fb_dist_in1k",
+            "fb_dist_in1k_384", "fb_dino"), or anything that `load_weights` takes. True means "fb_in1k", and timm's
+            default weights for models of timm.
+        features_only: return a `FeatureMaps`, whose output is the list of feature maps after the layers `out_indices`.
+            The default is the four layers that detection and segmentation use. For XCiT only.
+        options: options of the model; for XCiT `patch_size` (16), `drop_path_rate` (0.0), `in_chans` (3),
+            `patch_embed` ("conv") and the other arguments of `XCiT`.
 
     Raises:
-        InputError: the name is not in the table, an option is out of range, or the weights are not this model's.
+        InputError: the name is unknown, an option is out of range, or the weights are another model's.
     """
     build = choose(MODELS, name, "model")
     if pretrained is True and name == "timm":
@@ -76,5 +77,5 @@ def create_model(
 
 
 def list_models() -> list[str]:
-    """The names of the XCiTs that `create_model` knows."""
+    """The names of the XCiT variants that `create_model` builds."""
     return [name for name in MODELS if name != "timm"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# name → (what it is, the options)
+# name → (description, options)
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "xcit": ("XCiT", {}),
     "no_lpi": ("no local patch interaction", {"lpi": False}),
@@ -20,5 +20,5 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def as_overrides(options: dict[str, Any]) -> list[str]:
-    """The options as train.py takes them: model.lpi=false."""
+    """The options as arguments of train.py, such as model.lpi=false."""
     return [f"model.{key}={str(value).lower()}" for key, value in options.items()]

@@ -1,7 +1,8 @@
 """Cross-covariance attention (XCA): the paper's central idea.
 
-Self-attention compares tokens and costs N² for N tokens. XCA compares channels: its attention map is the d × d
-cross-covariance of queries and keys, so that its cost is linear in N and its size independent of the image.
+Self-attention compares tokens, and its cost is quadratic in the number of tokens N. XCA compares channels: its
+attention map is the d × d cross-covariance matrix of queries and keys. Its cost is linear in N, and the size of the map
+does not depend on the image.
 """
 
 import torch
@@ -16,12 +17,12 @@ class CrossCovarianceAttention(nn.Module):
 
         XC-Attention(Q, K, V) = V · softmax(K̂ᵀ Q̂ / τ)
 
-    where the hat means that each column is divided by its L2 norm over the tokens. The heads split the channels:
-    the whole covariance matrix is cut down to its block diagonal ("block-diagonal cross-covariance attention").
-    The learned `temperature` is 1 / τ, one per head.
+    where the hat means that each column is divided by its L2 norm over the tokens. The heads split the channels, so
+    only the diagonal blocks of the covariance matrix are used ("block-diagonal cross-covariance attention"). The
+    learned `temperature` is 1 / τ, one for each head.
 
-    The paper's ablation (table 4) leaves out the norm (l2_norm=False: K and Q as they are) or the temperature
-    (temperature=False: τ = 1, not learned).
+    The paper's ablation (table 4) leaves out the normalisation (l2_norm=False) or the temperature (temperature=False:
+    τ is 1 and not learned).
 
     Input and output: (B, N, C).
     """
@@ -35,7 +36,7 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, C = x.shape
-        # Three of (B, heads, d, N): channels are what attends to what here, so they take the place of the tokens.
+        # Three tensors (B, heads, d, N): channels attend to channels, so they take the place that tokens have in ViT.
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 4, 1)
         if self.l2_norm:
             q, k = unit_norm_over_tokens(q), unit_norm_over_tokens(k)
@@ -46,12 +47,13 @@ class CrossCovarianceAttention(nn.Module):
         return self.proj((attention.to(v.dtype) @ v).permute(0, 3, 1, 2).reshape(B, N, C))
 
     def no_weight_decay(self) -> set[str]:
+        """The optimiser does not decay these parameters."""
         return {"temperature"}
 
 
 def unit_norm_over_tokens(x: Tensor) -> Tensor:
-    """Divide each channel of x, (…, d, N), by its L2 norm over the tokens; bounds the entries of QᵀK to [-1, 1].
+    """Divide each channel of x, (…, d, N), by its L2 norm over the tokens. The entries of KᵀQ are then in [-1, 1].
 
-    The norm is taken in fp32 at least: a sum of squares over thousands of tokens leaves the range of fp16.
+    The norm is computed in fp32 or higher: a sum of squares over thousands of tokens overflows in fp16.
     """
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)

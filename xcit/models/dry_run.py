@@ -1,4 +1,4 @@
-"""A model tried out without computing anything: does it build, and does it take these image sizes?"""
+"""Check without computing anything that a model can be built and takes certain image sizes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from .xcit import XCiT
 
 
 def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[int]]) -> nn.Module:
-    """The model on torch's meta device, where a tensor has a shape and no content.
+    """Build the model on PyTorch's meta device, where tensors have a shape but no content, and try the image sizes.
 
     Args:
-        name, options: as for `create_model`.
-        sizes: key of the configuration → square image sizes in pixels that the model has to take.
+        name, options: see `create_model`.
+        sizes: key of the configuration → sizes of square images, in pixels, that the model must take.
 
     Raises:
-        InputError: an option is out of range, or a size is refused; it names the key.
+        InputError: an option is out of range, or the model does not take a size. The message names the key.
     """
     with torch.device("meta"):
         try:
@@ -35,10 +35,10 @@ def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[
 @torch.inference_mode()
 def require_size(model: nn.Module, key: str, size: int) -> None:
     try:
-        # An XCiT's layers take any grid: what it has to say of a size, its stem says.
+        # An XCiT's layers take any grid, so trying its stem is enough.
         (model.embed if isinstance(model, XCiT) else model)(torch.empty(1, 3, size, size))
     except NotImplementedError:
-        pass  # an operator that knows no meta device: nothing is said against the size
+        pass  # an operator does not support the meta device, so the size cannot be tried
     except (InputError, AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{key}={size}: the model does not take images of this size ({reason})") from None

@@ -1,19 +1,19 @@
-"""Feature maps of several depths: what detection and segmentation take from a backbone."""
+"""Feature maps from several depths: the input of detection and segmentation heads."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .xcit import XCiT
+from .timm_interface import TimmInterface
 
 
 class FeatureMaps(nn.Module):
-    """An XCiT whose output are the maps after some of its layers, all (B, C, ⌈H / p⌉, ⌈W / p⌉).
+    """An XCiT that returns the feature maps after some of its layers, all (B, C, ⌈H / p⌉, ⌈W / p⌉).
 
-    It is to an XCiT what features_only=True is to timm's models. The parts that no map depends on are dropped.
+    It is what timm's models become with features_only=True. Parts that no map depends on are dropped.
     """
 
-    def __init__(self, model: XCiT, out_indices: Sequence[int]) -> None:
+    def __init__(self, model: TimmInterface, out_indices: Sequence[int]) -> None:
         super().__init__()
         self.out_indices = tuple(model.layer_numbers(out_indices))
         self.feature_info = FeatureInfo([model.feature_info[index] for index in self.out_indices])
@@ -27,7 +27,7 @@ class FeatureMaps(nn.Module):
 
 
 class FeatureInfo:
-    """channels() and reduction() of the maps, as timm's."""
+    """channels(), reduction() and module_name() of the maps, as in timm."""
 
     def __init__(self, entries: Sequence[dict]) -> None:
         self.entries = entries

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, on each token by itself. Input and output: (B, N, C)."""
+    """Two linear layers with a GELU between them, applied to each token. Input and output: (B, N, C)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""From pixels to tokens: the convolutional stem of the paper, and the linear projection of its ablation.
+"""From pixels to tokens: the paper's convolutional stem, and the linear projection of its ablation.
 
-One rule for sizes, in both: an image that the patch does not divide is padded with zeros at the bottom and the right,
-so that the grid is ⌈H / p⌉ × ⌈W / p⌉.
+Both follow one rule for image sizes: if the patch does not divide the image, zeros are padded at the bottom and the
+right, and the grid is ⌈H / p⌉ × ⌈W / p⌉.
 """
 
 from itertools import pairwise
@@ -9,14 +9,12 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import batchnorm_gelu, chosen, parts_of
-
 
 class ConvPatchEmbed(nn.Module):
     """log₂ p convolutions, 3 × 3 with stride 2, each with BatchNorm, GELU between them (after LeViT, arXiv 2104.01136).
 
-    The width doubles at each step and ends at `dim`. Input: (B, in_chans, H, W). Output: (B, dim, ⌈H / p⌉, ⌈W / p⌉);
-    the convolutions' own padding is what fills an incomplete patch.
+    The width doubles at each step and ends at `dim`. Input: (B, in_chans, H, W). Output: (B, dim, ⌈H / p⌉, ⌈W / p⌉).
+    The padding of the convolutions fills an incomplete patch.
     """
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
@@ -28,22 +26,13 @@ class ConvPatchEmbed(nn.Module):
             convolution = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
             layers += [nn.Sequential(convolution, nn.BatchNorm2d(width_out)), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1])
-        self.made_of = parts_of(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fast(images) if chosen(self, images) else self.proj(images)
-
-    def fast(self, x: Tensor) -> Tensor:
-        """The same, each BatchNorm in one with the GELU behind it."""
-        *steps, last = [step for step in self.proj if isinstance(step, nn.Sequential)]
-        for step in steps:
-            convolution, bn = step
-            x = batchnorm_gelu(convolution(x), bn)
-        return last(x)
+        return self.proj(images)
 
 
 class LinearPatchEmbed(nn.Module):
-    """One linear map of each flattened patch, as in ViT (paper, table 4). Shapes as in `ConvPatchEmbed`."""
+    """One linear map of each flattened patch, as in ViT (paper, table 4). Shapes are those of `ConvPatchEmbed`."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Self-attention between tokens, as in ViT: what XCA is compared with in the paper's ablation (table 4)."""
+"""Self-attention between tokens, as in ViT. The paper's ablation (table 4) compares XCA with it."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention (Vaswani et al., arXiv 1706.03762), quadratic in N. Input and output: (B, N, C)."""
+    """Multi-head attention (Vaswani et al., arXiv 1706.03762), of cost quadratic in N. Input and output: (B, N, C)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

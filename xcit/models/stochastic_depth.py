@@ -1,4 +1,4 @@
-"""Stochastic depth, which every residual branch of an XCiT layer passes through."""
+"""Stochastic depth (drop path): every residual branch of an XCiT layer passes through it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class StochasticDepth(nn.Module):
     """Drop a residual branch for whole samples of a training batch (Huang et al., arXiv 1603.09382).
 
-    Each sample's branch is dropped with probability `rate` and scaled by 1 / (1 - rate) when kept. timm's and
-    torchvision's are the same function; it stands here so that the models need torch and nothing else.
+    Each sample's branch is dropped with probability `rate`, and multiplied by 1 / (1 - rate) if it is kept. timm and
+    torchvision have the same function; this one exists so that the models need torch alone.
     """
 
     def __init__(self, rate: float) -> None:
@@ -16,11 +16,11 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        shares = self.shares(branch)
-        return branch if shares is None else branch * shares.view(-1, *[1] * (branch.ndim - 1))
+        scales = self.sample_scales(branch)
+        return branch if scales is None else branch * scales.view(-1, *[1] * (branch.ndim - 1))
 
-    def shares(self, branch: Tensor) -> Tensor | None:
-        """What each sample's branch is multiplied by, (B,), if by anything."""
+    def sample_scales(self, branch: Tensor) -> Tensor | None:
+        """The factor of each sample's branch, (B,): 0 or 1 / (1 - rate). None if nothing is dropped."""
         if not self.training or self.rate == 0:
             return None
         kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate

@@ -1,4 +1,4 @@
-"""Any of timm's models, to compare with and to learn from: DeiT, ResNet, RegNet, CaiT, Swin …"""
+"""Any model of timm (DeiT, ResNet, RegNet, CaiT, Swin …), for comparison and as a teacher."""
 
 from typing import Any
 
@@ -17,20 +17,21 @@ def timm_model(
     drop_path_rate: float | None = None,
     image_size: int | None = None,
 ) -> nn.Module:
-    """timm.create_model, with what a model that has positions needs to serve image_size.
+    """timm.create_model, with the arguments that a model with a fixed input size needs for image_size.
 
     Args:
-        name: one of timm's, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
-        pretrained: load those weights from the hub; positions are resampled to image_size.
-        drop_path_rate: None for the model's own; not every model has one.
-        image_size: pixels, for the models that are built for one size (None: that of their weights); the others serve
-            any. ViT, DeiT and Swin are built so that they take other sizes later on, too.
+        name: a name in timm, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
+        pretrained: load these weights from the hub. Position embeddings are resampled to image_size.
+        drop_path_rate: None for the model's default. Not every model has this option.
+        image_size: pixels, for models with a fixed input size; None for the size of their weights. Other models take
+            any size. ViT, DeiT and Swin are built so that they take other sizes later, too.
 
     Raises:
-        InputError: timm is not installed or has no such model, it cannot be built so, or its weights cannot be fetched.
+        InputError: timm is not installed or has no such model, the model cannot be built with these arguments, or its
+            weights cannot be downloaded.
     """
     try:
-        import timm  # here, as nothing else in this room needs it
+        import timm  # imported here, so that the other models work without timm
     except ImportError:
         raise InputError(f"model.name={name}: is timm's, which is not installed; pip install timm") from None
     name = name.removeprefix("timm/")
@@ -44,7 +45,7 @@ def timm_model(
         raise InputError(unknown(name, "model.name", timm.list_pretrained(f"{architecture}.*"))) from None
     sizes: list[dict[str, Any]] = [{}]
     if config is not None and config.fixed_input_size:
-        # Not every such model has both switches; one without either is built for the size of its weights.
+        # Not every such model has both arguments. One without either is built for the size of its weights.
         built_for = {} if image_size is None else {"img_size": image_size}
         sizes = [built_for | {"dynamic_img_size": True}, built_for, {}]
     for size in sizes:

@@ -1,4 +1,4 @@
-"""The seven published widths (paper, table 1), in one table."""
+"""The seven published variants (paper, table 1)."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -24,7 +24,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def named(options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The keyword arguments of an XCiT as a name and what is its own; None if it is of none of the seven widths."""
+    """Replace the arguments of an XCiT that a variant fixes by the variant's name. None if no variant fits."""
     for name, variant in VARIANTS.items():
         fixed = {key: value for key, value in variant.items() if key != "heads"}
         if fixed.items() <= options.items():

@@ -10,7 +10,7 @@ from ..errors import InputError, given_as
 from ..models import create_model
 from ..preprocessing import Preprocessing, pretrained_cfg
 from ..storage import load_exactly
-from ..weights.formats import read_weights
+from ..weights.loading import read_weights
 
 
 class Teacher:

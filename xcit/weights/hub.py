@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models go to it and come from it, with a card that says what they are."""
+"""Save an XCiT to the Hugging Face hub and load it from there, with a model card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_h
 from torch import nn
 
 from ..preprocessing import data_settings
-from .formats import load_weights
+from .loading import load_weights
 from .sources import HUB_FILE
 
 PAPER = "https://arxiv.org/abs/2106.09681"
@@ -17,14 +17,14 @@ PAPER = "https://arxiv.org/abs/2106.09681"
 class HubMixin(nn.Module, PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub, for an XCiT.
 
-    A folder or repository holds model.safetensors, config.json (the keyword arguments of the model) and README.md, the
-    card; `model_card_kwargs` of `save_pretrained` and `push_to_hub` are the arguments of `generate_model_card`.
+    A folder or repository holds model.safetensors, config.json (the keyword arguments of the model) and README.md (the
+    model card). `model_card_kwargs` of `save_pretrained` and `push_to_hub` are passed to `generate_model_card`.
     """
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
-        """strict is ignored: weights that are not the model's are always refused."""
-        for retired in ("proxies", "resume_download"):  # of huggingface_hub before 1.0
+        """`strict` is ignored: weights of another model are always refused."""
+        for retired in ("proxies", "resume_download"):  # arguments of huggingface_hub before 1.0
             rest.pop(retired, None)
         download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
         token = rest.pop("token")
@@ -34,7 +34,7 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
         return model.to(map_location).eval()
 
     def init_options(self) -> dict[str, Any]:
-        """The keyword arguments that build this model; they become config.json."""
+        """The keyword arguments that build this model: the content of config.json."""
         assert isinstance(self._hub_mixin_config, dict)
         return self._hub_mixin_config
 
@@ -46,12 +46,12 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
         recipe: str | None = None,
         results: Sequence[Mapping[str, Any]] = (),
     ) -> ModelCard:
-        """The card of this model.
+        """The model card.
 
         Args:
-            repo_id: where the model will lie.
-            name: what it is called, xcit_s12 say.
-            recipe: the configuration that it was trained by (a run folder's config.yaml).
+            repo_id: the folder or repository that the model is saved to.
+            name: the name of the model, such as xcit_s12.
+            recipe: the configuration of the training run (config.yaml in its run folder).
             results: rows of a results.json.
         """
         header = ModelCardData(
@@ -81,7 +81,7 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, with a column for each key that occurs."""
+    """The rows as a Markdown table, with a column for each key."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

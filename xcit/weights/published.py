@@ -1,4 +1,4 @@
-"""The published weights, in one table: 42 files of classifiers and 4 of backbones trained by DINO."""
+"""The table of published weights: 42 files of classifiers and 4 files of backbones trained by DINO."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..errors import choose
 HOST = "https://dl.fbaipublicfiles.com/xcit/"
 WIDTHS = {"n": "nano", "t": "tiny", "s": "small", "m": "medium", "l": "large"}
 
-# ImageNet-1k top-1 in percent, from the authors' table: at 224; at 224, distilled; at 384, distilled.
+# ImageNet-1k top-1 in percent, from the authors' table: 224 pixels; 224 pixels, distilled; 384 pixels, distilled.
 TOP1 = {
     ("xcit_n12", 16): (69.9, 72.2, 75.4),
     ("xcit_t12", 16): (77.1, 78.6, 80.9),
@@ -26,45 +26,58 @@ TOP1 = {
     ("xcit_m24", 8): (83.7, 85.1, 85.8),
     ("xcit_l24", 8): (84.4, 85.4, 86.0),
 }
-# (k-NN, linear) top-1 in percent, of the frozen backbones.
+# (k-NN, linear) top-1 in percent of the frozen backbones.
 DINO = {
     ("xcit_s12", 16): (76.0, 77.8),
     ("xcit_s12", 8): (77.1, 79.2),
     ("xcit_m24", 16): (76.4, 78.8),
     ("xcit_m24", 8): (77.9, 80.3),
 }
+DINO_AT_384 = ("xcit_m24", 8, 80.9)
+"""Model, patch size and linear top-1 in percent, of a frozen backbone at 384 pixels."""
+# COCO's box and mask mAP (Mask R-CNN), ADE20k's mIoU (Semantic FPN, UperNet; None: not published).
+DENSE: dict[tuple[str, int], tuple[float, float, float, float | None]] = {
+    ("xcit_t12", 16): (42.7, 38.5, 38.1, 41.5),
+    ("xcit_t12", 8): (44.5, 40.3, 39.9, 43.5),
+    ("xcit_s12", 16): (45.3, 40.8, 43.9, 45.9),
+    ("xcit_s12", 8): (47.0, 42.3, 44.2, 46.6),
+    ("xcit_s24", 16): (46.5, 41.8, 44.6, None),
+    ("xcit_s24", 8): (48.1, 43.0, 47.1, 48.1),
+    ("xcit_m24", 16): (46.7, 42.0, 45.9, None),
+    ("xcit_m24", 8): (48.5, 43.7, 46.9, 48.4),
+}
 
 
 @dataclass(frozen=True)
 class Published:
-    """One file of weights, and how it was measured."""
+    """One file of weights, with its published accuracy."""
 
     model: str
     patch_size: int
     tag: str
-    """fb_in1k, fb_dist_in1k or fb_dist_in1k_384 of classifiers, fb_dino of backbones (timm's word for the training)."""
+    """The training: fb_in1k, fb_dist_in1k or fb_dist_in1k_384 for classifiers, fb_dino for backbones."""
     file: str
-    """The authors' name for it."""
+    """The authors' file name."""
     timm_name: str | None
-    """The name of the same weights on the Hugging Face hub, below timm/."""
+    """The name of the same weights on the Hugging Face hub, without timm/."""
     input_size: int
-    """Pixels, of the published accuracy."""
+    """The image size in pixels of the published accuracy."""
     top1: float | None = None
     """ImageNet-1k top-1 in percent."""
     knn: float | None = None
     linear: float | None = None
-    """k-NN and linear top-1 in percent, of backbones."""
+    """k-NN and linear top-1 in percent; backbones only."""
     crop_ratio: float = 1.0
-    """The image size over the short side that is resized to: 1.0 is the authors' full crop."""
+    """Image size / length of the resized short side. 1.0 is the authors' full crop."""
 
     @property
     def name(self) -> str:
-        """xcit_s12_p16.fb_dist_in1k_384, say: the architecture, then the tag."""
+        """The architecture and the tag, such as xcit_s12_p16.fb_dist_in1k_384."""
         return f"{self.model}_p{self.patch_size}.{self.tag}"
 
     @property
     def options(self) -> dict[str, Any]:
-        """The model that it is for, as conf/model/ has it."""
+        """The options of the model, as in conf/model/."""
         return {"name": self.model, "patch_size": self.patch_size, "image_size": self.input_size}
 
     @property
@@ -73,7 +86,7 @@ class Published:
 
 
 def long_name(model: str, patch_size: int) -> str:
-    """xcit_s12 at patch 16 → xcit_small_12_p16, the name that the authors and timm use."""
+    """The name that the authors and timm use: xcit_s12 with patch size 16 → xcit_small_12_p16."""
     width, depth = model.removeprefix("xcit_")[0], model[-2:]
     return f"xcit_{WIDTHS[width]}_{depth}_p{patch_size}"
 
@@ -103,16 +116,16 @@ BY_TIMM_NAME = {entry.timm_name: entry for entry in PUBLISHED.values() if entry.
 
 
 def find_published(name: str) -> Published | None:
-    """The entry that a name means: ours, the authors' file name with or without .pth (or a path that ends so), timm's.
+    """Find an entry by our name, by the authors' file name (with or without .pth, also in a path) or by timm's name.
 
-    Our name and the authors' mean the authors' file; timm's means the copy on the hub.
+    Our name and the authors' name mean the authors' file; timm's name means the copy on the hub.
     """
     last = name.rpartition("/")[2]
     return PUBLISHED.get(name) or BY_FILE.get(last) or BY_FILE.get(f"{last}.pth") or BY_TIMM_NAME.get(last)
 
 
 def list_pretrained(model: str | None = None) -> list[str]:
-    """The names of the published weights, as `load_weights` takes them; of one architecture, where that is given."""
+    """The names of the published weights, of all models or of one. `load_weights` takes these names."""
     if model is not None:
         choose({entry.model: entry for entry in PUBLISHED.values()}, model, "model")
     return [name for name, entry in PUBLISHED.items() if model in (None, entry.model)]

@@ -1,4 +1,4 @@
-"""Where weights come from: a file, a run folder, a folder of the hub's, or the name of published ones."""
+"""Find and download weights: from a file, a run folder, the hub, an address, or a published name."""
 
 import hashlib
 import os
@@ -23,18 +23,18 @@ STATED_HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 def locate(source: str) -> Path:
-    """The file that `source` names, downloaded into torch.hub's or the Hugging Face hub's cache where it is not there.
+    """The file that `source` names. It is downloaded to the cache of torch.hub or of the Hugging Face hub if needed.
 
     Args:
         source: one of
             - a file of weights, a run folder (its last checkpoint), or a folder that `save_pretrained` wrote;
-            - a name of `list_pretrained()`, or the authors' file name, with or without .pth: the authors' file;
-            - a name of timm's, xcit_small_12_p16_224.fb_in1k or timm/NAME for any other model: the copy on the hub;
-            - hf-hub:OWNER/NAME: what `push_to_hub` put there;
+            - a name of `list_pretrained()`, or the authors' file name with or without .pth: the authors' file;
+            - a name in timm, xcit_small_12_p16_224.fb_in1k, or timm/NAME for any other model: the copy on the hub;
+            - hf-hub:OWNER/NAME: a repository that `push_to_hub` wrote;
             - an address (http, https).
 
     Raises:
-        InputError: it is none of them, or it cannot be downloaded.
+        InputError: the source is none of these, or cannot be downloaded.
     """
     path = Path(source)
     if path.is_dir():
@@ -44,7 +44,7 @@ def locate(source: str) -> Path:
     if urlparse(source).scheme in ("http", "https"):
         return download(source, cached_as(source))
     if source.startswith(HUB_PREFIX):
-        with suppress(InputError):  # beside the weights, for those who ask what they are for; there may be none
+        with suppress(InputError):  # put it beside the weights, for eval.py; there may be none
             from_hub(source.removeprefix(HUB_PREFIX), HUB_CONFIG)
         return from_hub(source.removeprefix(HUB_PREFIX))
     entry = find_published(source)
@@ -66,7 +66,7 @@ def find_in_folder(folder: Path) -> Path:
 
 
 def cached_as(url: str) -> str:
-    """A name in the cache that no other address has: many a file is called model.safetensors."""
+    """A file name in the cache that is unique to the address: many files are called model.safetensors."""
     name = Path(urlparse(url).path).name
     if not name:
         raise InputError(f"{url}: names no file")
@@ -74,7 +74,7 @@ def cached_as(url: str) -> str:
 
 
 def download(url: str, name: str) -> Path:
-    """The file at an address, by way of torch.hub's cache; checked against the hash in its name where there is one."""
+    """The file at an address, from torch.hub's cache or downloaded. A hash in its name is checked."""
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():
         print(f"downloading {url} to {path}", file=sys.stderr)
@@ -87,7 +87,7 @@ def download(url: str, name: str) -> Path:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Put what is at an address into a file, whole or not at all."""
+    """Download an address to a file. The file appears only when it is complete."""
     stated_hash, length = STATED_HASH.search(path.name), stated_length(url)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -100,17 +100,17 @@ def fetch(url: str, path: Path) -> None:
 
 
 def stated_length(url: str) -> int | None:
-    """The bytes that a server says it will send: torch.hub takes a transfer that breaks off for a whole one."""
+    """The number of bytes that the server announces; torch.hub does not notice that a transfer broke off."""
     with urlopen(Request(url, method="HEAD")) as answer:
         length = answer.headers.get("Content-Length")
     return int(length) if length else None
 
 
 def from_hub(repository: str, file: str = HUB_FILE) -> Path:
-    """A file of a repository on the Hugging Face hub, by way of its cache."""
+    """A file in a repository on the Hugging Face hub, from its cache or downloaded."""
     try:
         return Path(hf_hub_download(repository, file))
-    except Exception as error:  # its own, and those of the transport, whose library it has changed before
+    except Exception as error:  # errors of huggingface_hub and of its HTTP library, which has changed before
         raise cannot_download(f"{HUB_PREFIX}{repository}", error) from None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import xcit
-from xcit.kernels import matmul
+from xcit.kernels import dispatch
 from xcit.models.fast.compiling import compile_model
 
 from ..examples import tiny
@@ -57,7 +57,7 @@ def test_a_folded_copy_is_compiled_where_there_is_something_to_gain() -> None:
     with torch.no_grad():
         torch.testing.assert_close(fused(images), model(images), atol=1e-5, rtol=1e-4)
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == (0 if matmul.ONEDNN else 1)
+    assert counters["stats"]["unique_graphs"] == (0 if dispatch.ONEDNN else 1)
 
 
 def test_a_folded_copy_can_be_compiled_as_a_whole() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import xcit
-from xcit.kernels import forced
-from xcit.models.fast.inference import FusedLayer, fuse_for_inference
+from xcit.kernels import dispatch, forced
+from xcit.models.fast.inference import FoldedXCiTLayer, fuse_for_inference
 
-from ..examples import tiny
+from ..examples import same, tiny
 
 
 def images_of(height: int, width: int) -> Tensor:
@@ -118,16 +119,67 @@ def test_exported_for_any_batch(fused: bool) -> None:
         torch.testing.assert_close(exported(images_of(32, 32)), model(images_of(32, 32)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("each_product_route")
-def test_weights_loaded_after_use() -> None:
-    images = images_of(32, 32)
-    fused, other = fuse_for_inference(tiny()), fuse_for_inference(tiny(layer_scale_init=0.5))
+def test_its_state_dict_is_the_models() -> None:
+    model = tiny()
+    fused = fuse_for_inference(model)
+    fused(images_of(32, 32))
+    state, expected = fused.state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+    assert all(state[key].data_ptr() != value.data_ptr() for key, value in expected.items())
+    other = xcit.create_model("xcit_n12", depth=2, patch_size=8, num_classes=7).eval()
+    xcit.load_weights(other, state)
     with torch.no_grad():
-        for value in other.state_dict().values():
-            value += 0.01
-        fused(images)
-        fused.load_state_dict(other.state_dict())
-        torch.testing.assert_close(fused(images), other(images))
+        assert torch.equal(other(images_of(32, 32)), model(images_of(32, 32)))
+
+
+def test_parameters_are_not_kept_twice() -> None:
+    """Where nothing is packed, only weights that are scaled have a second tensor."""
+    fused = fuse_for_inference(tiny())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "ONEDNN", False)
+        fused(images_of(32, 32))
+        weights = fused.blocks[0].kept.values[torch.float32]
+        mlp = fused.blocks[0].mlp
+        assert weights.fc1.weight.data_ptr() == mlp.fc1.weight.data_ptr()
+        assert weights.fc2.weight.data_ptr() != mlp.fc2.weight.data_ptr()
+
+
+def test_operations_are_counted_as_in_the_model() -> None:
+    """With positions that are kept, and with fused operators that the counter does not know."""
+    model = tiny().requires_grad_(False)  # for parameters with gradients torch takes other operations
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        fused(images_of(32, 32))
+        with FlopCounterMode(display=False) as counted:
+            fused(images_of(32, 32))
+        with forced("plain"), FlopCounterMode(display=False) as expected:
+            model(images_of(32, 32))
+    assert counted.get_flop_counts() == expected.get_flop_counts()
+
+
+def test_it_can_be_forced_to_be_plain() -> None:
+    model, images = tiny(), images_of(32, 32)
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        folded = fused(images)
+        with forced("plain"):
+            assert torch.equal(fused(images), model(images))
+    assert not torch.equal(folded, model(images))
+
+
+def test_it_trains_as_the_model_does() -> None:
+    model, images = tiny().train(), images_of(32, 32)
+    fused = fuse_for_inference(model)
+    fused(images)
+    fused.requires_grad_(True).train()
+    for one in (model, fused):
+        one(images).square().sum().backward()
+    for (name, mine), (_, other) in zip(model.named_parameters(), fused.named_parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad), name
+    assert same(dict(model.named_buffers()), dict(fused.named_buffers()))
+    with torch.no_grad():
+        torch.testing.assert_close(fused.eval()(images), model.eval()(images), atol=1e-5, rtol=1e-4)
 
 
 def test_fp16_does_not_overflow() -> None:
@@ -191,7 +243,7 @@ def test_a_part_that_was_replaced_is_called_as_it_is() -> None:
     expected, found = both(model, images_of(32, 32))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     kinds = [type(block) for block in fuse_for_inference(model).blocks]
-    assert kinds[0] is not FusedLayer and kinds[1] is FusedLayer
+    assert kinds[0] is not FoldedXCiTLayer and kinds[1] is FoldedXCiTLayer
 
 
 class DoubledBatchNorm(nn.BatchNorm2d):

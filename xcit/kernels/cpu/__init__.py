@@ -1,1 +1,1 @@
-"""The operations in C++ for x86 CPUs, compiled when the package is installed."""
+"""CPU implementations: C++ kernels for x86 CPUs, compiled when the package is installed, and oneDNN's products."""

@@ -1,6 +1,6 @@
-"""The passes over the tokens of local_patch.cpp, as operators, for what `takes_tokens` lets by.
+"""Local patch interaction in C++ (local_patch.cpp). ../local_patch.py puts these functions together.
 
-local_patch.py puts them together. Maps are tokens (B, N, C) of the grid (H, W), weights (C, 1, 3, 3).
+Maps are tokens (B, N, C) of the grid (H, W); weights are (C, 1, 3, 3).
 """
 
 from collections.abc import Sequence
@@ -8,59 +8,66 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..custom_op import opaque
-from ..depthwise_weights import of_parameters
-from .library import call_dense
+from ..depthwise_gradients import grad_parameters
+from .library import TILE, call_dense, custom_op
 
 
-def like_norm_depthwise(
+def fits(x: Tensor, grid: Sequence[int], keep_scale: Tensor | None, *parameters: Tensor) -> bool:
+    """Whether the kernels take tensors of these shapes. They copy what is not contiguous."""
+    B, N, C = x.shape
+    if grid[0] * grid[1] != N or C % TILE or (keep_scale is not None and keep_scale.shape != (B,)):
+        return False
+    return all(parameter.shape in ((C,), (C, 1, 3, 3)) for parameter in parameters)
+
+
+def norm_depthwise_statistics_fake(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor, grid: Sequence[int]
 ) -> tuple[Tensor, ...]:
     mean, rstd = (x.new_empty(x.shape[:2]) for _ in range(2))
     return x.new_empty(x.shape), mean, rstd, torch.empty_like(scale), torch.empty_like(scale)
 
 
-@opaque("xcit::norm_depthwise_pass", like_norm_depthwise)
-def norm_depthwise_pass(
+@custom_op("xcit::norm_depthwise_statistics", norm_depthwise_statistics_fake)
+def norm_depthwise_statistics(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor, grid: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The convolution of the tokens' norm; mean and rstd of each token, (B, N); mean and biased variance of each
-    channel of the result's GELU, (C,).
+    """y, the convolution of the norm of x; the mean and rstd of each token, (B, N); the mean and biased variance of
+    each channel of gelu(y), (C,).
     """
     B, N, C = x.shape
     y, mean, rstd = x.new_empty(x.shape), x.new_empty(B, N), x.new_empty(B, N)
     sums = x.new_empty(2, C, dtype=torch.float64)
     call_dense("norm_depthwise", x, scale, shift, eps, weight, bias, y, mean, rstd, sums, B, *grid, C)
-    middle, squares = sums / (B * N)
-    variance = (squares - middle.square()).clamp_min_(0)
-    return y, mean, rstd, middle.float(), variance.float()
+    gelu_mean, gelu_squares = sums / (B * N)
+    gelu_var = (gelu_squares - gelu_mean.square()).clamp_min_(0)
+    return y, mean, rstd, gelu_mean.float(), gelu_var.float()
 
 
-def like_x(a: Tensor, *others: object) -> Tensor:
-    return a.new_empty(a.shape)
+def first_argument_fake(x: Tensor, *others: object) -> Tensor:
+    return x.new_empty(x.shape)
 
 
-@opaque("xcit::gelu_affine_depthwise_pass", like_x)
-def gelu_affine_depthwise_pass(
+@custom_op("xcit::gelu_affine_depthwise", first_argument_fake)
+def gelu_affine_depthwise(
     a: Tensor,
     slope: Tensor,
     shift: Tensor,
     weight: Tensor,
     bias: Tensor,
     x: Tensor,
-    shares: Tensor | None,
+    keep_scale: Tensor | None,
     grid: Sequence[int],
 ) -> Tensor:
-    """x + shares · convolution of slope · gelu(a) + shift; shares: (B,)."""
+    """x + keep_scale · convolution of (slope · gelu(a) + shift). keep_scale: (B,)."""
     B, _, C = a.shape
     y = a.new_empty(a.shape)
-    call_dense("gelu_affine_depthwise", a, slope, shift, weight, bias, x, shares, y, B, *grid, C)
+    call_dense("gelu_affine_depthwise", a, slope, shift, weight, bias, x, keep_scale, y, B, *grid, C)
     return y
 
 
-def like_gradients(
-    gradient: Tensor,
-    shares: Tensor | None,
+def local_patch_backward_fake(
+    grad: Tensor,
+    keep_scale: Tensor | None,
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -69,14 +76,14 @@ def like_gradients(
     first: Tensor,
     *others: object,
 ) -> tuple[Tensor, ...]:
-    of_part = scale, shift, first, shift
-    return tuple(given.new_empty(given.shape) for given in (x, *of_part, *of_part))
+    affine_and_convolution = scale, shift, first, shift
+    return tuple(t.new_empty(t.shape) for t in (x, *affine_and_convolution, *affine_and_convolution))
 
 
-@opaque("xcit::local_patch_backward_pass", like_gradients)
-def local_patch_backward_pass(
-    gradient: Tensor,
-    shares: Tensor | None,
+@custom_op("xcit::local_patch_backward", local_patch_backward_fake)
+def local_patch_backward(
+    grad: Tensor,
+    keep_scale: Tensor | None,
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -91,21 +98,23 @@ def local_patch_backward_pass(
     second: Tensor,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `local_patch.local_patch_backward` returns."""
+    """See `torch_backward` in ../local_patch.py."""
     B, N, C = x.shape
-    of_x, sums = x.new_empty(x.shape), x.new_empty(2, 9, C, dtype=torch.float64)
-    call_dense("gelu_affine_taps", gradient, shares, a, bn_mean, bn_rstd, sums, B, *grid, C)
-    of_second = of_parameters(*by_channel(sums), second, bn_scale, bn_shift)
-    off_hat, off = (of / (B * N) for of in of_second[:2])
+    grad_x, sums = x.new_empty(x.shape), x.new_empty(2, 9, C, dtype=torch.float64)
+    # The second convolution and the BatchNorm before it.
+    call_dense("gelu_affine_sums", grad, keep_scale, a, bn_mean, bn_rstd, sums, B, *grid, C)
+    grad_second = grad_parameters(*by_channel(sums), second, bn_scale, bn_shift)
+    mean_grad_hat, mean_grad = (total / (B * N) for total in grad_second[:2])
+    # Everything before it, down to x, and the first convolution.
     norm = x, mean, rstd, scale, first
-    bn = a, bn_mean, bn_rstd, bn_scale, off, off_hat, second
-    call_dense("local_patch_gradient", gradient, shares, *norm, *bn, of_x, sums, B, *grid, C)
-    of_first = of_parameters(*by_channel(sums), first, scale, shift)
-    return of_x, *of_first, *of_second
+    bn = a, bn_mean, bn_rstd, bn_scale, mean_grad, mean_grad_hat, second
+    call_dense("local_patch_backward", grad, keep_scale, *norm, *bn, grad_x, sums, B, *grid, C)
+    grad_first = grad_parameters(*by_channel(sums), first, scale, shift)
+    return grad_x, *grad_first, *grad_second
 
 
-@opaque("xcit::local_patch_pass", like_x)
-def local_patch_pass(
+@custom_op("xcit::folded_local_patch", first_argument_fake)
+def folded_local_patch(
     x: Tensor,
     branch: Tensor,
     scale: Tensor,
@@ -119,7 +128,7 @@ def local_patch_pass(
     second_bias: Tensor,
     grid: Sequence[int],
 ) -> Tensor:
-    """t + second convolution of slope · gelu(first convolution of the norm of t) + bn_shift, where t = x + branch."""
+    """t + second convolution of (slope · gelu(first convolution of the norm of t) + bn_shift), where t = x + branch."""
     B, _, C = x.shape
     y = x.new_empty(x.shape)
     first, second = (first_weight, first_bias), (second_weight, second_bias)
@@ -129,5 +138,5 @@ def local_patch_pass(
 
 def by_channel(sums: Tensor) -> tuple[Tensor, Tensor]:
     """(2, 9, C) in fp64 → two of (C, 1, 3, 3) in fp32."""
-    of_taps, of_inside = sums.float().mT.contiguous().unflatten(-1, (1, 3, 3))
-    return of_taps, of_inside
+    grad_taps, grad_inside = sums.float().mT.contiguous().unflatten(-1, (1, 3, 3))
+    return grad_taps, grad_inside

@@ -1,4 +1,4 @@
-// Sums that the passes have in common.
+// Sums over lanes and threads, for all kernels.
 
 #pragma once
 
@@ -10,9 +10,9 @@
 
 typedef double Doubles __attribute__((vector_size(8 * LANES)));
 
-// The numbers of a vector, put together two by two.
+// Joins the numbers of a vector, two at a time.
 template <class Join>
-static float reduced(Floats vector, Join join) {
+static float reduce(Floats vector, Join join) {
     float numbers[LANES];
     store(numbers, vector);
     for (int half = LANES / 2; half; half /= 2)
@@ -27,14 +27,14 @@ static inline void add_to(double* sums, Floats values) {
     std::memcpy(sums, &sum, sizeof sum);
 }
 
-// So many sums of which every thread has its own: the same number of threads finds the same.
+// `count` sums, a copy for each thread. The result depends on the number of threads, not on their timing.
 class Totals {
    public:
     explicit Totals(int64_t count) : count(count), sums(omp_get_max_threads() * count, 0.0) {}
 
-    double* own() { return sums.data() + omp_get_thread_num() * count; }
+    double* of_thread() { return sums.data() + omp_get_thread_num() * count; }
 
-    const std::vector<double>& all() {
+    const std::vector<double>& total() {
         for (int64_t i = count; i < (int64_t)sums.size(); ++i) sums[i % count] += sums[i];
         sums.resize(count);
         return sums;

@@ -1,4 +1,4 @@
-// What the passes have in common: vectors of fp32, the exponential and the GELU.
+// Vectors of fp32, the exponential and the GELU, for all kernels.
 
 #pragma once
 
@@ -22,11 +22,11 @@ static inline Floats load(const float* from) {
 
 static inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
-// exp(x) for x <= 0, to two units in the last place; below -87 it stays at exp(-87).
+// exp(x) for x <= 0, with an error of at most two units in the last place. Below -87 it is exp(-87).
 static inline Floats exp_of_negative(Floats x) {
     const Floats lowest = Floats{} - 87.0f;
     x = x < lowest ? lowest : x;  // NaN stays NaN
-    const Floats shifted = x * 1.44269504f + 12582912.0f;  // the whole number of halvings is in the lowest bits
+    const Floats shifted = x * 1.44269504f + 12582912.0f;  // the integer part of x / ln 2 is in the lowest bits
     const Floats whole = shifted - 12582912.0f;
     const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     Floats series = 1.3888889e-3f + rest * 1.9841270e-4f;
@@ -43,9 +43,9 @@ struct Gelu {
     Floats value, slope;
 };
 
-// x P(x) and P(x) + x p(x), P the normal distribution and p its density: one exponential serves both. P by Abramowitz
-// and Stegun, Handbook of Mathematical Functions, 7.1.26, to 1e-7.
-static inline Gelu gelu_of(Floats x) {
+// x P(x) and its derivative P(x) + x p(x), with P the normal distribution and p its density, from one exponential. P is
+// computed after Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, with an error below 1e-7.
+static inline Gelu compute_gelu(Floats x) {
     const Floats zero = {};
     const Floats size = x < zero ? -x : x;
     const Floats t = 1.0f / (1.0f + 0.23164189f * size);

@@ -1,6 +1,6 @@
-"""Cross-covariance attention in Triton: two passes over the tokens forward and two backward, and nothing in between.
+"""Cross-covariance attention in Triton: two passes over the tokens forward and two backward.
 
-In each direction one kernel reads the tokens of a head once, for its d × d matrices, and a second writes the tokens.
+In each direction one kernel reads the tokens of a head and computes its d × d matrices; a second one writes the tokens.
 """
 
 import torch
@@ -8,51 +8,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..cpu.library import like_attend, like_attend_backward
-from ..custom_op import opaque
 from .launch import device_of
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Triton's interpreter on the CPU takes the bits of bf16 for integers in a product."""
+"""Triton's interpreter on the CPU reads bf16 as integers in a product."""
 
 
-@opaque("xcit::attend_by_triton", like_attend)
-def attend_by_triton(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `cross_covariance.forward` returns, in fp32 or bf16, with d up to 128."""
+def attend_forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `torch_forward` in ../cross_covariance.py. In fp32 or bf16, with d up to 128."""
     qkv = qkv.contiguous()
     B, N, heads, d = sizes(qkv, temperature)
     padded, tile, warps = tiling(d, qkv.dtype)
-    y, inverse, cosines, attention = made = like_attend(qkv, temperature)
+    y = qkv.new_empty(B, N, heads * d)
+    inverse = qkv.new_empty(B, 2, heads, d, dtype=torch.float32)
+    cosines, attention = (inverse.new_empty(B, heads, d, d) for _ in range(2))
     shape = N, heads, d, padded, tile
     with device_of(qkv):
         attention_kernel[(B * heads,)](
             qkv, temperature.contiguous(), inverse, cosines, attention, *shape, num_warps=warps
         )
         mix_kernel[(B * heads, triton.cdiv(N, tile))](qkv, attention, y, *shape, num_warps=warps)
-    return made
+    return y, inverse, cosines, attention
 
 
-@opaque("xcit::attend_backward_by_triton", like_attend_backward)
-def attend_backward_by_triton(
-    gradient: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
+def attend_backward(
+    grad: Tensor, qkv: Tensor, temperature: Tensor, inverse: Tensor, cosines: Tensor, attention: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `cross_covariance.backward` returns."""
-    qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
+    """See `torch_backward` in ../cross_covariance.py."""
+    qkv, grad = qkv.contiguous(), grad.to(qkv.dtype).contiguous()
     B, N, heads, d = sizes(qkv, temperature)
     padded, tile, warps = tiling(d, qkv.dtype)
-    of_products, shares = torch.empty_like(cosines), torch.empty_like(inverse)
-    of_temperature = inverse.new_empty(B, heads)
-    of_qkv = torch.empty_like(qkv)
+    grad_products, along = torch.empty_like(cosines), torch.empty_like(inverse)
+    grad_temperature = inverse.new_empty(B, heads)
+    grad_qkv = torch.empty_like(qkv)
     shape = N, heads, d, padded, tile
     saved = temperature.contiguous(), inverse, cosines, attention
     with device_of(qkv):
-        of_scores_kernel[(B * heads,)](
-            qkv, gradient, *saved, of_products, shares, of_temperature, *shape, num_warps=warps
+        grad_scores_kernel[(B * heads,)](
+            qkv, grad, *saved, grad_products, along, grad_temperature, *shape, num_warps=warps
         )
-        of_tokens_kernel[(B * heads, triton.cdiv(N, tile))](
-            qkv, gradient, attention, of_products, shares, of_qkv, *shape, num_warps=warps
+        grad_tokens_kernel[(B * heads, triton.cdiv(N, tile))](
+            qkv, grad, attention, grad_products, along, grad_qkv, *shape, num_warps=warps
         )
-    return of_qkv, of_temperature.sum(0)[:, None, None].to(temperature.dtype)
+    return grad_qkv, grad_temperature.sum(0)[:, None, None].to(temperature.dtype)
 
 
 def sizes(qkv: Tensor, temperature: Tensor) -> tuple[int, int, int, int]:
@@ -61,9 +59,9 @@ def sizes(qkv: Tensor, temperature: Tensor) -> tuple[int, int, int, int]:
 
 
 def tiling(d: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """d padded to a power of two, the tokens of a tile and the warps for it: what fits into registers.
+    """d padded to a power of two, the tokens of a tile, and its warps: as much as fits into registers.
 
-    Products in fp32 go without the tensor cores and need more of them.
+    Products in fp32 do not use the tensor cores and need more registers.
     """
     padded = max(16, triton.next_power_of_2(d))
     small = dtype == torch.bfloat16 and padded <= 64
@@ -84,14 +82,14 @@ def attention_kernel(
     tile: tl.constexpr,
 ) -> None:
     """Inverse norms, cosines and attention of one head of one image."""
-    image, head, width = head_of_image(heads, d)
-    channels, inside, square, in_square = of_head(d, padded)
+    image, head, width = locate_head(heads, d)
+    channels, inside, square, in_square = head_offsets(d, padded)
     qkv += image * tokens * 3 * width + head * d
     products = tl.zeros((padded, padded), tl.float32)
     q_squares = tl.zeros((tile, padded), tl.float32)
     k_squares = tl.zeros((tile, padded), tl.float32)
     for start in range(0, tokens, tile):
-        at, valid = of_tile(start, tokens, 3 * width, channels, inside, tile)
+        at, valid = tile_offsets(start, tokens, 3 * width, channels, inside, tile)
         q = tl.load(qkv + at, valid, other=0.0)
         k = tl.load(qkv + width + at, valid, other=0.0)
         products = add_product(products, tl.trans(q), k)
@@ -126,72 +124,72 @@ def mix_kernel(
     tile: tl.constexpr,
 ) -> None:
     """V · Aᵀ of one head for one tile of the tokens of one image."""
-    image, head, width = head_of_image(heads, d)
-    channels, inside, square, in_square = of_head(d, padded)
+    image, head, width = locate_head(heads, d)
+    channels, inside, square, in_square = head_offsets(d, padded)
     start = tl.program_id(1) * tile
-    at, valid = of_tile(start, tokens, 3 * width, channels, inside, tile)
+    at, valid = tile_offsets(start, tokens, 3 * width, channels, inside, tile)
     v = tl.load(qkv + image * tokens * 3 * width + 2 * width + head * d + at, valid, other=0.0)
     weights = tl.load(attention + (image * heads + head) * d * d + square, in_square, other=0.0).to(v.dtype)
     mixed = add_product(tl.zeros((tile, padded), tl.float32), v, tl.trans(weights))
-    at, valid = of_tile(start, tokens, width, channels, inside, tile)
+    at, valid = tile_offsets(start, tokens, width, channels, inside, tile)
     tl.store(y + image * tokens * width + head * d + at, mixed, valid)
 
 
 @triton.jit
-def of_scores_kernel(
+def grad_scores_kernel(
     qkv: tl.tensor,
-    gradient: tl.tensor,
+    grad: tl.tensor,
     temperature: tl.tensor,
     inverse: tl.tensor,
     cosines: tl.tensor,
     attention: tl.tensor,
-    of_products: tl.tensor,
-    shares: tl.tensor,
-    of_temperature: tl.tensor,
+    grad_products: tl.tensor,
+    along: tl.tensor,
+    grad_temperature: tl.tensor,
     tokens: int,
     heads: int,
     d: int,
     padded: tl.constexpr,
     tile: tl.constexpr,
 ) -> None:
-    """The gradients of qᵀk and of the temperature, and what the norms take back, of one head of one image."""
-    image, head, width = head_of_image(heads, d)
-    channels, inside, square, in_square = of_head(d, padded)
+    """The gradients of qᵀk and of the temperature, and the parts along q and k, of one head of one image."""
+    image, head, width = locate_head(heads, d)
+    channels, inside, square, in_square = head_offsets(d, padded)
     v_of_head = qkv + image * tokens * 3 * width + 2 * width + head * d
-    gradient += image * tokens * width + head * d
-    of_weights = tl.zeros((padded, padded), tl.float32)
+    grad += image * tokens * width + head * d
+    grad_weights = tl.zeros((padded, padded), tl.float32)
     for start in range(0, tokens, tile):
-        at, valid = of_tile(start, tokens, width, channels, inside, tile)
-        g = tl.load(gradient + at, valid, other=0.0)
-        at, valid = of_tile(start, tokens, 3 * width, channels, inside, tile)
+        at, valid = tile_offsets(start, tokens, width, channels, inside, tile)
+        g = tl.load(grad + at, valid, other=0.0)
+        at, valid = tile_offsets(start, tokens, 3 * width, channels, inside, tile)
         v = tl.load(v_of_head + at, valid, other=0.0)
-        of_weights = add_product(of_weights, tl.trans(g), v)
+        grad_weights = add_product(grad_weights, tl.trans(g), v)
 
     square += (image * heads + head) * d * d
     weights = tl.load(attention + square, in_square, other=0.0)
     cosine = tl.load(cosines + square, in_square, other=0.0)
-    of_scores = weights * (of_weights - tl.sum(weights * of_weights, 1)[:, None])
-    tl.store(of_temperature + image * heads + head, tl.sum(tl.sum(of_scores * cosine, 1), 0))
+    grad_scores = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
+    tl.store(grad_temperature + image * heads + head, tl.sum(tl.sum(grad_scores * cosine, 1), 0))
 
-    of_cosines = of_scores * tl.load(temperature + head).to(tl.float32)
-    of_head_inverse = image * 2 * width + head * d + channels
-    q_inverse = tl.load(inverse + of_head_inverse, inside, other=0.0)
-    k_inverse = tl.load(inverse + of_head_inverse + width, inside, other=0.0)
-    tl.store(of_products + square, of_cosines * (q_inverse[:, None] * k_inverse[None, :]), in_square)
-    # A column's own norm takes back what the product gives it in its own direction.
-    along = of_cosines * cosine
-    tl.store(shares + of_head_inverse, tl.sum(along, 1) * q_inverse * q_inverse, inside)
-    tl.store(shares + of_head_inverse + width, tl.sum(along, 0) * k_inverse * k_inverse, inside)
+    grad_cosines = grad_scores * tl.load(temperature + head).to(tl.float32)
+    head_inverse = image * 2 * width + head * d + channels
+    q_inverse = tl.load(inverse + head_inverse, inside, other=0.0)
+    k_inverse = tl.load(inverse + head_inverse + width, inside, other=0.0)
+    tl.store(grad_products + square, grad_cosines * (q_inverse[:, None] * k_inverse[None, :]), in_square)
+    # A normalised column does not change when the column grows: its own direction is taken out of the gradient.
+    cosine_gradients = grad_cosines * cosine
+    tl.store(along + head_inverse, tl.sum(cosine_gradients, 1) * q_inverse * q_inverse, inside)
+    tl.store(along + head_inverse + width, tl.sum(cosine_gradients, 0) * k_inverse * k_inverse, inside)
 
 
 @triton.jit
-def of_tokens_kernel(
+def grad_tokens_kernel(
     qkv: tl.tensor,
-    gradient: tl.tensor,
+    grad: tl.tensor,
     attention: tl.tensor,
-    of_products: tl.tensor,
-    shares: tl.tensor,
-    of_qkv: tl.tensor,
+    grad_products: tl.tensor,
+    along: tl.tensor,
+    grad_qkv: tl.tensor,
     tokens: int,
     heads: int,
     d: int,
@@ -199,49 +197,49 @@ def of_tokens_kernel(
     tile: tl.constexpr,
 ) -> None:
     """The gradients of queries, keys and values of one head for one tile of the tokens of one image."""
-    image, head, width = head_of_image(heads, d)
-    channels, inside, square, in_square = of_head(d, padded)
+    image, head, width = locate_head(heads, d)
+    channels, inside, square, in_square = head_offsets(d, padded)
     start = tl.program_id(1) * tile
     zeros = tl.zeros((tile, padded), tl.float32)
     square += (image * heads + head) * d * d
 
-    at, valid = of_tile(start, tokens, width, channels, inside, tile)
-    g = tl.load(gradient + image * tokens * width + head * d + at, valid, other=0.0)
-    at, valid = of_tile(start, tokens, 3 * width, channels, inside, tile)
+    at, valid = tile_offsets(start, tokens, width, channels, inside, tile)
+    g = tl.load(grad + image * tokens * width + head * d + at, valid, other=0.0)
+    at, valid = tile_offsets(start, tokens, 3 * width, channels, inside, tile)
     at += image * tokens * 3 * width + head * d
     weights = tl.load(attention + square, in_square, other=0.0).to(g.dtype)
-    tl.store(of_qkv + 2 * width + at, add_product(zeros, g, weights), valid)
+    tl.store(grad_qkv + 2 * width + at, add_product(zeros, g, weights), valid)
 
     q = tl.load(qkv + at, valid, other=0.0)
     k = tl.load(qkv + width + at, valid, other=0.0)
-    products = tl.load(of_products + square, in_square, other=0.0).to(q.dtype)
-    of_head_shares = shares + image * 2 * width + head * d + channels
-    q_share = tl.load(of_head_shares, inside, other=0.0)
-    k_share = tl.load(of_head_shares + width, inside, other=0.0)
-    tl.store(of_qkv + at, add_product(-q.to(tl.float32) * q_share[None, :], k, tl.trans(products)), valid)
-    tl.store(of_qkv + width + at, add_product(-k.to(tl.float32) * k_share[None, :], q, products), valid)
+    products = tl.load(grad_products + square, in_square, other=0.0).to(q.dtype)
+    head_along = along + image * 2 * width + head * d + channels
+    q_along = tl.load(head_along, inside, other=0.0)
+    k_along = tl.load(head_along + width, inside, other=0.0)
+    tl.store(grad_qkv + at, add_product(-q.to(tl.float32) * q_along[None, :], k, tl.trans(products)), valid)
+    tl.store(grad_qkv + width + at, add_product(-k.to(tl.float32) * k_along[None, :], q, products), valid)
 
 
 @triton.jit
-def head_of_image(heads: int, d: int) -> tuple[tl.tensor, ...]:
-    """Which image and head the program works on, and C. From the image on offsets have 64 bits."""
+def locate_head(heads: int, d: int) -> tuple[tl.tensor, ...]:
+    """The image and head of the program, and C. The image has 64 bits, and so have offsets computed from it."""
     program = tl.program_id(0)
     return (program // heads).to(tl.int64), program % heads, heads * d
 
 
 @triton.jit
-def of_head(d: int, padded: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """A head's channels and the places of its d × d matrices, each with the mask of those that are there."""
+def head_offsets(d: int, padded: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """A head's channels, and the offsets in its d × d matrices, each with the mask of those that exist."""
     channels = tl.arange(0, padded)
     inside = channels < d
     return channels, inside, channels[:, None] * d + channels[None, :], inside[:, None] & inside[None, :]
 
 
 @triton.jit
-def of_tile(
+def tile_offsets(
     start: int, tokens: int, stride: int, channels: tl.tensor, inside: tl.tensor, tile: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """The places (tile, padded) of a head's channels in the tokens from start on, and their mask."""
+    """The offsets (tile, padded) of a head's channels in the tokens from start on, and their mask."""
     token = start + tl.arange(0, tile)
     return token[:, None] * stride + channels[None, :], (token < tokens)[:, None] & inside[None, :]
 

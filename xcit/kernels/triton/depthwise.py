@@ -1,34 +1,27 @@
-"""A 3 × 3 convolution of each channel by itself in Triton, with the norm before it in the same pass over the tokens.
+"""Depthwise 3 × 3 convolutions in Triton, with the norm before them in the same pass over the tokens.
 
-A program walks down a strip of the map and applies the norm to what it loads; beyond the border of the image there is
-zero, not the norm of zero.
+A program goes down a strip of the map and applies the norm to the rows that it loads. Outside the image there is zero,
+not the norm of zero.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..custom_op import opaque
-from .gelu import normal
-from .launch import device_of, of_channels
-from .rows import input_row, load_row, normed_row, part, places, store_sums, taps
+from .gelu import normal_distribution
+from .launch import device_of, load_channels
+from .rows import input_row, load_row, load_taps, locate_part, normed_row, row_offsets, store_sums
 
 PART, WARPS = (16, 16, 64, 3), 2
-"""Rows, columns and channels of a program's part of a map, how many rows are under way from memory at a time, and the
-program's warps: the fastest on an H200."""
+"""Rows, columns and channels of a program's part of a map, the number of rows that it loads ahead, and its warps: the
+fastest on an H200."""
 SUMS_PART, SUMS_WARPS = (16, 16, 16, 1), 1
-"""The same where twelve sums of each place are kept in registers."""
+"""The same for the sums over taps, which need twelve registers per place."""
 
 
-def like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-
-
-@opaque("xcit::convolve_by_triton", lambda x, weight, bias, grid, dtype, *_: like(x, dtype))
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -42,9 +35,9 @@ def convolve(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """The convolution of what the norm makes of x, (B, N, C) → (B, N, C), and if so told a GELU of it.
+    """The convolution of the norm of x, (B, N, C) → (B, N, C), in dtype, optionally followed by a GELU.
 
-    norm: "layer" or "batch", with the mean and rstd of each token or channel; "affine" scales and shifts alone; "none".
+    norm: "layer" or "batch", with the mean and rstd of each token or channel; "affine" only scales and shifts; "none".
     """
     x = x.contiguous()
     y = torch.empty_like(x, dtype=dtype)
@@ -56,9 +49,8 @@ def convolve(
     return y
 
 
-@opaque("xcit::of_input_by_triton", lambda gradient, weight, grid, dtype, *_: like(gradient, dtype))
-def of_input(
-    gradient: Tensor,
+def grad_input(
+    grad: Tensor,
     weight: Tensor,
     grid: Sequence[int],
     dtype: torch.dtype,
@@ -66,58 +58,44 @@ def of_input(
     mean: Tensor | None,
     rstd: Tensor | None,
     slope: Tensor | None,
-    of_scale: Tensor | None,
-    of_shift: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
 ) -> Tensor:
-    """The gradient of what is convolved; with x, that of the x whose GELU went through BatchNorm into it.
+    """The gradient of the convolution's input, or with x given the gradient of x, where the input is bn(gelu(x)).
 
-    slope: scale · rstd. of_scale, of_shift: their gradients, divided by B · N.
+    slope: scale · rstd. grad_scale, grad_shift: their gradients, divided by B · N.
     """
-    gradient = gradient.contiguous()
+    grad = grad.contiguous()
     x = None if x is None else x.contiguous()
-    of_x = torch.empty_like(gradient, dtype=dtype)
-    batchnorm = x, mean, rstd, slope, of_scale, of_shift
-    with device_of(gradient):
-        of_input_kernel[parts(gradient, grid, PART)](
-            gradient, of_x, weight.contiguous(), *batchnorm, *grid, gradient.shape[-1], *PART, num_warps=WARPS
+    grad_x = torch.empty_like(grad, dtype=dtype)
+    batchnorm = x, mean, rstd, slope, grad_scale, grad_shift
+    with device_of(grad):
+        grad_input_kernel[parts(grad, grid, PART)](
+            grad, grad_x, weight.contiguous(), *batchnorm, *grid, grad.shape[-1], *PART, num_warps=WARPS
         )
-    return of_x
+    return grad_x
 
 
 def sums_over_taps(
-    gradient: Tensor,
+    grad: Tensor,
     x: Tensor,
     grid: Sequence[int],
     norm: str = "none",
     mean: Tensor | None = None,
     rstd: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ gradient · x̂ and Σ gradient over every tap, as far as the tap is inside the image: (C, 1, 3, 3) each."""
-    sums = partial_sums(gradient, x, grid, norm, mean, rstd).sum(0)
-    of_taps, of_inside = sums.mT.reshape(2, x.shape[-1], 1, 3, 3)
-    return of_taps, of_inside
-
-
-def empty_sums(gradient: Tensor, x: Tensor, grid: Sequence[int], *_: Any) -> Tensor:
-    return x.new_empty(parts(x, grid, SUMS_PART)[0], 2, 9, x.shape[-1], dtype=torch.float32)
-
-
-@opaque("xcit::partial_sums_by_triton", empty_sums)
-def partial_sums(
-    gradient: Tensor, x: Tensor, grid: Sequence[int], norm: str, mean: Tensor | None, rstd: Tensor | None
-) -> Tensor:
-    """What every part of the maps adds to the sums over taps, (parts, 2, 9, C)."""
-    gradient, x = gradient.contiguous(), x.contiguous()
-    sums = empty_sums(gradient, x, grid)
+    """Σ grad · x̂ and Σ grad for every tap, over the places where it is inside the image: (C, 1, 3, 3) each."""
+    grad, x = grad.contiguous(), x.contiguous()
+    programs = parts(x, grid, SUMS_PART)
+    sums = x.new_empty(programs[0], 2, 9, x.shape[-1], dtype=torch.float32)  # of every part of the maps
     with device_of(x):
-        sums_kernel[parts(x, grid, SUMS_PART)](
-            gradient, x, sums, mean, rstd, *grid, x.shape[-1], norm, *SUMS_PART, num_warps=SUMS_WARPS
-        )
-    return sums
+        sums_kernel[programs](grad, x, sums, mean, rstd, *grid, x.shape[-1], norm, *SUMS_PART, num_warps=SUMS_WARPS)
+    grad_taps, grad_inside = sums.sum(0).mT.reshape(2, x.shape[-1], 1, 3, 3)
+    return grad_taps, grad_inside
 
 
 def parts(x: Tensor, grid: Sequence[int], size: tuple[int, int, int, int]) -> tuple[int, int]:
-    """How many programs share the maps, and how many the channels."""
+    """The number of programs for the maps, and for the channels."""
     B, _, C = x.shape
     rows, columns, channels, _ = size
     return B * -(-grid[0] // rows) * -(-grid[1] // columns), -(-C // channels)
@@ -143,21 +121,21 @@ def convolve_kernel(
     tile_channels: tl.constexpr,
     stages: tl.constexpr,
 ) -> None:
-    """A row of the input belongs to three of the output: the one above it is then complete, two are under way."""
-    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
+    """A row of the input adds to three rows of the output. The one above it is complete then and is stored."""
+    image, first, last, columns, channel = locate_part(height, width, tile_rows, tile_columns, tile_channels)
     x += image * height * width * channels
     y += image * height * width * channels
     if norm == "layer":
         mean += image * height * width
         rstd += image * height * width
     if norm == "batch":
-        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
+        mean, rstd = load_channels(mean, channel, channels), load_channels(rstd, channel, channels)
     if norm != "none":
-        scale, shift = of_channels(scale, channel, channels), of_channels(shift, channel, channels)
-    upper = taps(weight, 0, channel, channels)
-    middle = taps(weight, 1, channel, channels)
-    lower = taps(weight, 2, channel, channels)
-    start = tl.zeros((tile_columns, tile_channels), tl.float32) + of_channels(bias, channel, channels)
+        scale, shift = load_channels(scale, channel, channels), load_channels(shift, channel, channels)
+    upper = load_taps(weight, 0, channel, channels)
+    middle = load_taps(weight, 1, channel, channels)
+    lower = load_taps(weight, 2, channel, channels)
+    start = tl.zeros((tile_columns, tile_channels), tl.float32) + load_channels(bias, channel, channels)
     above = start
     here = start
     for row in tl.range(first - 1, last + 1, num_stages=stages):
@@ -165,9 +143,9 @@ def convolve_kernel(
         centre = input_row(x, mean, rstd, scale, shift, row, columns, channel, height, width, channels, norm)
         right = input_row(x, mean, rstd, scale, shift, row, columns + 1, channel, height, width, channels, norm)
         done = above + left * lower[0] + centre * lower[1] + right * lower[2]
-        at, there = places(row - 1, columns, channel, width, channels)
+        at, there = row_offsets(row - 1, columns, channel, width, channels)
         if gelu:
-            below, _ = normal(done)
+            below, _ = normal_distribution(done)
             done *= below
         tl.store(y + at, done, there & (row > first))
         above = here + left * middle[0] + centre * middle[1] + right * middle[2]
@@ -175,16 +153,16 @@ def convolve_kernel(
 
 
 @triton.jit
-def of_input_kernel(
-    gradient: tl.tensor,
-    of_x: tl.tensor,
+def grad_input_kernel(
+    grad: tl.tensor,
+    grad_x: tl.tensor,
     weight: tl.tensor,
     x: tl.tensor,
     mean: tl.tensor,
     rstd: tl.tensor,
     slope: tl.tensor,
-    of_scale: tl.tensor,
-    of_shift: tl.tensor,
+    grad_scale: tl.tensor,
+    grad_shift: tl.tensor,
     height: int,
     width: int,
     channels: int,
@@ -193,41 +171,42 @@ def of_input_kernel(
     tile_channels: tl.constexpr,
     stages: tl.constexpr,
 ) -> None:
-    """The convolution of the gradient with the weights turned round, then back through BatchNorm and GELU if x is."""
-    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
-    gradient += image * height * width * channels
-    of_x += image * height * width * channels
+    """Convolves the gradient with the flipped weights. With x it goes on through BatchNorm and GELU."""
+    image, first, last, columns, channel = locate_part(height, width, tile_rows, tile_columns, tile_channels)
+    grad += image * height * width * channels
+    grad_x += image * height * width * channels
     if x is not None:
         x += image * height * width * channels
-        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
-        slope = of_channels(slope, channel, channels)
-        of_scale, of_shift = of_channels(of_scale, channel, channels), of_channels(of_shift, channel, channels)
-    upper = taps(weight, 0, channel, channels)
-    middle = taps(weight, 1, channel, channels)
-    lower = taps(weight, 2, channel, channels)
+        mean, rstd = load_channels(mean, channel, channels), load_channels(rstd, channel, channels)
+        slope = load_channels(slope, channel, channels)
+        grad_scale = load_channels(grad_scale, channel, channels)
+        grad_shift = load_channels(grad_shift, channel, channels)
+    upper = load_taps(weight, 0, channel, channels)
+    middle = load_taps(weight, 1, channel, channels)
+    lower = load_taps(weight, 2, channel, channels)
     above = tl.zeros((tile_columns, tile_channels), tl.float32)
     here = above
     for row in tl.range(first - 1, last + 1, num_stages=stages):
-        left = load_row(gradient, row, columns - 1, channel, height, width, channels)
-        centre = load_row(gradient, row, columns, channel, height, width, channels)
-        right = load_row(gradient, row, columns + 1, channel, height, width, channels)
+        left = load_row(grad, row, columns - 1, channel, height, width, channels)
+        centre = load_row(grad, row, columns, channel, height, width, channels)
+        right = load_row(grad, row, columns + 1, channel, height, width, channels)
         done = above + left * upper[2] + centre * upper[1] + right * upper[0]
-        at, there = places(row - 1, columns, channel, width, channels)
+        at, there = row_offsets(row - 1, columns, channel, width, channels)
         there = there & (row > first)
         if x is not None:
             value = tl.load(x + at, there, other=0.0).to(tl.float32)
-            below, density = normal(value)
+            below, density = normal_distribution(value)
             normed = (value * below - mean) * rstd
-            done = slope * (done - of_shift - normed * of_scale)
+            done = slope * (done - grad_shift - normed * grad_scale)
             done *= below + value * density
-        tl.store(of_x + at, done, there)
+        tl.store(grad_x + at, done, there)
         above = here + left * middle[2] + centre * middle[1] + right * middle[0]
         here = left * lower[2] + centre * lower[1] + right * lower[0]
 
 
 @triton.jit
 def sums_kernel(
-    gradient: tl.tensor,
+    grad: tl.tensor,
     x: tl.tensor,
     sums: tl.tensor,
     mean: tl.tensor,
@@ -241,22 +220,22 @@ def sums_kernel(
     tile_channels: tl.constexpr,
     stages: tl.constexpr,
 ) -> None:
-    """A row of the input meets three of the gradient, those of its outputs, of which this part's alone count here."""
-    image, first, last, columns, channel = part(height, width, tile_rows, tile_columns, tile_channels)
-    gradient += image * height * width * channels
+    """A row of the input is multiplied by three rows of the gradient: those of its outputs, within this part."""
+    image, first, last, columns, channel = locate_part(height, width, tile_rows, tile_columns, tile_channels)
+    grad += image * height * width * channels
     x += image * height * width * channels
     if norm == "layer":
         mean += image * height * width
         rstd += image * height * width
     if norm == "batch":
-        mean, rstd = of_channels(mean, channel, channels), of_channels(rstd, channel, channels)
+        mean, rstd = load_channels(mean, channel, channels), load_channels(rstd, channel, channels)
     zeros = tl.zeros((tile_columns, tile_channels), tl.float32)
-    above = tl.zeros((tile_columns, tile_channels), tl.float32)  # two values: of one and the same, handed from name
-    here = tl.zeros((tile_columns, tile_channels), tl.float32)  # to name, Triton's compiler would not see a change
+    above = tl.zeros((tile_columns, tile_channels), tl.float32)  # Two tensors: if both names had one value,
+    here = tl.zeros((tile_columns, tile_channels), tl.float32)  # Triton's compiler would miss that the loop changes it.
     upper, middle, lower = (zeros, zeros, zeros), (zeros, zeros, zeros), (zeros, zeros, zeros)
     upper_inside, middle_inside, lower_inside = zeros, zeros, zeros
     for row in tl.range(first - 1, last + 1, num_stages=stages):
-        below = load_row(gradient, row + 1, columns, channel, last, width, channels)
+        below = load_row(grad, row + 1, columns, channel, last, width, channels)
         left = normed_row(x, mean, rstd, row, columns - 1, channel, height, width, channels, norm)
         centre = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
         right = normed_row(x, mean, rstd, row, columns + 1, channel, height, width, channels, norm)

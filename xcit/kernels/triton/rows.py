@@ -1,7 +1,7 @@
-"""A row of a map as the convolutions in Triton see it: where it lies, with the norm applied, and zero outside.
+"""Rows of a map for the Triton convolutions: their offsets, their values after the norm, zero outside the map.
 
-Of the input the kernels keep the x̂ that the norm would scale and shift only in registers: x̂ is (x - mean) · rstd with
-the mean and rstd of each token ("layer"), or with those of each channel ("batch").
+The normalised input x̂ = (x - mean) · rstd is in registers only. mean and rstd are those of each token (norm="layer")
+or those of each channel (norm="batch").
 """
 
 import triton
@@ -9,10 +9,10 @@ import triton.language as tl
 
 
 @triton.jit
-def part(
+def locate_part(
     height: int, width: int, tile_rows: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr
 ) -> tuple[tl.tensor, ...]:
-    """The program's image (in 64 bits), its first row and the one after its last, its columns and its channels."""
+    """The program's part of the maps: image (64 bits), first row, row after the last one, columns and channels."""
     program = tl.program_id(0)
     across, down = tl.cdiv(width, tile_columns), tl.cdiv(height, tile_rows)
     first = program // across % down * tile_rows
@@ -22,8 +22,8 @@ def part(
 
 
 @triton.jit
-def places(row: int, columns: tl.tensor, channel: tl.tensor, width: int, channels: int) -> tuple[tl.tensor, ...]:
-    """Where a row's values lie in an image, (columns, channels), and which are inside it by column and channel."""
+def row_offsets(row: int, columns: tl.tensor, channel: tl.tensor, width: int, channels: int) -> tuple[tl.tensor, ...]:
+    """The offsets of a row's values in an image, (columns, channels), and the mask of existing columns and channels."""
     at = (row * width + columns)[:, None] * channels + channel[None, :]
     return at, ((columns >= 0) & (columns < width))[:, None] & (channel < channels)[None, :]
 
@@ -33,7 +33,7 @@ def load_row(
     x: tl.tensor, row: int, columns: tl.tensor, channel: tl.tensor, height: int, width: int, channels: int
 ) -> tl.tensor:
     """A row in fp32, zero outside the image."""
-    at, there = places(row, columns, channel, width, channels)
+    at, there = row_offsets(row, columns, channel, width, channels)
     return tl.load(x + at, there & (row >= 0) & (row < height), other=0.0).to(tl.float32)
 
 
@@ -50,7 +50,7 @@ def normed_row(
     channels: int,
     norm: tl.constexpr,
 ) -> tl.tensor:
-    """A row of x̂, zero outside the image. mean, rstd: where those of the tokens lie, or those of the channels."""
+    """A row of x̂, zero outside the image. mean, rstd: pointers to those of the tokens, or values of the channels."""
     value = load_row(x, row, columns, channel, height, width, channels)
     inside = (row >= 0) & (row < height) & (columns >= 0) & (columns < width)
     if norm == "layer":
@@ -78,7 +78,7 @@ def input_row(
     channels: int,
     norm: tl.constexpr,
 ) -> tl.tensor:
-    """A row of what is convolved: of x̂ scaled and shifted, zero outside the image."""
+    """A row of the convolution's input: x̂ scaled and shifted, zero outside the image."""
     value = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
     if norm != "none":
         inside = (row >= 0) & (row < height) & (columns >= 0) & (columns < width)
@@ -87,7 +87,7 @@ def input_row(
 
 
 @triton.jit
-def taps(weight: tl.tensor, row: int, channel: tl.tensor, channels: int) -> tuple[tl.tensor, ...]:
+def load_taps(weight: tl.tensor, row: int, channel: tl.tensor, channels: int) -> tuple[tl.tensor, ...]:
     """The three weights in one row of every channel's 3 × 3."""
     at = weight + channel * 9 + row * 3
     there = channel < channels

@@ -1,1 +1,1 @@
-"""The layers with fused operations, and what compiles them."""
+"""The same layers and parameters with fused operations, for training and for inference; and what compiles them."""

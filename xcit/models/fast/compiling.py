@@ -1,28 +1,29 @@
-"""torch.compile, a layer at a time: the layers are alike, so that one is compiled and serves all."""
+"""torch.compile, one layer at a time: the layers are alike, so compiling one serves them all."""
 
 import torch
 from torch import nn
 
-from ...kernels import by_onednn
+from ...kernels import by_onednn, try_out
 from ..xcit import XCiT
-from .inference import FusedLayer
+from .inference import FoldedXCiTLayer
 
 
 def compile_model(model: nn.Module) -> None:
-    """Compile an XCiT's layers, in place; any other model as a whole.
+    """Compile the layers of an XCiT, in place; any other model as a whole.
 
-    What is compiled is compiled at the first call; twelve layers take the time of one. For another size of images or of
-    the batch layers in training are compiled anew: for any number of tokens torch's compiler fails at their gradients.
-    The stem and the class-attention layers are compiled on a GPU alone: on a CPU they gain 1 % and take twenty seconds.
-    A folded layer stays as it is where it consists of oneDNN's fused operators: the compiler has nothing to add, and
-    cannot read the weights that they have packed.
+    Compilation happens at the first call, and takes for twelve layers the time of one. In training, a new image or
+    batch size compiles the layers again: with a dynamic number of tokens PyTorch's compiler fails in their backward
+    pass. The stem and the class-attention layers are compiled on a GPU alone: on a CPU that takes twenty seconds and
+    gains 1 %. Folded layers are not compiled where they run oneDNN's fused operators: the compiler has nothing to add,
+    and cannot read oneDNN's packed weights.
     """
-    device = next(model.parameters(), torch.empty(0)).device
+    parameter = next(model.parameters(), torch.empty(0))
     parts = list(model.blocks) if isinstance(model, XCiT) else [model]
-    if device.type == "cuda" and isinstance(model, XCiT):
+    if parameter.device.type == "cuda" and isinstance(model, XCiT):
         parts += [model.patch_embed, *model.cls_attn_blocks]
+        try_out(parameter.detach())  # compiled code cannot start the check of the Triton kernels
     for part in parts:
-        if not isinstance(part, FusedLayer):
+        if not isinstance(part, FoldedXCiTLayer):
             part.compile(dynamic=False if isinstance(model, XCiT) else None)
-        elif not by_onednn(part.slope):
+        elif not by_onednn(part.gamma1):
             part.compile()

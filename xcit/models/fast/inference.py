@@ -1,7 +1,8 @@
-"""A copy of a model for inference: what follows a product or a convolution is folded into its weights."""
+"""A copy of a model for inference: LayerScale and BatchNorm are folded into the weights before them."""
 
 from copy import deepcopy
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +17,37 @@ from ...kernels import (
     compute_dtype,
     convolution,
     is_cheaper,
-    is_watched,
-    packed,
+    pack_weight,
     product,
     untouched,
 )
-from ..cross_covariance import CrossCovarianceAttention
 from ..layer import XCiTLayer
 from ..patch_embed import ConvPatchEmbed
+from ..position import LearnedPositionEncoding, SinePositionEncoding
 from ..xcit import XCiT
+from .derived import KeepsDerived
+from .training import FastConvPatchEmbed, FastXCiTLayer, channels_last, is_whole
 
 Grid = tuple[int, int]
 
 AFFINE_IN_EVALUATION = (nn.BatchNorm2d, nn.SyncBatchNorm)
-"""BatchNorms that are known to do no more than that; what is derived from them may do more."""
+"""The BatchNorm classes that can be folded. A class derived from them may compute something else."""
 
 
 def fuse_for_inference(model: nn.Module) -> XCiT:
-    """A copy of an XCiT that infers faster, in evaluation mode; its outputs are the model's within rounding.
+    """A copy of an XCiT for faster inference, in evaluation mode. Its outputs are the model's within rounding.
 
-    LayerScale and the stem's BatchNorm go into the weights before them, GELUs into the products, weights are laid out
-    once as the CPU's library wants them, and the positions of the last grid are kept. The copy gives no gradients and
-    its state dict is its own: keep the model to train or to save. What is written to its weights by way of `.data` it
-    does not see. Under autocast it computes in the type asked for.
+    LayerScale and the stem's BatchNorm are folded into the weights before them, each GELU runs inside the matrix
+    product before it, weights are packed once in the layout of the CPU's library, and the position encoding of the last
+    grid is kept.
 
-    Layers of the paper's ablation stay as they are, and those with a part that is not the one they were made with.
+    The copy has the model's parameters and state dict. The folded tensors are computed at the first call, and again
+    when a parameter changed, was moved or cast; only writes by way of `.data` go unnoticed. They take the memory of
+    about half the parameters, or of all parameters once more on x86 CPUs, for each dtype that the model computes in.
+
+    The copy gives no gradients in evaluation mode. In training mode, under torch.compile, torch.export, torch.jit.trace
+    and torch.func, and when a FLOP counter or a hook on a part watches, the layers run without folding. So do layers of
+    the paper's ablation, and layers with a part that was replaced.
 
     Raises:
         InputError: the model is not an XCiT.
@@ -48,174 +55,183 @@ def fuse_for_inference(model: nn.Module) -> XCiT:
     if not isinstance(model, XCiT):
         raise InputError(f"fuse_for_inference: must be given an XCiT, not a {type(model).__name__}")
     copy = deepcopy(model).eval().requires_grad_(False)
-    if isinstance(copy.patch_embed, ConvPatchEmbed) and can_be_folded(copy.patch_embed):
-        copy.patch_embed = FusedPatchEmbed(copy.patch_embed)
-    if not any(is_watched(part) for part in copy.pos_embed.modules()):
-        copy.pos_embed = KeptPositions(copy.pos_embed)
-    for i, layer in enumerate(copy.blocks):
-        if isinstance(layer, XCiTLayer) and can_be_folded(layer):
-            copy.blocks[i] = FusedLayer(layer)
+    for part in copy.modules():
+        fold(part)
     return copy
 
 
-def can_be_folded(part: nn.Module) -> bool:
-    """Whether it is a layer or a stem as they are made, with statistics in its BatchNorms, that nobody listens to."""
-    known = untouched(part) and (part.is_whole if isinstance(part, XCiTLayer) else type(part) is ConvPatchEmbed)
-    norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
-    ordinary = all(type(norm) in AFFINE_IN_EVALUATION and norm.affine for norm in norms)
-    return known and ordinary and not is_watched(part) and all(norm.running_mean is not None for norm in norms)
-
-
 def ready_for_inference(model: nn.Module) -> nn.Module:
-    """The folded copy of an XCiT; any other model itself."""
+    """The folded copy of an XCiT; any other model unchanged."""
     return fuse_for_inference(model) if isinstance(model, XCiT) else model
 
 
-class FusedLayer(nn.Module):
-    """An `XCiTLayer` in evaluation mode. Input and output: (B, N, C), the tokens of the grid in row-major order."""
-
-    def __init__(self, layer: XCiTLayer) -> None:
-        super().__init__()
-        attention, local, mlp = layer.attn, layer.local_mp, layer.mlp
-        assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None and local
-        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
-        self.qkv, self.temperature = FusedLinear(attention.qkv), attention.temperature
-        self.proj = FusedLinear(attention.proj, layer.gamma1)
-        self.conv1 = FusedConv(local.conv1)
-        # Not folded into the convolution after it: that pads with zeros, and BatchNorm would not make them zeros.
-        slope, shift = affine(local.bn)
-        self.slope, self.shift = constant(slope), constant(shift)
-        self.conv2 = FusedConv(local.conv2, slope=layer.gamma3)
-        self.fc1, self.fc2 = FusedLinear(mlp.fc1, gelu=True), FusedLinear(mlp.fc2, layer.gamma2)
-
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        with torch.no_grad():
-            x = self.add_local_patch(x, self.attention(self.norm1(x)), grid)  # a tensor of our own
-            x += self.fc2(self.fc1(self.norm2(x)))
-            return x
-
-    def add_local_patch(self, x: Tensor, branch: Tensor, grid: Grid) -> Tensor:
-        first, second = (self.conv1.weight, self.conv1.bias), (self.conv2.weight, self.conv2.bias)
-        return add_folded_local_patch(x, branch, self.norm3, first, self.slope, self.shift, second, grid)
-
-    def attention(self, x: Tensor) -> Tensor:
-        if is_cheaper(x, len(self.temperature), training=False):
-            qkv, proj = self.qkv, self.proj
-            return attend_by_covariance(x, self.temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
-        qkv = self.qkv(x)
-        if qkv.dtype == torch.float16:  # products over the tokens leave its range
-            with torch.autocast(x.device.type, enabled=False):
-                attended = attend(qkv.float(), self.temperature.float())
-            return self.proj(attended.to(qkv.dtype))
-        return self.proj(attend(qkv, self.temperature))
+def fold(part: nn.Module) -> nn.Module:
+    """Give a layer, a stem or a position encoding its folded form, in place, if it has one. Returns the part."""
+    folded = FOLDED.get(type(part))
+    if folded is not None and can_be_folded(part):
+        part.__class__ = folded
+    return part
 
 
-class FusedPatchEmbed(nn.Module):
-    """A `ConvPatchEmbed` in evaluation mode."""
-
-    def __init__(self, embed: ConvPatchEmbed) -> None:
-        super().__init__()
-        steps = [step for step in embed.proj if isinstance(step, nn.Sequential)]
-        self.convolutions = nn.Sequential()
-        for convolution_, bn in steps:
-            assert isinstance(convolution_, nn.Conv2d)
-            self.convolutions.append(FusedConv(convolution_, *affine(bn), gelu=bn is not steps[-1][1]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.convolutions(images)
+def can_be_folded(part: nn.Module) -> bool:
+    """Whether the part's own parts are those that it was made with, and its BatchNorms have statistics to fold."""
+    if isinstance(part, (SinePositionEncoding, LearnedPositionEncoding)):
+        return True
+    norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
+    affine = all(type(norm) in AFFINE_IN_EVALUATION and norm.affine and norm.running_mean is not None for norm in norms)
+    return affine and untouched(part) and (not isinstance(part, XCiTLayer) or is_whole(part))
 
 
-class FusedConv(nn.Module):
-    """slope · layer(x) + shift, and a GELU behind it if so told. The layer is 3 × 3 with padding 1."""
+class FoldedLinear:
+    """x → scale · layer(x), then a GELU if `gelu`. (…, I) → (…, O), in `dtype`.
 
-    def __init__(
-        self, layer: nn.Conv2d, slope: Tensor | None = None, shift: Tensor | None = None, gelu: bool = False
-    ) -> None:
-        super().__init__()
-        assert layer.kernel_size == (3, 3) and layer.padding == (1, 1)
-        zeros = layer.weight.new_zeros(layer.out_channels)
-        slope = zeros + 1 if slope is None else slope
-        bias = zeros if layer.bias is None else layer.bias
-        self.weight = constant(slope[:, None, None, None] * layer.weight)
-        self.bias = constant(slope * bias + (zeros if shift is None else shift))
-        self.stride, self.gelu = layer.stride[0], gelu
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
-        return convolution(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.stride, self.gelu)
-
-
-class FusedLinear(nn.Module):
-    """scale · layer(x), and a GELU behind it if so told. (…, I) → (…, O).
-
-    On x86 CPUs it holds a second copy of the weight, packed, for each type that it was called with.
+    On x86 CPUs it keeps the weight packed in oneDNN's layout, elsewhere as a tensor; where scale and dtype change
+    nothing, that is the layer's own weight.
     """
 
-    def __init__(self, layer: nn.Linear, scale: Tensor | None = None, gelu: bool = False) -> None:
-        super().__init__()
-        self.weight = constant(layer.weight if scale is None else scale[:, None] * layer.weight)
-        self.bias = constant(layer.bias if scale is None else scale * layer.bias)
-        self.gelu = gelu
-        self.packed: dict[torch.dtype, tuple[object, Tensor]] = {}
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None, gelu: bool = False) -> None:
+        self.layer, self.dtype, self.scale, self.gelu = layer, dtype, scale, gelu
+        self.bias = (layer.bias if scale is None else scale * layer.bias).detach().to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(compute_dtype(x))
-        weight, bias = self.weight_for(x), self.bias.to(x.dtype)
-        return product(x, weight, bias, self.gelu)
+    @cached_property
+    def weight(self) -> Tensor:
+        return self.compute_weight()
 
-    def weight_for(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not by_onednn(x):
-            return self.weight.to(x.dtype)
-        edition = edition_of(self)
-        known = self.packed.get(x.dtype)
-        if known is None or known[0] != edition:
-            self.packed[x.dtype] = known = edition, packed(self.weight.to(x.dtype))
-        return known[1]
+    @cached_property
+    def packed_weight(self) -> Tensor:
+        return pack_weight(self.compute_weight())
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "FusedLinear":
-        self.packed.clear()  # the weight moves, or changes its type
-        return super()._apply(*args, **kwargs)
+    def compute_weight(self) -> Tensor:
+        weight = self.layer.weight.detach()
+        return (weight if self.scale is None else self.scale[:, None] * weight).to(self.dtype)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"packed": {}}  # what is packed can be neither copied nor saved
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return product(x, self.packed_weight if by_onednn(x) else self.weight, self.bias, self.gelu)
 
 
-class KeptPositions(nn.Module):
-    """A position encoding that keeps what it returned last, as long as the grid is the same."""
+class LayerWeights(NamedTuple):
+    """The folded tensors of an XCiT layer."""
 
-    def __init__(self, encoding: nn.Module) -> None:
-        super().__init__()
-        self.encoding = encoding
-        self.kept: tuple[Any, Tensor] | None = None
+    qkv: FoldedLinear
+    proj: FoldedLinear
+    fc1: FoldedLinear
+    fc2: FoldedLinear
+    slope: Tensor
+    shift: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+
+
+class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
+    """LayerScale is part of `proj`, `conv2` and `fc2`; the LPI's BatchNorm is `slope` · x + `shift`."""
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        weights: LayerWeights | None = self.derived(x, compute_dtype(x))
+        if weights is None:
+            return super().forward(x, grid)
+        local = self.local_mp
+        assert local is not None and local.conv1.bias is not None
+        first, second = (local.conv1.weight, local.conv1.bias), (weights.conv2_weight, weights.conv2_bias)
+        with torch.no_grad():
+            branch = self.attend(self.norm1(x), weights)
+            x = add_folded_local_patch(x, branch, self.norm3, first, weights.slope, weights.shift, second, grid)
+            x += weights.fc2(weights.fc1(self.norm2(x)))  # in place: the line before made a new tensor
+            return x
+
+    def attend(self, x: Tensor, weights: LayerWeights) -> Tensor:
+        attention: Any = self.attn
+        temperature, qkv, proj = attention.temperature, weights.qkv, weights.proj
+        if is_cheaper(x, attention.heads, training=False):
+            return attend_by_covariance(x, temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
+        projected = qkv(x)
+        if projected.dtype == torch.float16:  # sums over the tokens overflow in fp16
+            with torch.autocast(x.device.type, enabled=False):
+                attended = attend(projected.float(), temperature.float())
+            return proj(attended.to(projected.dtype))
+        return proj(attend(projected, temperature))
+
+    def derive(self, key: torch.dtype) -> LayerWeights:
+        attention: Any = self.attn
+        local, mlp = self.local_mp, self.mlp
+        assert local is not None and local.conv2.bias is not None
+        # BatchNorm is not folded into conv2, which pads with zeros: BatchNorm would not map them to zeros.
+        slope, shift = affine(local.bn)
+        return LayerWeights(
+            qkv=FoldedLinear(attention.qkv, key),
+            proj=FoldedLinear(attention.proj, key, self.gamma1),
+            fc1=FoldedLinear(mlp.fc1, key, gelu=True),
+            fc2=FoldedLinear(mlp.fc2, key, self.gamma2),
+            slope=slope,
+            shift=shift,
+            conv2_weight=self.gamma3[:, None, None, None] * local.conv2.weight,
+            conv2_bias=self.gamma3 * local.conv2.bias,
+        )
+
+    def can_derive(self) -> bool:
+        return can_be_folded(self)
+
+
+class FoldedConvPatchEmbed(KeepsDerived, FastConvPatchEmbed):
+    """Each BatchNorm is part of the convolution before it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = channels_last(images)
+        dtype = compute_dtype(x)
+        steps: list[tuple[Tensor, Tensor]] | None = self.derived(x, dtype)
+        if steps is None:
+            return super().forward(images)
+        with torch.no_grad():
+            x = x.to(dtype)
+            for i, (weight, bias) in enumerate(steps):
+                x = convolution(x, weight, bias, stride=2, gelu=i < len(steps) - 1)
+            return x
+
+    def derive(self, key: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        steps = []
+        for conv, bn in (step for step in self.proj if isinstance(step, nn.Sequential)):
+            assert isinstance(conv, nn.Conv2d)
+            slope, shift = affine(bn)
+            steps.append(((slope[:, None, None, None] * conv.weight).to(key), shift.to(key)))
+        return steps
+
+    def can_derive(self) -> bool:
+        return can_be_folded(self)
+
+
+class KeptPositions(KeepsDerived):
+    """A position encoding that keeps its last result."""
 
     def forward(self, grid: Grid) -> Tensor:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            return self.encoding(grid)
-        parameter = next(self.parameters(), torch.empty(0))
-        wanted, kept = (grid, compute_dtype(parameter), edition_of(self)), self.kept
-        if kept is None or kept[0] != wanted:
-            self.kept = kept = wanted, self.encoding(grid)
-        return kept[1]
+        parameter = next(self.parameters())
+        encoding = self.derived(parameter, (grid, compute_dtype(parameter)))
+        return super().forward(grid) if encoding is None else encoding
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "KeptPositions":
-        self.kept = None
-        return super()._apply(*args, **kwargs)
+    def derive(self, key: tuple[Grid, torch.dtype]) -> Tensor:
+        assert self.kept is not None
+        self.kept.values.clear()  # images of many sizes would fill the memory
+        return super().forward(key[0])
 
 
-def edition_of(module: nn.Module) -> object:
-    """Changes when a parameter is written to, by load_state_dict say."""
-    return tuple(
-        (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
-        for parameter in module.parameters()
-    )
+class KeptSinePositions(KeptPositions, SinePositionEncoding):
+    pass
+
+
+class KeptLearnedPositions(KeptPositions, LearnedPositionEncoding):
+    pass
 
 
 def affine(bn: Any) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm does in evaluation mode: slope · x + shift."""
+    """BatchNorm in evaluation mode as slope · x + shift."""
     slope = bn.weight * (bn.running_var + bn.eps).rsqrt()
     return slope, bn.bias - bn.running_mean * slope
 
 
-def constant(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(), requires_grad=False)
+FOLDED: dict[type[nn.Module], type[KeepsDerived]] = {
+    XCiTLayer: FoldedXCiTLayer,
+    FastXCiTLayer: FoldedXCiTLayer,
+    ConvPatchEmbed: FoldedConvPatchEmbed,
+    FastConvPatchEmbed: FoldedConvPatchEmbed,
+    SinePositionEncoding: KeptSinePositions,
+    LearnedPositionEncoding: KeptLearnedPositions,
+}

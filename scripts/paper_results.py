@@ -1,0 +1,193 @@
+"""The paper's tables and figures, row by row: the published number, and the command that reproduces it.
+
+`scripts/reproduce.py` prints them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from xcit.models.ablations import ABLATIONS, as_overrides
+from xcit.weights.published import DENSE, DINO_AT_384, PUBLISHED, Published, long_name
+
+# Commands that do not exist yet. To add one, give its template, with {model}, {patch_size}, {weights} and {size} in it.
+LATER: dict[str, str | None] = dict.fromkeys(
+    ["cost", "attention_maps", "knn", "linear", "mask_rcnn", "semantic_fpn", "upernet"]
+)
+
+SIZES = "'resolutions=[160,192,224,256,288,320,384,448,512]'"
+OTHERS = (  # with the tags of timm's weights
+    "resnet50.a1_in1k",
+    "regnety_160.deit_in1k",
+    "deit_small_patch16_224.fb_in1k",
+    "cait_s24_224.fb_dist_in1k",
+    "swin_tiny_patch4_window7_224.ms_in1k",
+)
+TRANSFER_SETS = ("cifar10", "cifar100", "flowers", "cars", "inat data.year=2018", "inat data.year=2019")
+BEYOND = {  # recipe → the one that follows it
+    "deit3": "deit3_finetune_384",
+    "small_long": None,
+    "muon": None,
+    "low_resolution": "low_resolution_finetune",
+    "progressive": None,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the paper."""
+
+    model: str
+    what: str
+    command: str | None
+    """None: it does not exist yet."""
+    published: Mapping[str, float | None] = field(default_factory=dict)
+    """Metric → value in percent; empty where none is known."""
+    weights: str = ""
+    """The file of published weights that the row is about."""
+    note: str = ""
+
+
+def main_rows() -> Iterator[Row]:
+    for entry in PUBLISHED.values():
+        if entry.top1 is None:
+            continue
+        model = f"{entry.model}_p{entry.patch_size}"
+        how = f"at {entry.input_size}{', distilled' if 'dist' in entry.tag else ''}"
+        top1, stem = {"top-1": entry.top1}, entry.file.removesuffix(".pth")
+        yield Row(model, f"{how}, evaluate", evaluation(stem), top1, entry.file)
+        yield Row(model, f"{how}, train", training_of(entry), top1, note=doubts(entry))
+
+
+def training_of(entry: Published) -> str:
+    patch = "" if entry.patch_size == 16 else f"model.patch_size={entry.patch_size}"
+    distilled = f"runs/{entry.model}_p{entry.patch_size}_dist"
+    match entry.tag:
+        case "fb_in1k":
+            return training(entry.model, f"recipe=paper_p{entry.patch_size}")
+        case "fb_dist_in1k":
+            return training(entry.model, patch, "recipe=distill_hard", f"run_dir={distilled}")
+        case _:
+            return training(entry.model, patch, "recipe=finetune_384 task=distill", f"pretrained={distilled}")
+
+
+def doubts(entry: Published) -> str:
+    drop_path = ["drop_path_rate from memory"] if entry.model in ("xcit_t24", "xcit_l24") else []
+    recipe = ["rate, batch and length unpublished, DeiT's taken"] if entry.input_size == 384 else []
+    return "; ".join(drop_path + recipe)
+
+
+def resolution_rows() -> Iterator[Row]:
+    for patch_size in (16, 8):
+        entry = PUBLISHED[f"xcit_s12_p{patch_size}.fb_in1k"]
+        command = evaluation(entry.file.removesuffix(".pth"), SIZES)
+        yield Row(f"xcit_s12_p{patch_size}", "evaluate", command, {"top-1 at 224": entry.top1}, entry.file)
+    for tagged in ("deit_small_patch16_224.fb_in1k", "resnet50.a1_in1k"):
+        yield Row(tagged.partition(".")[0], "evaluate", evaluation(f"timm/{tagged}", SIZES))
+
+
+def ablation_rows() -> Iterator[Row]:
+    base = {"top-1": PUBLISHED["xcit_s12_p16.fb_in1k"].top1}
+    for what, options in ABLATIONS.values():
+        command = training("xcit_s12", "recipe=paper_p16", *as_overrides(options))
+        yield Row("xcit_s12_p16", f"{what}, train", command, {} if options else base)
+
+
+def transfer_rows() -> Iterator[Row]:
+    for model in ("xcit_s12", "xcit_s24", "xcit_m24"):
+        for name in TRANSFER_SETS:
+            command = f"torchrun --nproc-per-node=8 train.py model={model} data={name} data.root=$DATA"
+            what = f"{name.replace('data.year=', '')}, fine-tune"
+            yield Row(f"{model}_p16", what, f"{command} pretrained=fb_dist_in1k")
+
+
+def comparison_rows() -> Iterator[Row]:
+    for tagged in OTHERS:
+        name = tagged.partition(".")[0]
+        yield Row(name, "evaluate", evaluation(f"timm/{tagged}"))
+        yield Row(name, "train by the paper's recipe", training("timm", f"model.name={name}"))
+
+
+def cost_rows() -> Iterator[Row]:
+    for patch_size in (16, 8):
+        yield later("cost", "xcit_s12", patch_size, "memory and time an image, by resolution")
+
+
+def attention_rows() -> Iterator[Row]:
+    yield later("attention_maps", "xcit_s12", 8, "class-attention maps of each head")
+
+
+def dino_rows() -> Iterator[Row]:
+    for entry in PUBLISHED.values():
+        if entry.tag == "fb_dino":
+            model, patch_size, file = entry.model, entry.patch_size, entry.file
+            yield later("knn", model, patch_size, "k-NN at 224", {"k-NN top-1": entry.knn}, file)
+            yield later("linear", model, patch_size, "linear at 224", {"linear top-1": entry.linear}, file)
+    model, patch_size, value = DINO_AT_384
+    file = PUBLISHED[f"{model}_p{patch_size}.fb_dino"].file
+    yield later("linear", model, patch_size, "linear at 384", {"linear top-1": value}, file, 384)
+
+
+def coco_rows() -> Iterator[Row]:
+    for (model, patch_size), (box, mask, *_) in DENSE.items():
+        yield later("mask_rcnn", model, patch_size, "Mask R-CNN, 3× schedule", {"box mAP": box, "mask mAP": mask})
+
+
+def ade20k_rows() -> Iterator[Row]:
+    for (model, patch_size), (*_, semantic_fpn, upernet) in DENSE.items():
+        yield later("semantic_fpn", model, patch_size, "Semantic FPN, 80k iterations", {"mIoU": semantic_fpn})
+        yield later("upernet", model, patch_size, "UperNet, 160k iterations", {"mIoU": upernet})
+
+
+def beyond_rows() -> Iterator[Row]:
+    for recipe, after in BEYOND.items():
+        folder = f"runs/xcit_s12_p16_{recipe}"
+        run_dir = f"run_dir={folder}" if after else ""
+        yield Row("xcit_s12_p16", recipe, training("xcit_s12", f"recipe={recipe}", run_dir))
+        if after:
+            command = training("xcit_s12", f"recipe={after}", f"pretrained={folder}")
+            yield Row("xcit_s12_p16", f"{after}, after it", command)
+
+
+def later(
+    key: str,
+    model: str,
+    patch_size: int,
+    what: str,
+    published: Mapping[str, float | None] | None = None,
+    weights: str | None = None,
+    size: int = 224,
+) -> Row:
+    """A row whose command is LATER[key]."""
+    weights, template = weights or f"{long_name(model, patch_size)}_224.pth", LATER[key]
+    stem = weights.removesuffix(".pth")
+    command = template and template.format(model=model, patch_size=patch_size, weights=stem, size=size)
+    return Row(f"{model}_p{patch_size}", what, command, published or {}, weights)
+
+
+def training(model: str, *more: str) -> str:
+    start = f"torchrun --nproc-per-node=8 train.py model={model} data=imagenet data.root=$IMAGENET"
+    return " ".join([start, *filter(None, more)])
+
+
+def evaluation(checkpoint: str, *more: str) -> str:
+    return " ".join([f"python eval.py checkpoint={checkpoint} data=imagenet data.root=$IMAGENET", *more])
+
+
+# name → (title, rows)
+SECTIONS: dict[str, tuple[str, Callable[[], Iterator[Row]]]] = {
+    "table2": ("Table 2 (its number from memory): ImageNet-1k, every published model", main_rows),
+    "figure2": ("Figure 2 (its models from memory): peak memory and time", cost_rows),
+    "figure3": ("Figure 3 (its models from memory): top-1 against test resolution", resolution_rows),
+    "figure4": ("Figure 4 (its model from memory): attention maps", attention_rows),
+    "table3": ("Table 3 (its number from memory): backbones trained by DINO, frozen", dino_rows),
+    "table4": ("Table 4 and appendix: ablation (in one go: scripts/ablations.py)", ablation_rows),
+    "table5": ("Table 5 (its number from memory): COCO", coco_rows),
+    "table6": ("Table 6 (its number from memory): ADE20k", ade20k_rows),
+    "transfer": ("Transfer (models, rates and lengths are ours)", transfer_rows),
+    "comparison": ("Comparison: other models through the same loop", comparison_rows),
+    "beyond": ("Beyond the paper: no claim", beyond_rows),
+}
+
+
+def every_row() -> Iterator[tuple[str, Row]]:
+    return ((name, row) for name, (_, rows) in SECTIONS.items() for row in rows())

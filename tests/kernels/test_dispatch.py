@@ -1,0 +1,183 @@
+"""dispatch.py decides alone, and where somebody wants to see torch's operations, torch's operations run."""
+
+import ast
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import xcit
+from xcit import kernels
+from xcit.errors import InputError
+from xcit.kernels import dispatch
+from xcit.kernels.cpu import library
+from xcit.kernels.dispatch import backend_for
+from xcit.models.fast.training import fuse_for_training
+from xcit.models.layer import XCiTLayer
+
+from ..conftest import ROOT
+from ..models.examples import tiny
+from .test_layers import tokens
+
+ROOM = ROOT / "xcit" / "kernels"
+DECISIVE = {
+    "_are_functorch_transforms_active",
+    "_get_tracing_state",
+    "_global_forward_hooks",
+    "_len_torch_dispatch_stack",
+    "find_spec",
+    "get_autocast_dtype",
+    "get_cpu_capability",
+    "is_autocast_enabled",
+    "is_cpu",
+    "is_current_stream_capturing",
+    "is_dynamo_compiling",
+    "is_exporting",
+    "platform",
+}
+"""Names that a file uses to ask about devices, autocast, compilers, tracers, hooks or processors."""
+
+
+def questions(source: str) -> set[str]:
+    """What a file asks that dispatch.py should answer."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(node, "attr", None) or getattr(node, "id", None)  # of an attribute, or a name
+        owner = getattr(node, "value", None)
+        owned_by = getattr(owner, "attr", None) or getattr(owner, "id", None)
+        if name in DECISIVE or (name and owned_by == "compiler"):
+            found.add(name)
+        elif name == "type" and owned_by == "device":
+            found.add("device.type")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOM)) for path in ROOM.rglob("*.py")))
+def test_no_other_file_asks(path: str) -> None:
+    found = questions((ROOM / path).read_text())
+    if path == "dispatch.py":
+        assert {"device.type", "is_compiling", "_get_tracing_state", "find_spec", "get_cpu_capability"} <= found
+    elif path == "self_check.py":  # autocast for the device that it checks
+        assert found <= {"device.type"}
+    else:
+        assert not found
+
+
+@pytest.mark.parametrize(
+    ("line", "question"),
+    [
+        ("x.device.type == 'cpu'", "device.type"),
+        ("torch.compiler.is_compiling()", "is_compiling"),
+        ("torch.get_autocast_dtype('cpu')", "get_autocast_dtype"),
+        ("torch._C._get_tracing_state()", "_get_tracing_state"),
+        ("importlib.util.find_spec('triton')", "find_spec"),
+        ("torch.backends.cpu.get_cpu_capability()", "get_cpu_capability"),
+    ],
+)
+def test_the_check_sees_a_question(line: str, question: str) -> None:
+    assert questions(line) == {question}
+
+
+def flops(model: nn.Module, *inputs: object) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("N", [20, 80])  # of 80 tokens the covariance form is the cheaper one
+def test_flops_of_a_layer_are_those_of_the_plain_form(N: int) -> None:  # noqa: N803
+    layer, inputs = fuse_for_training(XCiTLayer(16, 2, 1.0)), (tokens(2, N, 16), (4, N // 4))
+    found = flops(layer, *inputs)
+    with kernels.forced("plain"):
+        assert found == flops(layer, *inputs) > 0
+
+
+def test_flops_of_a_folded_copy_are_those_of_the_model() -> None:
+    model, images = tiny(depth=2).eval(), torch.randn(2, 3, 32, 24)
+    folded = xcit.fuse_for_inference(model)
+    with torch.no_grad():
+        found = flops(folded, images)
+        with kernels.forced("plain"):
+            assert found == flops(model, images) > 0
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
+def test_a_dispatch_mode_sees_torchs_operations(calls: list[str]) -> None:
+    """Forward and backward, without hooks: those of FlopCounterMode alone would switch to the plain form."""
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), tokens(2, 6, 32)
+    with Recorder() as mode:
+        layer(x, (2, 3)).sum().backward()
+    assert calls == []
+    assert {"aten.gelu.default", "aten._softmax.default", "aten.native_batch_norm.default"} & mode.names
+    assert not [name for name in mode.names if name.startswith(("mkldnn", "xcit"))]
+    layer(x, (2, 3)).sum().backward()
+    assert calls
+
+
+def test_a_fake_layer_runs() -> None:
+    with FakeTensorMode():
+        layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), torch.empty(2, 6, 32)
+        y = layer(x, (2, 3))
+        y.sum().backward()
+    assert y.shape == (2, 6, 32)
+
+
+def test_in_code_compiled_for_a_gpu_the_plain_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = fuse_for_training(XCiTLayer(32, 2, 1.0))
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, 6, 32, device="cuda")
+    on_cpu = tokens(2, 6, 32)
+    monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
+    for kind in ("auto", "fast", "triton"):
+        with kernels.forced(kind):
+            assert kernels.chosen(layer, on_gpu) and kernels.chosen(layer, on_cpu)
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+                assert not kernels.chosen(layer, on_gpu) and kernels.chosen(layer, on_cpu)
+                assert backend_for("attend", on_gpu) == "torch"
+
+
+@pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
+@pytest.mark.usefixtures("one_thread")
+def test_an_operation_can_be_left_to_torch(calls: list[str]) -> None:
+    layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), tokens(2, 6, 32)
+    layer(x, (2, 3))
+    assert calls == ["attend", "norm_depthwise", "gelu_affine_depthwise", "gelu"]
+    calls.clear()
+    with dispatch.without("attend", "gelu"):
+        layer(x, (2, 3))
+    assert calls == ["norm_depthwise", "gelu_affine_depthwise"]
+    with pytest.raises(InputError, match="gelo: must be of"), dispatch.without("gelo"):
+        pass
+
+
+def test_every_operation_is_asked_for_by_a_file() -> None:
+    """The tables of dispatch.py name no operation that does not exist, and backend_for is asked for no other."""
+    asked: set[str] = set()
+    for path in ROOM.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("backend_for", "runs_on_cpu"):
+                asked |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    assert asked == dispatch.OPERATIONS - {"covariance"}
+
+
+def test_every_kernel_is_in_the_table() -> None:
+    """docs/kernels.md has a row for each operation and backend."""
+    table = (ROOT / "docs" / "kernels.md").read_text()
+    rows = {tuple(cell.strip(" `") for cell in line.split("|")[1:3]) for line in table.splitlines() if "|" in line}
+    on_cpu = dispatch.CPP | dispatch.ONEDNN_OPERATIONS | {"grad_bias"}
+    expected = {(name, "cpu") for name in on_cpu} | {(name, "triton") for name in dispatch.TRITON}
+    assert expected | {("covariance", "torch")} <= rows

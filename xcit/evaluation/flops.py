@@ -1,0 +1,34 @@
+"""FLOPs of a forward pass, counted without computing anything."""
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import create_model
+from ..preprocessing import data_settings
+
+
+@functools.cache
+def forward_flops(model: str, size: int, /, **options: Any) -> int:
+    """FLOPs of one image of size × size pixels, where a multiply-add counts as two.
+
+    The model is built on the meta device, so that it takes neither time nor memory.
+
+    Args:
+        model: its name, as `create_model` takes it, with the options.
+    """
+    with torch.device("meta"):
+        network = create_model(model, **options).eval().requires_grad_(False)  # else the counter follows the gradients
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, size, size))
+    return counter.get_total_flops()
+
+
+@functools.cache
+def teacher_flops(name: str) -> int:
+    """FLOPs of one image in a model of timm, at the size that the model was made for."""
+    with torch.device("meta"):
+        size = data_settings(create_model("timm", name=name)).image_size
+    return forward_flops("timm", size, name=name)

@@ -1,0 +1,54 @@
+"""Gradient checkpointing: the backward pass computes a layer's activations again, so that they need not be kept."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import InputError
+from ...kernels import Kernels, forced, kind
+
+
+def switch_on_checkpointing(model: nn.Module) -> None:
+    """Switch gradient checkpointing on, in any model with `set_grad_checkpointing`: XCiT and timm's models.
+
+    timm's models then update BatchNorm's running statistics twice in each step.
+    """
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no gradient checkpointing")
+    switch()
+
+
+def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
+    """layer(*inputs), computed again in the backward pass.
+
+    The second time uses the same random numbers and the same kernels, and leaves BatchNorm's running statistics alone.
+    """
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), second_time(layer, kind())
+
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def second_time(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
+    with forced(kernels), unchanged_statistics(layer):
+        yield
+
+
+@contextmanager
+def unchanged_statistics(layer: nn.Module) -> Iterator[None]:
+    """Within it BatchNorms update copies of their running statistics, which are dropped at the end."""
+    norms = [module for module in layer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

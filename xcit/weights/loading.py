@@ -1,0 +1,79 @@
+"""Load weights from a file, a run folder or a published name into a model."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import Notice
+from ..preprocessing import told
+from ..storage import load_exactly, read_tensors
+from .formats import State, Weights, weights_in
+from .sources import locate
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind: str | None = None) -> None:
+    """Load weights into a model, in place.
+
+    If the weights are for another number of classes, or have no classifier, the model keeps its own classifier and a
+    `Notice` says so.
+
+    Args:
+        model: the model to load into.
+        source: anything that `locate` finds (a file, a run folder, the name of published weights), or the content of
+            such a file. Key names may be timm's or the authors'. Files are torch's or safetensors; a file that carries
+            code is refused.
+        kind: "raw" or "ema". The default is the moving average if the file has one, else the raw weights.
+
+    Raises:
+        InputError: the source cannot be found or read, or its keys or shapes differ from the model's (the message lists
+            them). The model is unchanged then.
+    """
+    weights = read_weights(source)
+    state, notice = with_head_of(model, weights.state(kind), weights.origin)
+    load_exactly(model, state, weights.origin)
+    if notice:
+        warnings.warn(notice, Notice, stacklevel=2)
+
+
+def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
+    """Read the weights in a file, or in the content of one. Key names become timm's."""
+    if isinstance(source, Mapping):
+        return weights_in(source, "the state dict")
+    path = locate(str(source))
+    return weights_in(read_tensors(path), str(path))
+
+
+def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
+    """The state with the model's own classifier if the state's has another number of classes; and the notice of it."""
+    own = model.state_dict()
+    head = head_prefix(model)
+    here = {key: value for key, value in own.items() if key.startswith(head)}
+    there = {key: value for key, value in state.items() if key.startswith(head)}
+    if here.keys() == there.keys() and all(here[key].shape[:1] == there[key].shape[:1] for key in here):
+        return state, None
+    if here and there and here.keys() != there.keys():
+        return state, None  # a classifier with other keys is an error, which `load_exactly` reports
+    rest = {key: value for key, value in state.items() if key not in there}
+    if not here:
+        notice = f"its classifier of {num_outputs(there)} classes is left out, as the model has none"
+    elif not there:
+        notice = f"holds no classifier; the model's of {num_outputs(here)} classes starts anew"
+    else:
+        notice = (
+            f"its classifier of {num_outputs(there)} classes is left out; "
+            f"the model's of {num_outputs(here)} starts anew"
+        )
+    return rest | here, f"{origin}: {notice}"
+
+
+def head_prefix(model: nn.Module) -> str:
+    """The prefix of the classifier's keys."""
+    configured = told(model).get("classifier")
+    return f"{configured if isinstance(configured, str) else 'head'}."
+
+
+def num_outputs(head: State) -> int:
+    return next(iter(head.values())).shape[0]
