@@ -13,8 +13,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-import data
-from xcit import InputError, create_model
+from data.datasets import DATASETS
+from data.loader import EvalLoader
+from data.views import VIEWS
+from xcit import create_model
 from xcit.checkpoint import is_checkpoint, task_weights
 from xcit.command import guarded, run
 from xcit.composition import Tables, every_key, read_config, section_for, to_yaml
@@ -22,7 +24,7 @@ from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig,
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, require_target
-from xcit.errors import given_as
+from xcit.errors import InputError, given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep
 from xcit.models import MODELS
@@ -38,9 +40,9 @@ from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
 
 TABLES: Tables = {
     "model": MODELS,
-    "data": data.DATASETS,
+    "data": DATASETS,
     "task": TASKS,
-    "augment": {name: data.VIEWS[task.view].training for name, task in TASKS.items()},
+    "augment": {name: VIEWS[task.view].training for name, task in TASKS.items()},
 }
 
 
@@ -60,7 +62,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         folder.require_free()
 
         # 3. The data set.
-        source = data.DATASETS[whole.data.name](**whole.data.options)
+        source = DATASETS[whole.data.name](**whole.data.options)
         examples = source.val(saved.classes)
         task = saved.config.task if saved.config else TaskConfig(name="classify")
         require_target(task.name, TASKS[task.name], whole.data.name, examples.target_kind)
@@ -79,10 +81,10 @@ def evaluate(config: EvalConfig) -> list[Row]:
         )
 
         # 5. The evaluation at each resolution.
-        view = data.VIEWS[TASKS[task.name].view].evaluation
+        view = VIEWS[TASKS[task.name].view].evaluation
         rows = sweep(
             tasks,
-            lambda resolution: data.EvalLoader(
+            lambda resolution: EvalLoader(
                 examples,
                 view(preprocessing.at(resolution), examples.classes),
                 config.batch_size,
@@ -170,7 +172,7 @@ def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-@guarded(data.DataError, data.WorkerKilledError)
+@guarded
 def main(raw: DictConfig) -> None:
     evaluate(read_config(EvalConfig, raw, TABLES))
 

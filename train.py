@@ -11,7 +11,12 @@ from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import data
+from data.datasets import DATASETS
+from data.examples import Examples
+from data.gpu_decoding import require_gpu_decoding
+from data.loader import EvalLoader, TrainLoader
+from data.samplers import TrainBatches
+from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run
 from xcit.composition import Tables, every_key, read_config, to_yaml
@@ -42,9 +47,9 @@ from xcit.tasks import TASKS
 
 TABLES: Tables = {
     "model": MODELS,
-    "data": data.DATASETS,
+    "data": DATASETS,
     "task": TASKS,
-    "augment": {name: data.VIEWS[task.view].training for name, task in TASKS.items()},
+    "augment": {name: VIEWS[task.view].training for name, task in TASKS.items()},
 }
 
 
@@ -57,7 +62,7 @@ def train(config: TrainConfig) -> float:
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
         # 2. The data set: examples to learn from, examples to be evaluated on, and what they are labelled with.
-        source = data.DATASETS[config.data.name](**config.data.options)
+        source = DATASETS[config.data.name](**config.data.options)
         examples = source.train()
         held_out = source.val(examples.classes)
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
@@ -82,10 +87,10 @@ def train(config: TrainConfig) -> float:
         length = Length(config.train.epochs, config.train.updates)
         batches = train_batches(config, examples, preprocessing, length, device)
         updates_per_epoch = len(batches) // config.train.accumulate
-        evaluation_view = data.VIEWS[task.view].evaluation
+        evaluation_view = VIEWS[task.view].evaluation
 
-        def batches_at(resolution: int) -> data.EvalLoader:
-            return data.EvalLoader(
+        def batches_at(resolution: int) -> EvalLoader:
+            return EvalLoader(
                 held_out,
                 evaluation_view(preprocessing.at(resolution), examples.classes),
                 config.train.batch_size(distributed.world_size()),
@@ -156,7 +161,7 @@ def train(config: TrainConfig) -> float:
 def check(config: TrainConfig, device: torch.device) -> None:
     """Refuse what can be refused before the data are read."""
     if config.data.decode == "gpu":
-        data.require_gpu_decoding(device)
+        require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     TASKS[config.task.name].check_options(config.task.options, config.augment.options)
     sizes = {
@@ -200,7 +205,7 @@ def new_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimiz
 
 
 def new_state(
-    config: TrainConfig, task: Task, examples: data.Examples, preprocessing: Preprocessing, device: torch.device
+    config: TrainConfig, task: Task, examples: Examples, preprocessing: Preprocessing, device: torch.device
 ) -> TrainingState:
     """The state before the first update."""
     return TrainingState(
@@ -227,11 +232,11 @@ def new_state(
 
 
 def train_batches(
-    config: TrainConfig, examples: data.Examples, preprocessing: Preprocessing, length: Length, device: torch.device
-) -> data.TrainLoader:
+    config: TrainConfig, examples: Examples, preprocessing: Preprocessing, length: Length, device: torch.device
+) -> TrainLoader:
     """This process's share of the augmented batches, as conf/augment describes them."""
-    view = data.VIEWS[TASKS[config.task.name].view].training
-    order = data.TrainBatches(
+    view = VIEWS[TASKS[config.task.name].view].training
+    order = TrainBatches(
         len(examples),
         config.train.batch_size(distributed.world_size()),
         seed=config.seed,
@@ -241,7 +246,7 @@ def train_batches(
         world_size=distributed.world_size(),
         shuffled=examples.shuffled,
     )
-    return data.TrainLoader(
+    return TrainLoader(
         examples,
         [
             view(preprocessing.at(size), examples.classes, config.data.decode, **config.augment.options)
@@ -274,7 +279,7 @@ def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Re
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@guarded(data.DataError, data.WorkerKilledError)
+@guarded
 def main(raw: DictConfig) -> float:
     return train(read_config(TrainConfig, raw, TABLES))
 

@@ -28,7 +28,7 @@ Row = dict[str, float | str]
 TRAIN = Path(__file__).parents[1] / "train.py"
 
 
-@guarded()
+@guarded
 def main() -> None:
     arguments, overrides = parse_arguments()
     folder = Path(arguments.folder)

@@ -189,7 +189,7 @@ def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
     return step
 
 
-@guarded()
+@guarded
 def main() -> None:
     # Check the options before anything is measured.
     arguments = parse_arguments()

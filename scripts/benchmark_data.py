@@ -35,17 +35,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
-import data
 import xcit
 from data.crops import random_resized_crop
 from data.datasets.folder import list_classes
 from data.datasets.image_files import ImageFiles
 from data.encoded_image import EncodedImage
-from data.examples import View
+from data.examples import Example, View
 from data.jpeg import read_jpeg
-from data.loader import make_loader
+from data.loader import TrainLoader, make_loader
+from data.mixing import Mixing
+from data.samplers import EvalBatches, TrainBatches
 from data.shared_memory import SharedBuffers
+from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples
+from data.views.labelled_crop import RandomLabelledCrop
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError
 from xcit.storage import write_text
@@ -125,7 +128,7 @@ def against_timm(
     images = arguments.batches * arguments.batch_size
     few = argparse.Namespace(**vars(arguments) | {"batch_size": max(1, arguments.batch_size // 8)})
     viewed = ViewedExamples(repeated(usual, images), DecodeOnly(), replace=False)
-    order = data.EvalBatches(images, arguments.batch_size)
+    order = EvalBatches(images, arguments.batch_size)
     decoding = make_loader(viewed, order, arguments.workers, CPU, keep_workers=True)
     plain = compare(repeated(usual, images), PLAIN, arguments, device, decode_only=decoding)
     return {
@@ -147,11 +150,11 @@ def compare(
     **others: Iterable[Any],
 ) -> dict[str, float]:
     """Median images/s of ours, timm's and the other loaders, and the ratio of ours to timm's over the rounds."""
-    mixing = data.Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1)
-    ours = data.TrainLoader(
+    mixing = Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1)
+    ours = TrainLoader(
         images,
-        [data.RandomLabelledCrop(data.TrainTransform(SIZE, **policy), mixing)],
-        data.TrainBatches(len(images), arguments.batch_size, seed=0),
+        [RandomLabelledCrop(TrainTransform(SIZE, **policy), mixing)],
+        TrainBatches(len(images), arguments.batch_size, seed=0),
         epochs=1,
         workers=arguments.workers,
         device=device,
@@ -200,7 +203,7 @@ class DecodeOnly(View):
     def __init__(self) -> None:
         self.buffers = SharedBuffers()
 
-    def sample(self, example: data.Example) -> Tensor:
+    def sample(self, example: Example) -> Tensor:
         assert isinstance(example.image, EncodedImage)
         simplejpeg.decode_jpeg(example.image.data)
         return torch.zeros(1, 1, 3, dtype=torch.uint8)
@@ -252,8 +255,8 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     """Print images/s of each stage on one core, of the whole loader, and of the model's training step."""
     # Each stage alone, on one core.
     torch.set_num_threads(1)
-    transform = data.TrainTransform(SIZE, **RAND_AUGMENT)
-    without_colour = data.TrainTransform(SIZE, **PLAIN)
+    transform = TrainTransform(SIZE, **RAND_AUGMENT)
+    without_colour = TrainTransform(SIZE, **PLAIN)
     paths = [path for path, _ in images.samples[:DISTINCT]]
     encoded = [EncodedImage(Path(path).read_bytes(), path) for path in paths]
     pixels = torch.stack([without_colour(image) for image in encoded])
@@ -291,14 +294,14 @@ def ratio(a: float, b: float) -> float:
 
 
 def whole_loader(
-    images: ImageFiles, transform: data.TrainTransform, arguments: argparse.Namespace, device: torch.device
+    images: ImageFiles, transform: TrainTransform, arguments: argparse.Namespace, device: torch.device
 ) -> Callable[[], Iterable[Any]]:
     images = repeated(images, arguments.batches * arguments.batch_size)
-    mixing = data.Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
-    loader = data.TrainLoader(
+    mixing = Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
+    loader = TrainLoader(
         images,
-        [data.RandomLabelledCrop(transform, mixing)],
-        data.TrainBatches(len(images), arguments.batch_size, seed=0),
+        [RandomLabelledCrop(transform, mixing)],
+        TrainBatches(len(images), arguments.batch_size, seed=0),
         epochs=1,
         workers=arguments.workers,
         device=device,
@@ -339,4 +342,4 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    guarded()(main)()
+    guarded(main)()

@@ -48,7 +48,7 @@ OPERATIONS = sorted({*TRAINING, *INFERENCE})
 Step = Callable[[], object]
 
 
-@guarded()
+@guarded
 def main() -> None:
     arguments = parse_arguments()
     every = {name: name for name in OPERATIONS}

@@ -37,7 +37,7 @@ WRITERS: dict[str, Callable[[Path, State], None]] = {
 }
 
 
-@guarded()
+@guarded
 def main() -> None:
     # Check the target before the source is read or downloaded.
     arguments = parse_arguments()

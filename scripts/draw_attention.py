@@ -142,7 +142,7 @@ def draw(axes: Axes) -> None:
     axes.plot([WIDTH / 2] * 2, [14, HEIGHT - 14], color="#cbd2d9", lw=1)
 
 
-@guarded()
+@guarded
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--output", default=str(Path(__file__).parents[1] / "docs/images/xca.svg"))

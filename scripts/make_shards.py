@@ -33,21 +33,20 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
-from data import DataError, ImageNet
 from data.datasets.folder import list_classes
 from data.datasets.image_files import ImageFiles
+from data.datasets.imagenet import ImageNet
 from data.shards.index import INDEX, Index, Shard, parse_index, scan
 from data.shards.writing import ShardJob, make_shard
-from xcit import InputError
 from xcit.command import ArgumentParser, guarded
-from xcit.errors import TrainingError
+from xcit.errors import InputError, TrainingError
 from xcit.storage import write_text
 
 UNFINISHED = ".unfinished"
 """A folder beside the shards for temporary files, and for a record of each finished shard."""
 
 
-@guarded(DataError)
+@guarded
 def main() -> None:
     arguments = parse_arguments()
     if arguments.index_only:
@@ -177,7 +176,7 @@ def size_of(path: str) -> int:
     try:
         return Path(path).stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
@@ -302,7 +301,7 @@ def index_existing(folder: Path, classes_file: str | None) -> None:
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not len(positions):
-                raise DataError(f"{path}: holds no samples; must be images with their classes, KEY.jpg and KEY.cls")
+                raise InputError(f"{path}: holds no samples; must be images with their classes, KEY.jpg and KEY.cls")
             shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
             highest = max(highest, int(positions.labels.max()))
     classes = read_classes(classes_file) if classes_file else [str(number) for number in range(highest + 1)]

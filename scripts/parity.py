@@ -53,7 +53,7 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@guarded()
+@guarded
 def main() -> None:
     ArgumentParser(__doc__).parse_args()
     print(f"{'model':<9} {'patch':>5} {'M params':>9}", *(f"{f'{h}x{w}':>9}" for h, w in IMAGE_SIZES))

@@ -75,7 +75,7 @@ class Needs:
         return f"{gpus}, {time} (estimate)"
 
 
-@guarded()
+@guarded
 def main() -> None:
     arguments = parse_arguments()
     chosen = [(section, row) for section, row in every_row() if matches(section, row, arguments.only)]

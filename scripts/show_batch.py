@@ -19,7 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
-import data
+from data.datasets import DATASETS
+from data.views.labelled_crop import LabelledImages
 from train import TABLES, check, train_batches
 from xcit.command import guarded, run
 from xcit.composition import every_key, read_config
@@ -43,7 +44,7 @@ FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/Deja
 def show(config: TrainConfig) -> None:
     with distributed.session() as device:
         check(config, device)
-        examples = data.DATASETS[config.data.name](**config.data.options).train()
+        examples = DATASETS[config.data.name](**config.data.options).train()
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
 
         # One batch needs no workers. Workers would also load the next batches, which nobody uses.
@@ -51,7 +52,7 @@ def show(config: TrainConfig) -> None:
         preprocessing = Preprocessing.of_model(dry_run(config.model.entry, config.model.options, {}))
         length = Length(config.train.epochs, config.train.updates)
         batch = next(train_batches(alone, examples, preprocessing, length, device).epoch(0))
-        if not isinstance(batch, data.LabelledImages):
+        if not isinstance(batch, LabelledImages):
             raise InputError(
                 f"task={config.task.name}: learns from the view {TASKS[config.task.name].view}; "
                 "only batches of images with class probabilities can be drawn"
@@ -116,7 +117,7 @@ def save(sheet: Image.Image, run_dir: str | None) -> Path:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@guarded()
+@guarded
 def main(raw: DictConfig) -> None:
     show(read_config(TrainConfig, raw, TABLES))
 

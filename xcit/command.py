@@ -26,31 +26,23 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
 
-def guarded(*further: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a main function: errors that a user can mend end it with one line and a status, without a traceback.
 
-    It stands below @hydra.main, because Hydra adds lines of its own to an exception.
-
-    Args:
-        further: exceptions that are handled like an InputError. The status is their exit_status, or 2. An exception
-            whose of_one_process is true is raised in one process only, which prints it.
+    It stands below @hydra.main, because Hydra adds lines of its own to an exception. The status is the error's
+    exit_status, or 2. An error whose of_one_process is true is raised in one process only, which prints it.
     """
 
-    def decorate(main: Callable[..., Any]) -> Callable[..., Any]:
-        told: tuple[type[Exception], ...] = (InputError, TrainingError, *further)
+    @functools.wraps(main)
+    def guard(*args: Any) -> Any:
+        try:
+            return main(*args)
+        except (InputError, TrainingError) as error:
+            stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
+        except KeyboardInterrupt:
+            stop("interrupted", 1)
 
-        @functools.wraps(main)
-        def guard(*args: Any) -> Any:
-            try:
-                return main(*args)
-            except told as error:
-                stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
-            except KeyboardInterrupt:
-                stop("interrupted", 1)
-
-        return guard
-
-    return decorate
+    return guard
 
 
 def run(main: Callable[[], Any], keys: Sequence[str]) -> None:

@@ -13,10 +13,11 @@ from scipy.stats import ks_2samp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
-from data import BrokenImageError, TrainTransform, crops
+from data import crops
 from data.crops import Box, random_box, random_resized_crop
-from data.encoded_image import EncodedImage
+from data.encoded_image import BrokenImageError, EncodedImage
 from data.jpeg import Jpeg, read_jpeg
+from data.transforms import TrainTransform
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -19,25 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import (
-    BrokenImageError,
-    CenterLabelledCrop,
-    EvalLoader,
-    Example,
-    Examples,
-    Folder,
-    LabelledImages,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-)
+from data.datasets.folder import Folder
 from data.datasets.image_files import ImageFiles
-from data.examples import View
-from data.loader import WorkerKilledError
+from data.encoded_image import BrokenImageError
+from data.examples import Example, Examples, View
+from data.loader import EvalLoader, TrainLoader, WorkerKilledError
+from data.mixing import Mixing
+from data.samplers import TrainBatches
 from data.shared_memory import SharedBuffers
+from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples, ViewedSample
+from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
 from data.workers import end_workers
 from xcit.preprocessing import Preprocessing
 
@@ -259,10 +251,10 @@ def test_a_worker_that_is_killed_ends_the_run_and_says_so(image_tree: Tree) -> N
 ENDS_BY_AN_ERROR = """
 import data, torch
 from xcit.preprocessing import Preprocessing
-images = data.Digits().train()
-order = data.TrainBatches(len(images), 8, seed=0)
-view = data.CenterLabelledCrop(Preprocessing(size=(16, 16)), 10)
-loader = data.TrainLoader(images, [view], order, epochs=1, workers=2, device=torch.device("cpu"))
+images = Digits().train()
+order = TrainBatches(len(images), 8, seed=0)
+view = CenterLabelledCrop(Preprocessing(size=(16, 16)), 10)
+loader = TrainLoader(images, [view], order, epochs=1, workers=2, device=torch.device("cpu"))
 for batch in loader.epoch(0):
     raise RuntimeError("of the training")
 """

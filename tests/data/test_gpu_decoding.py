@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from data import (
-    BrokenImageError,
-    GpuTrainTransform,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-)
 from data.datasets.image_files import ImageFiles
-from data.encoded_image import EncodedImage
-from data.gpu_decoding import Undecoded, require_gpu_decoding
+from data.encoded_image import BrokenImageError, EncodedImage
+from data.gpu_decoding import GpuTrainTransform, Undecoded, require_gpu_decoding
+from data.loader import TrainLoader
+from data.mixing import Mixing
+from data.samplers import TrainBatches
+from data.transforms import TrainTransform
+from data.views.labelled_crop import RandomLabelledCrop
 from xcit.errors import InputError
 
 from ..conftest import TINY, Result

@@ -9,19 +9,14 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import (
-    CenterLabelledCrop,
-    Digits,
-    EvalLoader,
-    Examples,
-    Folder,
-    LabelledImages,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-)
+from data.datasets.digits import Digits
+from data.datasets.folder import Folder
+from data.examples import Examples
+from data.loader import EvalLoader, TrainLoader
+from data.mixing import Mixing
+from data.samplers import TrainBatches
+from data.transforms import TrainTransform
+from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from timm.data import auto_augment
 
-from data import TrainTransform
 from data.rand_augment import FASTER
+from data.transforms import TrainTransform
 
 from .test_crops import photograph
 

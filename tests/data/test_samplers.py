@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from data import EvalBatches, TrainBatches
+from data.samplers import EvalBatches, TrainBatches
 
 Entry = tuple[int, int]
 

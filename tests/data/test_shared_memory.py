@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from data import EvalBatches, Example, Examples
-from data.examples import View
+from data.examples import Example, Examples, View
 from data.loader import batches_of, make_loader
+from data.samplers import EvalBatches
 from data.shared_memory import PREFETCHED, SharedBuffers
 from data.viewed_examples import ViewedExamples
 

@@ -8,19 +8,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 import xcit
-from data import (
-    CenterLabelledCrop,
-    Digits,
-    EvalLoader,
-    Examples,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-    crops,
-)
+from data import crops
+from data.datasets.digits import Digits
 from data.datasets.image_files import ImageFiles
+from data.examples import Examples
+from data.loader import EvalLoader, TrainLoader
+from data.mixing import Mixing
+from data.samplers import TrainBatches
+from data.transforms import TrainTransform
+from data.views.labelled_crop import CenterLabelledCrop, RandomLabelledCrop
 from xcit.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")

@@ -12,10 +12,12 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import CenterLabelledCrop, Digits, Example, Examples, Mixing, RandomLabelledCrop, TrainTransform
-from data.examples import View
-from data.transforms import grey_solarise_or_blur
+from data.datasets.digits import Digits
+from data.examples import Example, Examples, View
+from data.mixing import Mixing
+from data.transforms import TrainTransform, grey_solarise_or_blur
 from data.viewed_examples import ViewedExamples, ViewedSample
+from data.views.labelled_crop import CenterLabelledCrop, RandomLabelledCrop
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

@@ -11,17 +11,13 @@ import torch
 from timm.utils import ModelEmaV3
 
 import xcit
-from data import (
-    Digits,
-    Example,
-    Examples,
-    LabelledImages,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-)
+from data.datasets.digits import Digits
+from data.examples import Example, Examples
+from data.loader import TrainLoader
+from data.mixing import Mixing
+from data.samplers import TrainBatches
+from data.transforms import TrainTransform
+from data.views.labelled_crop import LabelledImages, RandomLabelledCrop
 from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, fit
 from xcit.engine.numerics import grad_scaler

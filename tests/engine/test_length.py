@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from data import LabelledImages
+from data.views.labelled_crop import LabelledImages
 from xcit.engine.length import Length
 from xcit.engine.run_folder import RunFolder
 

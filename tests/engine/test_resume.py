@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import LabelledImages
+from data.views.labelled_crop import LabelledImages
 from xcit.engine.loop import Trainer
 from xcit.engine.run_folder import RunFolder
 from xcit.engine.state import read_state

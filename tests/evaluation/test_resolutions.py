@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import LabelledImages
+from data.views.labelled_crop import LabelledImages
 from xcit.evaluation.cost import Meter
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import Row, sweep

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import train
-from data import LabelledImages, RandomLabelledCrop
+from data.views.labelled_crop import LabelledImages, RandomLabelledCrop
 from scripts.show_batch import FONT, GAP, LINE, caption, shortened
 from xcit.config import TrainConfig
 

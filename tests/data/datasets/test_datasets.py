@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from data import DATASETS, Digits, Folder, ImageNet, encoded_image
+from data import encoded_image
+from data.datasets import DATASETS
+from data.datasets.digits import Digits
+from data.datasets.folder import Folder
+from data.datasets.imagenet import ImageNet
 from xcit.errors import InputError
 
 Tree = Callable[..., Path]

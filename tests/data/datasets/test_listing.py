@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import Folder
 from data.caches import cache_folder
 from data.datasets import listing
+from data.datasets.folder import Folder
 from data.datasets.listing import list_images
 from data.datasets.packed_texts import PackedTexts
 from xcit.errors import InputError

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from data import ImageNetShards
 from data.datasets.image_files import ImageFiles
-from data.datasets.imagenet_shards import ShardImages
+from data.datasets.imagenet_shards import ImageNetShards, ShardImages
 from data.examples import Example, View
 from data.loader import batches_of, make_loader
 from data.shards.fetching import Patience

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data import ImageNetShards
+from data.datasets.imagenet_shards import ImageNetShards
 from data.shards.index import INDEX, Index, Shard, ShardError, parse_index
 from xcit.errors import InputError
 

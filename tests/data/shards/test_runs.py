@@ -51,7 +51,7 @@ def test_what_is_kept_stays_within_its_weight() -> None:
 
 ENDS_WHILE_FETCHING = """
 import sys
-from data import ImageNetShards
+from data.datasets.imagenet_shards import ImageNetShards
 images = ImageNetShards(urls=sys.argv[1], cache_dir=sys.argv[2], shuffle_shards=2, timeout=60.0).train()
 images[0]
 print("ends")

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import (
-    EvalBatches,
-    Folder,
-    Mixing,
-    RandomLabelledCrop,
-    TrainBatches,
-    TrainLoader,
-    TrainTransform,
-)
+from data.datasets.folder import Folder
 from data.datasets.imagenet_shards import ShardImages
+from data.loader import TrainLoader
+from data.mixing import Mixing
+from data.samplers import EvalBatches, TrainBatches
+from data.transforms import TrainTransform
+from data.views.labelled_crop import RandomLabelledCrop
 from xcit.errors import InputError
 
 from .servers import Faults, serving

@@ -1,5 +1,0 @@
-"""TEMPORARY."""
-
-from ..examples import View
-
-__all__ = ["View"]
