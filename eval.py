@@ -19,7 +19,7 @@ from data.views import VIEWS
 from xcit import create_model
 from xcit.checkpoint import is_checkpoint, task_weights
 from xcit.command import guarded, run
-from xcit.composition import Tables, every_key, read_config, section_for, to_yaml
+from xcit.composition import every_key, make_tables, read_config, section_for, to_yaml
 from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
 from xcit.engine.run_folder import RunFolder, new_path
@@ -38,12 +38,7 @@ from xcit.weights.formats import Weights, weights_in
 from xcit.weights.published import find_published
 from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
 
-TABLES: Tables = {
-    "model": MODELS,
-    "data": DATASETS,
-    "task": TASKS,
-    "augment": {name: VIEWS[task.view].training for name, task in TASKS.items()},
-}
+TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
 
 
 def evaluate(config: EvalConfig) -> list[Row]:

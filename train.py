@@ -19,7 +19,7 @@ from data.samplers import TrainBatches
 from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run
-from xcit.composition import Tables, every_key, read_config, to_yaml
+from xcit.composition import every_key, make_tables, read_config, to_yaml
 from xcit.config import TrainConfig
 from xcit.engine import distributed
 from xcit.engine.freezing import freeze, frozen_parts
@@ -38,19 +38,13 @@ from xcit.engine.trackers import make_tracker, new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import write_report
 from xcit.evaluation.resolutions import sweep
-from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS
 
-TABLES: Tables = {
-    "model": MODELS,
-    "data": DATASETS,
-    "task": TASKS,
-    "augment": {name: VIEWS[task.view].training for name, task in TASKS.items()},
-}
+TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
 
 
 def train(config: TrainConfig) -> float:

@@ -67,7 +67,7 @@ class TrainLoader:
             raise InputError("data: the training split holds no images")
         if not 1 <= len(views) <= epochs:
             raise InputError(
-                f"augment.image_sizes: holds {len(views)} sizes; must be 1 to {epochs} (train.epochs={epochs})"
+                f"augment.image_sizes: holds {len(views)} sizes; must be 1 to {epochs}, the epochs of the run"
             )
         for view in views:
             view.check_batch_size(batches.batch_size)

@@ -31,7 +31,7 @@ ALLOWED = {
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
     "xcit.checkpoint": set(),
     "xcit.config": {"xcit.errors"},
-    "xcit.composition": {"xcit.errors", "xcit.config"},
+    "xcit.composition": {"xcit.errors", "xcit.config", "xcit.models", "xcit.tasks"},
     "xcit.command": {"xcit.errors", "xcit.engine"},
     "data": {"xcit.errors", "xcit.preprocessing"},
 }
@@ -116,7 +116,7 @@ def test_there_are_no_circles() -> None:
 # inclusions as imports. Before the rooms were divided kernels/ had 33, 73 and 7, models/ 24, 36 and 8, data/ 29, 74
 # and 7.
 LIMITS = {
-    "xcit.kernels": (45, 72, 7),
+    "xcit.kernels": (38, 72, 8),
     "xcit.models": (24, 35, 7),
     "data": (36, 73, 7),
     "xcit.weights": (8, 10, 5),

@@ -30,6 +30,3 @@ def backbone_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]
         kind: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         for kind, weights in task_weights(content).items()
     }
-
-
-model_weights = backbone_weights  # TEMPORARY, until the weights room is merged

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from .config import OPEN_SECTIONS, Section, TrainConfig
 from .errors import InputError, Notice, choose, did_you_mean
+from .models import MODELS
+from .tasks import TASKS
 
 C = TypeVar("C", bound=Section)
 
@@ -30,18 +32,31 @@ hydra:
 """
 
 
+def make_tables(datasets: Mapping[str, Callable[..., Any]], training_views: Mapping[str, Callable[..., Any]]) -> Tables:
+    """The tables of the open groups. The data package, which xcit does not import, gives its own.
+
+    training_views: view → what makes it for training; a task names its view.
+    """
+    augment = {name: training_views[task.view] for name, task in TASKS.items()}
+    return {"model": MODELS, "data": datasets, "task": TASKS, "augment": augment}
+
+
 def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Tables) -> C:
     """The composed configuration as typed objects.
 
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type or range. One line that names the key.
     """
-    try:
-        plain: Any = (
-            OmegaConf.to_container(raw, resolve=True, throw_on_missing=True) if OmegaConf.is_config(raw) else raw
-        )
-    except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: must be given") from None
+    plain: Any = raw
+    if OmegaConf.is_config(raw):
+        try:
+            OmegaConf.to_container(
+                raw, resolve=False, throw_on_missing=True
+            )  # names the key itself, not one that uses it
+            plain = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            missing = "model" if "model" not in raw and error.full_key == "name" else error.full_key
+            raise InputError(f"{missing}: must be given") from None
     if schema is TrainConfig:
         plain = without_old_keys(plain)
     complete = schema_for(schema, plain, tables)

@@ -19,8 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_RULES = ("crop", "letterbox", "squash")
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""The mode of an 8-bit Pillow image by its number of channels."""
+PIL_MODES = {1: "L", 3: "RGB"}
+"""The mode of an 8-bit Pillow image by its number of channels. RGBA is missing: Pillow multiplies by alpha."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
+        sides = self.size if isinstance(self.size, tuple) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
             raise InputError(f"size={self.size}: must be (height, width) in pixels, both at least 1")
+        if not isinstance(self.channels, int) or self.channels < 1:
+            raise InputError(f"channels={self.channels}: must be at least 1")
         if not 0 < self.crop_ratio <= 1:
             raise InputError(f"crop_ratio={self.crop_ratio}: must be greater than 0 and at most 1")
         if not 1 <= self.bit_depth <= 16:
@@ -64,8 +67,8 @@ class Preprocessing:
             if value not in accepted:
                 raise InputError(f"{key}={value}: must be one of {', '.join(accepted)}")
         for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels:
-                raise InputError(f"{key}={values}: must hold {self.channels} values, one for each channel")
+            if len(values) != self.channels or not all(math.isfinite(value) for value in values):
+                raise InputError(f"{key}={values}: must hold {self.channels} finite values, one for each channel")
         if min(self.std) <= 0:
             raise InputError(f"std={self.std}: must be greater than 0")
 
@@ -105,10 +108,6 @@ class Preprocessing:
         return replace(self, size=size, crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio)
 
     @property
-    def image_size(self) -> int:  # TEMPORARY
-        return self.size[1]
-
-    @property
     def max_value(self) -> int:
         """The largest value of a pixel's channel."""
         return 2**self.bit_depth - 1
@@ -127,6 +126,8 @@ class Preprocessing:
         8-bit Pillow images are resized by Pillow, as the published accuracies were measured; others by torch.
         """
         if hasattr(image, "convert") and self.bit_depth == 8 and self.channels in PIL_MODES:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
             return self.resize_pillow(image.convert(PIL_MODES[self.channels]))
         return self.resize_tensor(self.as_tensor(image))
 
@@ -208,12 +209,3 @@ def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
 def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """The values if there is one for each channel, otherwise their mean for every channel."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-# TEMPORARY aliases, until the branches that use the old names are merged.
-told = pretrained_cfg
-DataSettings = Preprocessing
-
-
-def data_settings(model: nn.Module) -> Preprocessing:
-    return Preprocessing.of_model(model)

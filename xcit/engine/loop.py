@@ -119,8 +119,8 @@ class Trainer:
                 totals[name] = totals[name] + share if name in totals else share
 
         # The step, between the task's hooks.
+        state.scaler.unscale_(state.optimizer)
         if self.clip_norm is not None:
-            state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.task.parameters(), self.clip_norm)
         state.task.before_step(position, state.optimizer)
         state.scaler.step(state.optimizer)
@@ -202,10 +202,10 @@ def stopped(asking: str, state: TrainingState, folder: RunFolder) -> TrainingErr
 
 def require_finite(state: TrainingState) -> None:
     """Refuse to write a checkpoint within an epoch if a loss since the last row, or a weight, is not finite."""
-    loss = state.mean_losses().get("loss", 0.0)
+    losses_are_finite = all(math.isfinite(loss) for loss in state.mean_losses().values())
     weights = torch.stack([parameter.detach().isfinite().all() for parameter in state.task.parameters()])
-    if not math.isfinite(loss) or not weights.all():
-        what = "the loss is" if not math.isfinite(loss) else "weights are"
+    if not losses_are_finite or not weights.all():
+        what = "weights are" if losses_are_finite else "the loss is"
         raise not_finite(f"{what} not finite by step {state.step} of epoch {state.epoch + 1}")
 
 

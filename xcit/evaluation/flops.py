@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import create_model
-from ..preprocessing import data_settings
+from ..preprocessing import Preprocessing
 
 
 @functools.cache
@@ -30,5 +30,5 @@ def forward_flops(model: str, size: int, /, **options: Any) -> int:
 def teacher_flops(name: str) -> int:
     """FLOPs of one image in a model of timm, at the size that the model was made for."""
     with torch.device("meta"):
-        size = data_settings(create_model("timm", name=name)).image_size
+        size = Preprocessing.of_model(create_model("timm", name=name)).size[0]
     return forward_flops("timm", size, name=name)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, Notice, choose
-from ..preprocessing import told
+from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps
@@ -55,7 +55,7 @@ def create_model(
     build = choose(MODELS, name, "model")
     if pretrained is True and name == "timm":
         model = build(num_classes=num_classes, pretrained=True, **options)
-        trained = told(model)["num_classes"]
+        trained = pretrained_cfg(model)["num_classes"]
         if trained != num_classes:
             warnings.warn(f"timm's classifier of {trained} classes is left out; {num_classes} start anew", Notice, 2)
         return model

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import is_checkpoint, model_weights
+from ..checkpoint import backbone_weights, is_checkpoint
 from ..errors import InputError, Notice
 
 State = dict[str, Tensor]
@@ -46,7 +46,7 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
         InputError: there is no state dict in the content.
     """
     if is_checkpoint(content):
-        return Weights(origin, model_weights(content))
+        return Weights(origin, backbone_weights(content))
     if "teacher" in content:
         return Weights(origin, {"raw": backbone_of_dino(state_dict(content["teacher"], origin))})
     kinds = {"raw": content}

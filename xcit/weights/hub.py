@@ -7,7 +7,7 @@ from typing import Any, Self
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 
-from ..preprocessing import data_settings
+from ..preprocessing import Preprocessing
 from .loading import load_weights
 from .sources import HUB_FILE
 
@@ -60,7 +60,7 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
             pipeline_tag="image-classification",
             tags=["xcit", "image-classification", "model_hub_mixin"],
         )
-        settings = data_settings(self)
+        settings = Preprocessing.of_model(self)
         options = [{"option": key, "value": value} for key, value in self.init_options().items()]
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         parts = [
@@ -68,7 +68,7 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
             f"A cross-covariance image transformer (XCiT, {PAPER}) with {parameters:.2f} M parameters.",
             f'```python\nimport xcit\n\nmodel = xcit.XCiT.from_pretrained("{repo_id}")\n```',
             f"Images: (B, 3, H, W), mean {settings.mean} and deviation {settings.std} taken out. Any size will do; "
-            f"it is made for {settings.image_size} × {settings.image_size} pixels (crop ratio {settings.crop_ratio}, "
+            f"it is made for {settings.size[0]} × {settings.size[1]} pixels (crop ratio {settings.crop_ratio}, "
             f"{settings.interpolation}).",
             f"## Architecture\n\n{table(options)}",
         ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import Notice
-from ..preprocessing import told
+from ..preprocessing import pretrained_cfg
 from ..storage import load_exactly, read_tensors
 from .formats import State, Weights, weights_in
 from .sources import locate
@@ -71,7 +71,7 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
 
 def head_prefix(model: nn.Module) -> str:
     """The prefix of the classifier's keys."""
-    configured = told(model).get("classifier")
+    configured = pretrained_cfg(model).get("classifier")
     return f"{configured if isinstance(configured, str) else 'head'}."
 
 

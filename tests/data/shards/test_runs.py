@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.datasets.imagenet_shards import Recent, ShardImages
+from data.datasets.imagenet_shards import ShardImages
+from data.shards.reader import Recent
 
 from ...conftest import ROOT, launch
 from .servers import Faults, serving
