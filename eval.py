@@ -1,6 +1,6 @@
 """Evaluate a checkpoint across resolutions: the story of one evaluation.
 
-python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000
+python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000-123456
 python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=/path 'resolutions=[224,384]'
 torchrun --nproc-per-node=8 eval.py …
 """
@@ -33,7 +33,7 @@ from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
 from xcit.preprocessing import Preprocessing
 from xcit.storage import load_exactly, read_tensors
-from xcit.tasks import TASKS
+from xcit.tasks import BARE_WEIGHTS, TASKS
 from xcit.weights.formats import Weights, weights_in
 from xcit.weights.published import find_published
 from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
@@ -44,12 +44,10 @@ TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.item
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
     with distributed.session() as device:
-        # 1. The checkpoint, and what it tells of the run that wrote it.
+        # 1. Read the checkpoint and its run's configuration.
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
             saved = read_checkpoint(path)
-        kinds = list(saved.weights.kinds) if config.weights == "both" else [config.weights]
-        weights = {kind: saved.weights.state(kind) for kind in kinds}
 
         # 2. The configuration, completed with the run's own; the folder for the report.
         whole = completed(config, saved.config, path)
@@ -57,31 +55,30 @@ def evaluate(config: EvalConfig) -> list[Row]:
         folder.require_free()
 
         # 3. The data set.
+        task_class = TASKS[whole.task.name]
         source = DATASETS[whole.data.name](**whole.data.options)
         examples = source.val(saved.classes)
-        task = saved.config.task if saved.config else TaskConfig(name="classify")
-        require_target(task.name, TASKS[task.name], whole.data.name, examples.target_kind)
+        require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
 
-        # 4. The task with each of the weights, ready for inference.
+        # 4. The task with each kind of weights, its backbone ready for inference.
         tasks = {}
-        for name, state in weights.items():
-            num_classes = TASKS[task.name].num_outputs(target)
+        for kind, state in saved.of_task(task_class.backbone, config.weights).items():
+            num_classes = task_class.num_outputs(target)
             model = create_model(whole.model.entry, num_classes=num_classes, **whole.model.options)
-            tasks[name] = TASKS[task.name](model, target, **task.options).to(device)
-            load_exactly(tasks[name], state, str(path))
-            tasks[name].model = ready_for_inference(tasks[name].model)
-        preprocessing = (saved.preprocessing or Preprocessing.of_model(model)).at(
-            whole.data.image_size, config.crop_ratio
-        )
+            task = task_class(model, target, **whole.task.options).to(device)
+            load_exactly(task, state, str(path))
+            task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
+            tasks[kind] = task
+        preprocessing = saved.preprocessing or Preprocessing.of_model(model)
 
         # 5. The evaluation at each resolution.
-        view = VIEWS[TASKS[task.name].view].evaluation
+        view = VIEWS[task_class.view].evaluation
         rows = sweep(
             tasks,
             lambda resolution: EvalLoader(
                 examples,
-                view(preprocessing.at(resolution), examples.classes),
+                view(preprocessing.at(resolution, whole.crop_ratio), examples.classes),
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
@@ -92,7 +89,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             model=whole.model.name,
             checkpoint=str(path),
             eval_set=whole.data.name,
-            crop_ratio=config.crop_ratio,
+            crop_ratio=whole.crop_ratio,
             device=device,
             precision=config.precision,
         )
@@ -102,7 +99,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             folder.create()
             folder.describe(to_yaml(whole))
             trained_at = saved.config.data.image_size if saved.config else None
-            write_report(folder.path, rows, TASKS[task.name].headline, trained_at)
+            write_report(folder.path, rows, task_class.headline, trained_at)
             print(f"run folder: {folder.path}")
         return rows
 
@@ -112,20 +109,23 @@ class Saved:
     """What a file of weights holds."""
 
     weights: Weights
-    """Of the task."""
+    """Of the task in a run's checkpoint, otherwise of the model alone."""
     config: TrainConfig | None = None
-    """Of the run that wrote it; None for bare weights, like the fields below."""
+    """Of the run that wrote it; None for a file of weights, like the fields below."""
     classes: list[str] | None = None
     preprocessing: Preprocessing | None = None
+
+    def of_task(self, backbone: str, wanted: str) -> dict[str, dict[str, Any]]:
+        """Kind ("raw", "ema") → state dict of the task, for the wanted kinds. backbone: the task's."""
+        kinds = list(self.weights.kinds) if wanted == "both" else [wanted]
+        prefix = "" if self.config else f"{backbone}."
+        return {kind: {f"{prefix}{key}": value for key, value in self.weights.state(kind).items()} for kind in kinds}
 
 
 def read_checkpoint(path: Path) -> Saved:
     content = read_tensors(path)
     if not is_checkpoint(content):
-        models = weights_in(content, str(path)).kinds
-        prefix = TASKS["classify"].backbone
-        of_task = {kind: {f"{prefix}.{key}": value for key, value in state.items()} for kind, state in models.items()}
-        return Saved(Weights(str(path), of_task))
+        return Saved(weights_in(content, str(path)))
     preprocessing = content.get("preprocessing")  # older checkpoints have none: it is the model's
     return Saved(
         Weights(str(path), task_weights(content)),
@@ -136,17 +136,23 @@ def read_checkpoint(path: Path) -> Saved:
 
 
 def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
-    """The configuration; model, data and resolutions that it does not give are the run's."""
+    """Take model, data, task, resolutions and crop ratio from the run if they are not given."""
     known_model = trained.model if trained else model_of(config.checkpoint, path)
     model = config.model or known_model
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
-        raise InputError(f"{missing}: must be given, as {config.checkpoint} holds weights alone")
+        raise InputError(f"{missing}: must be given, because {config.checkpoint} contains only weights")
     made_for = known_model.options.get("image_size") if known_model else None
     resolutions = config.resolutions or (trained.resolutions if trained else [made_for or source.image_size])
     dry_run(model.entry, model.options, {"resolutions": resolutions})
-    known = {"model": model, "data": source, "resolutions": resolutions}
+    known = {
+        "model": model,
+        "data": source,
+        "task": config.task or (trained.task if trained else TaskConfig(name=BARE_WEIGHTS)),
+        "resolutions": resolutions,
+        "crop_ratio": config.crop_ratio or (trained.crop_ratio if trained else 1.0),
+    }
     return ResolvedEvalConfig.model_construct(**dict(config) | known)
 
 

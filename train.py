@@ -50,12 +50,12 @@ TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.item
 def train(config: TrainConfig) -> float:
     """One run, from configuration to report; returns the headline metric of the final weights as trained."""
     with distributed.session() as device:
-        # 1. Refuse what can be refused before work begins, and find the run's folder.
+        # 1. Check the configuration before any work starts, and find the run's folder.
         require_determinism(config.deterministic)
         check(config, device)
         folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
 
-        # 2. The data set: examples to learn from, examples to be evaluated on, and what they are labelled with.
+        # 2. The data set: training and validation examples, and their kind of target.
         source = DATASETS[config.data.name](**config.data.options)
         examples = source.train()
         held_out = source.val(examples.classes)
@@ -66,8 +66,8 @@ def train(config: TrainConfig) -> float:
         model = new_model(config, target, pretrained=None if checkpoint else config.pretrained)
         task = TASKS[config.task.name](model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
-        freeze(task.model, config.train.freeze)
-        preprocessing = Preprocessing.of_model(task.model).at(config.data.image_size, config.crop_ratio)
+        freeze(model, config.train.freeze)
+        preprocessing = Preprocessing.of_model(model).at(config.data.image_size, config.crop_ratio)
 
         # 4. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, task, examples, preprocessing, device)
@@ -94,20 +94,20 @@ def train(config: TrainConfig) -> float:
                 world_size=distributed.world_size(),
             )
 
-        # 6. What only training needs: a teacher, if there is one; the compiler; the other processes.
+        # 6. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
         with distributed.main_first():
             task.begin_training(device)
         if config.train.compile:
-            compile_model(task.model)
+            compile_model(model)
         module = distributed.parallelise(task, device)
 
-        # 7. Train, with a validation and a checkpoint after each epoch. From here on there is something to keep.
+        # 7. Train, with a validation and a checkpoint after each epoch. The run folder is created here.
         trainer = Trainer(
             state,
             module,
             schedule=make_schedule(
                 state.optimizer,
-                epochs=length.num_updates(updates_per_epoch) / updates_per_epoch,
+                num_updates=length.num_updates(updates_per_epoch),
                 updates_per_epoch=updates_per_epoch,
                 **config.optim.schedule,
             ),
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> float:
             log_every=config.train.log_every,
             seed=config.seed,
             length=length,
-            frozen=frozen_parts(task.model, config.train.freeze),
+            frozen=frozen_parts(model, config.train.freeze),
         )
         validation = batches_at(config.data.image_size)
         with StopSignals() as signals, open_run(config, folder, state) as recorder:
@@ -153,7 +153,7 @@ def train(config: TrainConfig) -> float:
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what can be refused before the data are read."""
+    """Raise an InputError for whatever is wrong with the configuration, before the data are read."""
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())

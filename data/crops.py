@@ -65,7 +65,7 @@ def random_resized_crop(
     # JPEGs: choose the crop and the largest reduction of the image, then decode the rows of the crop.
     box = random_box(jpeg.height, jpeg.width, scale, ratio)
     reduction = next((s for s in SCALES if min(box.height, box.width) >= MIN_OVERSAMPLING * s * size), 1)
-    rows = jpeg.rows(box.top + box.height, reduction)
+    rows = jpeg.decode_rows(box.top + box.height, reduction)
     if rows is None:
         return resize(cut(np.array(jpeg.image.rgb()), box), size, interpolation)
     return resize(cut(rows, reduce_box(box, reduction)), size, interpolation)

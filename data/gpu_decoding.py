@@ -61,8 +61,8 @@ class GpuTrainTransform(TrainTransform):
         for name in ("rand_augment", "color_jitter", "three_augment"):
             if options.get(name):
                 raise InputError(
-                    f"data.decode=gpu: goes without augment.{name}={options[name]}, which workers do to pixels; "
-                    "set data.decode=cpu, or augment=light"
+                    f"data.decode=gpu: cannot be combined with augment.{name}={options[name]}, which needs "
+                    "decoded pixels in the workers; set data.decode=cpu, or augment=light"
                 )
 
     def __call__(self, image: Image.Image | EncodedImage) -> "Tensor | EncodedCrop":  # type: ignore[override]
@@ -72,9 +72,9 @@ class GpuTrainTransform(TrainTransform):
             return super().__call__(image)
         return EncodedCrop(jpeg.image, random_box(jpeg.height, jpeg.width, self.scale, self.ratio), self.draw_flip())
 
-    def stack(self, made: Sequence[Tensor | EncodedCrop]) -> "Undecoded":
+    def stack(self, made: Sequence[Tensor | EncodedCrop]) -> "EncodedBatch":
         crops = [item for item in made if isinstance(item, EncodedCrop)]
-        return Undecoded(
+        return EncodedBatch(
             torch.from_numpy(np.frombuffer(bytearray().join(item.image.data for item in crops), dtype=np.uint8)),
             [len(item.image.data) for item in crops],
             [item if isinstance(item, Tensor) else item.without_bytes() for item in made],
@@ -84,7 +84,7 @@ class GpuTrainTransform(TrainTransform):
 
 
 @dataclass(frozen=True, slots=True)
-class Undecoded:
+class EncodedBatch:
     """A batch whose JPEGs are decoded when it is moved to the device."""
 
     data: Tensor

@@ -31,10 +31,10 @@ class Jpeg:
     """In pixels."""
     height: int
     """In pixels."""
-    height_at: int | None
+    height_offset: int | None
     """Offset in bytes of the frame's height. None if the JPEG has several scans: it cannot be decoded in part."""
 
-    def rows(self, bottom: int, scale: int) -> np.ndarray | None:
+    def decode_rows(self, bottom: int, scale: int) -> np.ndarray | None:
         """Decode the rows from 0 to at least `bottom`, at 1 / scale of the size.
 
         Args:
@@ -49,12 +49,12 @@ class Jpeg:
         height = self.height
         # Decode one row more than needed, since chroma upsampling of the last row also reads the next one.
         needed = -(-(bottom + 1) // BLOCK_ROWS) * BLOCK_ROWS
-        in_part = self.height_at is not None and needed < height
+        in_part = self.height_offset is not None and needed < height
         if in_part:
-            assert self.height_at is not None
+            assert self.height_offset is not None
             height = needed
             data = bytearray(data)
-            struct.pack_into(">H", data, self.height_at, height)
+            struct.pack_into(">H", data, self.height_offset, height)
         try:
             # After the last row the decoder finds data left over. In strict mode it would report that as an error.
             return simplejpeg.decode_jpeg(
@@ -88,9 +88,9 @@ def read_header(image: EncodedImage) -> Jpeg | None:
         if marker == 0xDA:
             if frame is None:
                 return None
-            kind, height, width, height_at = frame
+            kind, height, width, height_offset = frame
             is_only_scan = kind != 0xC2 and data[at + 4] == 3  # not progressive, and with all three components
-            return Jpeg(image, width, height, height_at if is_only_scan else None)
+            return Jpeg(image, width, height, height_offset if is_only_scan else None)
         # Start of frame (baseline, extended, progressive): the size, and whether there are three components of 8 bits.
         if marker in (0xC0, 0xC1, 0xC2):
             precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)

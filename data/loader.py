@@ -120,6 +120,8 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if not len(examples):
+            raise InputError("data: the validation split holds no images")
         batches = EvalBatches(len(examples), batch_size, rank=rank, world_size=world_size)
         self.view, self.device = view, device
         viewed = ViewedExamples(examples, view, replace=False)
@@ -210,7 +212,7 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
         WorkerKilledError: A worker was killed.
     """
     handler_before = without_torch_handler(signal.getsignal(signal.SIGCHLD))
-    mappings = HeldMappings()
+    mappings = HeldMappings(loader.num_workers)
     try:
         batches = iter(loader)
         # torch has installed a SIGCHLD handler that raises at any point of the program when a worker dies. Remove it:

@@ -40,7 +40,9 @@ class Mixing:
     def check_batch_size(self, batch_size: int) -> None:
         """Raise an InputError if mixing is enabled and the batch size is odd: timm mixes image i with B - 1 - i."""
         if self.is_enabled and batch_size % 2:
-            raise InputError(f"train.global_batch_size: gives batches of {batch_size} a process; mixing needs pairs")
+            raise InputError(
+                f"train.global_batch_size: gives {batch_size} images per process; mixup and CutMix need an even number"
+            )
 
     def __call__(self, images: Tensor, labels: Tensor, seed: list[int]) -> tuple[Tensor, Tensor]:
         """Mix a batch and smooth its labels. Without mixup and CutMix the images are returned unchanged.

@@ -29,7 +29,7 @@ def use_fast_shifts(transforms: Iterable[Any]) -> None:
         if isinstance(transform, RandAugment):
             for op in transform.ops:
                 if op.kwargs["resample"] == Image.Resampling.BICUBIC:
-                    op.aug_fn = FASTER.get(op.name, op.aug_fn)
+                    op.aug_fn = FAST_OPERATIONS.get(op.name, op.aug_fn)
 
 
 # The signatures of the next four functions are those of timm.data.auto_augment.
@@ -51,7 +51,7 @@ def translate_y(image: Image.Image, share: float, *, fillcolor: Fill, resample: 
     return translate_x(image.transpose(TRANSPOSE), share, fillcolor=fillcolor, resample=resample).transpose(TRANSPOSE)
 
 
-FASTER: dict[str, Callable[..., Image.Image]] = {
+FAST_OPERATIONS: dict[str, Callable[..., Image.Image]] = {
     "ShearX": shear_x,
     "ShearY": shear_y,
     "TranslateXRel": translate_x,

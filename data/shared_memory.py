@@ -4,6 +4,7 @@ A new buffer for each batch takes a tenth of a worker's time: the operating syst
 both processes. With a GPU only the worker's part is saved, since torch's pin_memory thread maps each batch again.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -16,16 +17,18 @@ PREFETCHED = 2
 
 
 class HeldMappings:
-    """Keeps shared tensors mapped in the main process: torch unmaps one as soon as no reference to it is left."""
+    """Holds the shared tensors of the last batches, so that torch does not map a buffer again when it comes back.
 
-    def __init__(self) -> None:
-        self.tensors: dict[int, Tensor] = {}
+    A worker fills its buffers in turn, so the last `num_workers` × (PREFETCHED + 1) batches hold every buffer. Older
+    batches are dropped: tensors of a view that does not use `SharedBuffers` are new in each batch.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self.batches: deque[list[Tensor]] = deque(maxlen=max(1, num_workers) * (PREFETCHED + 1))
 
     def hold(self, collated: object) -> None:
-        """Keep a reference to each shared tensor in a nested batch."""
-        for leaf in tree_leaves(collated):
-            if isinstance(leaf, Tensor) and leaf.is_shared():
-                self.tensors[leaf.data_ptr()] = leaf
+        """Hold the shared tensors of a nested batch."""
+        self.batches.append([x for x in tree_leaves(collated) if isinstance(x, Tensor) and x.is_shared()])
 
 
 class SharedBuffers:

@@ -15,14 +15,13 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from xcit.errors import InputError
+from xcit.preprocessing import INTERPOLATIONS
 
 from .crops import random_resized_crop
 from .encoded_image import EncodedImage
 from .normalize import Normalize, one_thread
 from .rand_augment import use_fast_shifts
 from .shared_memory import SharedBuffers
-
-INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 class TrainTransform:
@@ -36,7 +35,7 @@ class TrainTransform:
         color_jitter: Strength of color jitter. As in DeiT and timm, it is not used together with RandAugment.
         rand_augment: timm's policy string, for example "rand-m9-mstd0.5-inc1", or None.
         erase_prob: Probability that a rectangle of the image is replaced by random pixels.
-        three_augment: Whether to apply 3-Augment (see `grey_solarise_or_blur`) before color jitter. It excludes
+        three_augment: Whether to apply 3-Augment (see `gray_solarize_or_blur`) before color jitter. It excludes
             RandAugment.
         mean: The model's mean of each channel, for pixels scaled to [0, 1].
         std: The model's standard deviation of each channel, for pixels scaled to [0, 1].
@@ -63,8 +62,8 @@ class TrainTransform:
     ) -> None:
         if three_augment and rand_augment:
             raise InputError(
-                f"augment.three_augment=true: goes without augment.rand_augment={rand_augment}; "
-                "set either false or null"
+                f"augment.three_augment=true: cannot be combined with augment.rand_augment={rand_augment}; "
+                "disable one of them"
             )
         if interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
@@ -83,7 +82,7 @@ class TrainTransform:
             separate=True,
         )
         use_fast_shifts(color.transforms)
-        self.colours = [*([grey_solarise_or_blur] if three_augment else []), *color.transforms]
+        self.color_transforms = [*([gray_solarize_or_blur] if three_augment else []), *color.transforms]
 
     def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
         """Crop and augment one image. Return (image_size, image_size, 3), uint8.
@@ -93,9 +92,9 @@ class TrainTransform:
         pixels = random_resized_crop(image, self.image_size, self.scale, self.ratio, self.interpolation)
         if self.draw_flip():
             pixels = pixels.flip(1)
-        if self.colours:
+        if self.color_transforms:
             colored = Image.fromarray(pixels.numpy())
-            for transform in self.colours:
+            for transform in self.color_transforms:
                 colored = transform(colored)
             pixels = torch.from_numpy(np.array(colored))
         return pixels
@@ -124,7 +123,7 @@ class TrainTransform:
         return normalized
 
 
-def grey_solarise_or_blur(image: Image.Image) -> Image.Image:
+def gray_solarize_or_blur(image: Image.Image) -> Image.Image:
     """3-Augment (Touvron et al., DeiT III, arXiv 2204.07118, section 3.2): one of three operations at random."""
     match random.choice(("gray", "solarize", "blur")):
         case "gray":

@@ -46,7 +46,7 @@ from xcit.errors import InputError, choose
 from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
 from xcit.kernels.matmul import product
-from xcit.kernels.self_check import try_out
+from xcit.kernels.self_check import check_triton_kernels
 from xcit.models.fast.compiling import compile_model
 from xcit.storage import write_text
 from xcit.weights.published import long_name
@@ -213,7 +213,7 @@ def main() -> None:
         figures = [name for name in figures if not name.endswith("_bf16")]
     # Measure the models, and write all rows after each case and figure, so that an interruption loses little.
     rows: list[Row] = []
-    try_out(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
+    check_triton_kernels(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
     for case in cases:
         for figure in figures:
             print(f"{case} {figure}", file=sys.stderr, flush=True)

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not insta
 
 import xcit
 from data.crops import random_resized_crop
-from data.datasets.folder import list_classes
+from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.encoded_image import EncodedImage
 from data.examples import Example, View
@@ -67,7 +67,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(arguments.root) if arguments.root else make_jpegs(Path(folder) / "usual", USUAL, DISTINCT)
-        images = list_classes(root)
+        images = list_class_folders(root)
         if arguments.against_timm:
             found = against_timm(images, Path(folder), arguments, device)
             print_comparison(found)
@@ -124,7 +124,7 @@ def make_jpegs(root: Path, size: tuple[int, int], count: int) -> Path:
 def against_timm(
     usual: ImageFiles, folder: Path, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    large = list_classes(make_jpegs(folder / "large", LARGE, 4))
+    large = list_class_folders(make_jpegs(folder / "large", LARGE, 4))
     images = arguments.batches * arguments.batch_size
     few = argparse.Namespace(**vars(arguments) | {"batch_size": max(1, arguments.batch_size // 8)})
     viewed = ViewedExamples(repeated(usual, images), DecodeOnly(), replace=False)
@@ -232,7 +232,7 @@ def in_turns(sides: dict[str, Callable[[], Iterable[Any]]], images: int, rounds:
 def repeated(images: ImageFiles, count: int) -> ImageFiles:
     """`count` samples: the same files, repeated as often as needed."""
     times = -(-count // len(images))
-    return ImageFiles.of((images.samples * times)[:count], images.classes)
+    return ImageFiles.from_samples((images.samples * times)[:count], images.classes)
 
 
 def print_comparison(found: dict[str, Any]) -> None:
@@ -256,22 +256,22 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     # Each stage alone, on one core.
     torch.set_num_threads(1)
     transform = TrainTransform(SIZE, **RAND_AUGMENT)
-    without_colour = TrainTransform(SIZE, **PLAIN)
+    without_color = TrainTransform(SIZE, **PLAIN)
     paths = [path for path, _ in images.samples[:DISTINCT]]
     encoded = [EncodedImage(Path(path).read_bytes(), path) for path in paths]
-    pixels = torch.stack([without_colour(image) for image in encoded])
+    pixels = torch.stack([without_color(image) for image in encoded])
     jpegs = [jpeg for jpeg in map(read_jpeg, encoded) if jpeg is not None]
     table = Table(title="images/s")
     table.add_column("stage")
     table.add_column("one core", justify="right")
     rows: dict[str, float] = {"read": rate(lambda: [Path(path).read_bytes() for path in paths], len(paths))}
     if jpegs:
-        rows["decode, whole"] = rate(lambda: [jpeg.rows(jpeg.height, 1) for jpeg in jpegs], len(jpegs))
+        rows["decode, whole"] = rate(lambda: [jpeg.decode_rows(jpeg.height, 1) for jpeg in jpegs], len(jpegs))
     rows["decode, crop and resize"] = rate(
         lambda: [random_resized_crop(image, SIZE, interpolation="bicubic", **CROP) for image in encoded], len(encoded)
     )
     rows["the same with RandAugment"] = rate(lambda: [transform(image) for image in encoded], len(encoded))
-    rows["on the device: normalise, erase"] = rate(
+    rows["on the device: normalize, erase"] = rate(
         lambda: transform.on_device(pixels.to(device), range(len(pixels))), len(pixels)
     )
     for name, speed in rows.items():

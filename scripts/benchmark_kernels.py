@@ -1,11 +1,11 @@
-"""What each CPU kernel gains end to end: a training step and folded inference with it, and with torch in its place.
+"""Measure the end-to-end gain of each CPU kernel: a training step and folded inference with it and without it.
 
     python scripts/benchmark_kernels.py                                   # s12/16 at 224, batch 16: half an hour
     python scripts/benchmark_kernels.py --model xcit_s12 --patch-size 8 --image-size 384 --batch-size 1 \
-        --operations covariance                                           # where there are many tokens
+        --operations covariance                                           # for many tokens
 
-For each operation, steps with and without the kernel alternate in one process. Prints rows for docs/kernels.md with
-the medians in ms, and the median and the range of the ratio without / with over the rounds.
+For each operation, steps with the kernel and steps with torch's implementation alternate in one process. The script
+prints rows for docs/kernels.md: the medians in ms, and the median and the range of without / with over the rounds.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16)
-    listed = f"of {', '.join(OPERATIONS)}, with commas; all by default"
+    listed = f"comma-separated, of {', '.join(OPERATIONS)}; default: all"
     parser.add_argument("--operations", default=",".join(OPERATIONS), help=listed)
     parser.add_argument("--rounds", type=int, default=10)
     return parser.parse_args()
@@ -125,7 +125,7 @@ def compare(name: str, model: nn.Module, step: Step, rounds: int) -> str:
 
 @contextlib.contextmanager
 def switched_off(name: str, model: nn.Module) -> Iterator[None]:
-    """Run torch's implementation of the operation. Class attention runs its plain form where a part has a hook."""
+    """Run torch's implementation of the operation. A hook on a part makes class attention run its plain form."""
     if name != "class_attention":
         with without(name):
             yield

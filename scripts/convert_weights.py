@@ -47,7 +47,7 @@ def main() -> None:
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target}: its folder does not exist")
     if arguments.to == "safetensors" and target.suffix != ".safetensors":
-        raise InputError(f"{target}: must end in .safetensors, by which such a file is known")
+        raise InputError(f"{target}: must end in .safetensors")
     # Read the weights.
     path = locate(source)
     content = read_tensors(path)
@@ -58,7 +58,7 @@ def main() -> None:
     if arguments.to == "hub":
         options = arguments.model or model_in(content) or published_model(source)
         if not options:
-            raise InputError(f"--model: must be given for --to hub, as {source} does not tell its architecture")
+            raise InputError(f"--model: must be given for --to hub, as {source} does not contain its architecture")
         model = build(options, state, str(path))
         facts = card(options["name"], kind, path.absolute()) if is_checkpoint(content) else {"name": options["name"]}
         model.save_pretrained(target, model_card_kwargs={"repo_id": target.name, **facts})
@@ -110,7 +110,7 @@ def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     model = create_model(options.entry, num_classes=num_classes, **options.options)
     if not isinstance(model, XCiT):
-        raise InputError(f"--to hub: is for XCiT, not for {options.name}")
+        raise InputError(f"--to hub: supports XCiT only, not {options.name}")
     load_exactly(model, state, origin)
     return model
 

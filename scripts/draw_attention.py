@@ -28,7 +28,7 @@ CELL = 9.5
 WIDTH, HEIGHT = 800, 478
 PICKED = (4, 9)
 """The two tokens whose comparison is marked."""
-COLOURS = {"Q": "#2f6fb0", "K": "#d9730d", "V": "#2e8b57", "map": "#8e44ad", "output": "#4d5661"}
+COLORS = {"Q": "#2f6fb0", "K": "#d9730d", "V": "#2e8b57", "map": "#8e44ad", "output": "#4d5661"}
 INK = "#1f2933"
 
 
@@ -38,15 +38,15 @@ def softmax(scores: np.ndarray, axis: int) -> np.ndarray:
 
 
 def unit(matrix: np.ndarray) -> np.ndarray:
-    """The matrix with columns of length 1: L2 normalisation along the tokens."""
+    """The matrix with columns of length 1: L2 normalization along the tokens."""
     return matrix / np.linalg.norm(matrix, axis=0)
 
 
 def matrix(axes: Axes, values: np.ndarray, left: float, middle: float, kind: str, name: str, shape: str) -> Rectangle:
-    """Draw a matrix centred at height `middle`, with its name above and its shape below."""
+    """Draw a matrix centered at height `middle`, with its name above and its shape below."""
     rows, columns = values.shape
     bottom, width, height = middle - rows * CELL / 2, columns * CELL, rows * CELL
-    shades = LinearSegmentedColormap.from_list(kind, ["#ffffff", COLOURS[kind]])
+    shades = LinearSegmentedColormap.from_list(kind, ["#ffffff", COLORS[kind]])
     scaled = 0.12 + 0.6 * (values - values.min()) / (values.max() - values.min())
     for row in range(rows):
         for column in range(columns):
@@ -54,9 +54,9 @@ def matrix(axes: Axes, values: np.ndarray, left: float, middle: float, kind: str
             axes.add_patch(
                 Rectangle(corner, CELL - 0.8, CELL - 0.8, color=shades(scaled[row, column]), lw=0, clip_on=False)
             )
-    frame = Rectangle((left, bottom), width, height, fill=False, edgecolor=COLOURS[kind], lw=1.4)
+    frame = Rectangle((left, bottom), width, height, fill=False, edgecolor=COLORS[kind], lw=1.4)
     axes.add_patch(frame)
-    axes.text(left + width / 2, bottom + height + 5, name, ha="center", va="bottom", size=10.5, color=COLOURS[kind])
+    axes.text(left + width / 2, bottom + height + 5, name, ha="center", va="bottom", size=10.5, color=COLORS[kind])
     axes.text(left + width / 2, bottom - 5, shape, ha="center", va="top", size=9.5, color=INK)
     return frame
 

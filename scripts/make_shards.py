@@ -2,12 +2,12 @@
 
     python scripts/make_shards.py IMAGENET SHARDS                       # 1,000 images a shard
     python scripts/make_shards.py TREE SHARDS --bytes 500MB --short-side 256
-    python scripts/make_shards.py --index-only SHARDS                   # for shards that others made
+    python scripts/make_shards.py --index-only SHARDS                   # for existing shards
 
 TREE holds train/CLASS/ and val/CLASS/ (or a flat val/ with ImageNet's devkit), which become SHARDS/train/ and
 SHARDS/val/. Or it holds CLASS/ alone, which becomes SHARDS/. The order of the images follows from --seed, so the bytes
 of the shards depend only on the images and the options. A shard is written to a temporary file, read back, checked, and
-renamed. If the script is interrupted and called again, it keeps the finished shards.
+renamed. After an interruption, run the script again: it keeps the finished shards.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
-from data.datasets.folder import list_classes
+from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.datasets.imagenet import ImageNet
-from data.shards.index import INDEX, Index, Shard, parse_index, scan
+from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
 from data.shards.writing import ShardJob, make_shard
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError, TrainingError
@@ -57,9 +57,9 @@ def main() -> None:
     if not arguments.source or not arguments.target:
         raise InputError("SOURCE and TARGET: must be given (or --index-only FOLDER)")
     if arguments.classes:
-        raise InputError(f"--classes={arguments.classes}: goes with --index-only; SOURCE's folders name the classes")
+        raise InputError(f"--classes={arguments.classes}: requires --index-only (SOURCE's folders name the classes)")
     if Path(arguments.target).resolve().is_relative_to(Path(arguments.source).resolve()):
-        raise InputError(f"{arguments.target}: lies in SOURCE, {arguments.source}; must be a folder outside it")
+        raise InputError(f"{arguments.target}: is inside SOURCE, {arguments.source}; must be a folder outside it")
     # List all splits before the first is written, so that errors come early.
     splits = dict(find_splits(Path(arguments.source), Path(arguments.target)))
     for folder, images in splits.items():
@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-decode-check", action="store_true", help="do not decode the images of a shard to check it"
     )
-    parser.add_argument("--index-only", metavar="FOLDER", help="only write the index of the shards in a folder")
+    parser.add_argument("--index-only", metavar="FOLDER", help="only write the index of existing shards in a folder")
     parser.add_argument("--classes", metavar="FILE", help="for --index-only: class names, one a line; default: numbers")
     return parser.parse_args()
 
@@ -107,10 +107,10 @@ def amount(text: str) -> int:
 
 
 def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]:
-    """(folder for the shards, images) for each split of a tree. Both splits number the classes alike."""
+    """(folder for the shards, images) for each split of a tree. Both splits have the same class numbers."""
     parts = [part for part in ("train", "val") if (source / part).is_dir()]
     if not parts:
-        yield target, list_classes(source)
+        yield target, list_class_folders(source)
     classes = None
     for part in parts:
         images = ImageNet(root=str(source)).train() if part == "train" else ImageNet(root=str(source)).val(classes)
@@ -130,10 +130,10 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
         "short_side": arguments.short_side,
         "source": fingerprint(images.classes, samples, sizes, Path(arguments.source)),
     }
-    # Find out what an earlier call has written.
+    # Find the shards of an earlier call.
     known = known_shards(folder, made)
     if is_finished(folder, known):
-        print(f"{folder}: finished already")
+        print(f"{folder}: already finished")
         return
     # Plan the shards.
     jobs, first = [], 0
@@ -152,7 +152,7 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
         raise InputError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
     shutil.rmtree(folder / UNFINISHED)
     total = sum(shard.bytes for shard in shards)
-    also = f", {kept} of them from before" if kept else ""
+    also = f", {kept} of them kept" if kept else ""
     print(
         f"{folder}: {len(shards)} shards{also}, {len(sizes):,} images of {len(images.classes)} classes, {total:,} bytes"
     )
@@ -180,7 +180,7 @@ def size_of(path: str) -> int:
 
 
 def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
-    """A hash of the names, labels, sizes and classes. It changes if the shards would be made of other files."""
+    """A hash of the names, labels, sizes and classes. It changes if the source files change."""
     names = [(os.path.relpath(path, source), label) for path, label in samples]
     return hashlib.sha256(json.dumps([classes, names, sizes]).encode()).hexdigest()
 
@@ -189,22 +189,22 @@ def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
     """The shards in the folder's index, if it has one.
 
     Raises:
-        InputError: the folder holds something else, or shards of other images or options than `made`.
+        InputError: the folder contains other files, or shards of other images or options than `made`.
     """
     found = folder / INDEX
     plan = folder / UNFINISHED / "plan.json"
     if found.is_file():
         index = parse_index(found.read_bytes(), str(found))
         if index.made != made:
-            raise InputError(f"{folder}: holds shards of other images or options; give a new folder")
+            raise InputError(f"{folder}: contains shards of other images or options; give a new folder")
         return {shard.name: shard for shard in index.shards}
     if plan.is_file():
         if read_json(plan) != made:
             raise InputError(
-                f"{folder}: holds unfinished shards of other images or options; remove it, or give a new folder"
+                f"{folder}: contains unfinished shards of other images or options; remove it, or give a new folder"
             )
     elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
-        raise InputError(f"{folder}: holds something already; give a new folder")
+        raise InputError(f"{folder}: is not empty; give a new folder")
     return {}
 
 
@@ -241,7 +241,7 @@ def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], wo
                     done[shard.name] = shard
                     bar.advance(images, shard.samples)
         except BrokenProcessPool:
-            raise TrainingError("a process was killed; called again, the script goes on") from None
+            raise TrainingError("a process was killed; run the script again to continue") from None
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -288,26 +288,26 @@ def begin_process() -> None:
 
 
 def index_existing(folder: Path, classes_file: str | None) -> None:
-    """Write the index of shards that others made."""
+    """Write the index of existing shards."""
     paths = sorted(folder.glob("*.tar"))
     if not paths:
-        raise InputError(f"{folder}: holds no shards (*.tar)")
+        raise InputError(f"{folder}: contains no shards (*.tar)")
     shards, highest = [], 0
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         for path in bar.track(paths, description=str(folder)):
             with path.open("rb") as file:
-                positions = scan(file, str(path))
+                positions = find_samples(file, str(path))
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not len(positions):
-                raise InputError(f"{path}: holds no samples; must be images with their classes, KEY.jpg and KEY.cls")
+                raise InputError(f"{path}: contains no samples; must be images with their classes, KEY.jpg and KEY.cls")
             shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
             highest = max(highest, int(positions.labels.max()))
     classes = read_classes(classes_file) if classes_file else [str(number) for number in range(highest + 1)]
     if highest >= len(classes):
         raise InputError(
-            f"--classes={classes_file}: names {len(classes)} classes; the shards have numbers up to {highest}"
+            f"--classes={classes_file}: contains {len(classes)} classes; the shards have numbers up to {highest}"
         )
     try:
         write_text(folder / INDEX, Index(classes, shards).text())
@@ -324,7 +324,7 @@ def read_classes(path: str) -> list[str]:
         raise InputError(f"--classes={path}: cannot be read ({error})") from None
     names = [name.strip() for name in names if name.strip()]
     if len(set(names)) < len(names):
-        raise InputError(f"--classes={path}: names a class twice")
+        raise InputError(f"--classes={path}: contains a class twice")
     return names
 
 

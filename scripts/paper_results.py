@@ -9,11 +9,6 @@ from dataclasses import dataclass, field
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.weights.published import DENSE, DINO_AT_384, PUBLISHED, Published, long_name
 
-# Commands that do not exist yet. To add one, give its template, with {model}, {patch_size}, {weights} and {size} in it.
-LATER: dict[str, str | None] = dict.fromkeys(
-    ["cost", "attention_maps", "knn", "linear", "mask_rcnn", "semantic_fpn", "upernet"]
-)
-
 SIZES = "'resolutions=[160,192,224,256,288,320,384,448,512]'"
 OTHERS = (  # with the tags of timm's weights
     "resnet50.a1_in1k",
@@ -23,7 +18,7 @@ OTHERS = (  # with the tags of timm's weights
     "swin_tiny_patch4_window7_224.ms_in1k",
 )
 TRANSFER_SETS = ("cifar10", "cifar100", "flowers", "cars", "inat data.year=2018", "inat data.year=2019")
-BEYOND = {  # recipe → the one that follows it
+BEYOND = {  # recipe → the recipe that continues it
     "deit3": "deit3_finetune_384",
     "small_long": None,
     "muon": None,
@@ -39,11 +34,11 @@ class Row:
     model: str
     what: str
     command: str | None
-    """None: it does not exist yet."""
+    """None: not built yet."""
     published: Mapping[str, float | None] = field(default_factory=dict)
     """Metric → value in percent; empty where none is known."""
     weights: str = ""
-    """The file of published weights that the row is about."""
+    """The file of the published weights that the row evaluates."""
     note: str = ""
 
 
@@ -104,38 +99,38 @@ def comparison_rows() -> Iterator[Row]:
     for tagged in OTHERS:
         name = tagged.partition(".")[0]
         yield Row(name, "evaluate", evaluation(f"timm/{tagged}"))
-        yield Row(name, "train by the paper's recipe", training("timm", f"model.name={name}"))
+        yield Row(name, "train with the paper's recipe", training("timm", f"model.name={name}"))
 
 
 def cost_rows() -> Iterator[Row]:
     for patch_size in (16, 8):
-        yield later("cost", "xcit_s12", patch_size, "memory and time an image, by resolution")
+        yield not_built("xcit_s12", patch_size, "memory and time per image, by resolution")
 
 
 def attention_rows() -> Iterator[Row]:
-    yield later("attention_maps", "xcit_s12", 8, "class-attention maps of each head")
+    yield not_built("xcit_s12", 8, "class-attention maps of each head")
 
 
 def dino_rows() -> Iterator[Row]:
     for entry in PUBLISHED.values():
         if entry.tag == "fb_dino":
             model, patch_size, file = entry.model, entry.patch_size, entry.file
-            yield later("knn", model, patch_size, "k-NN at 224", {"k-NN top-1": entry.knn}, file)
-            yield later("linear", model, patch_size, "linear at 224", {"linear top-1": entry.linear}, file)
+            yield not_built(model, patch_size, "k-NN at 224", {"k-NN top-1": entry.knn}, file)
+            yield not_built(model, patch_size, "linear at 224", {"linear top-1": entry.linear}, file)
     model, patch_size, value = DINO_AT_384
     file = PUBLISHED[f"{model}_p{patch_size}.fb_dino"].file
-    yield later("linear", model, patch_size, "linear at 384", {"linear top-1": value}, file, 384)
+    yield not_built(model, patch_size, "linear at 384", {"linear top-1": value}, file)
 
 
 def coco_rows() -> Iterator[Row]:
     for (model, patch_size), (box, mask, *_) in DENSE.items():
-        yield later("mask_rcnn", model, patch_size, "Mask R-CNN, 3× schedule", {"box mAP": box, "mask mAP": mask})
+        yield not_built(model, patch_size, "Mask R-CNN, 3× schedule", {"box mAP": box, "mask mAP": mask})
 
 
 def ade20k_rows() -> Iterator[Row]:
     for (model, patch_size), (*_, semantic_fpn, upernet) in DENSE.items():
-        yield later("semantic_fpn", model, patch_size, "Semantic FPN, 80k iterations", {"mIoU": semantic_fpn})
-        yield later("upernet", model, patch_size, "UperNet, 160k iterations", {"mIoU": upernet})
+        yield not_built(model, patch_size, "Semantic FPN, 80k iterations", {"mIoU": semantic_fpn})
+        yield not_built(model, patch_size, "UperNet, 160k iterations", {"mIoU": upernet})
 
 
 def beyond_rows() -> Iterator[Row]:
@@ -145,23 +140,19 @@ def beyond_rows() -> Iterator[Row]:
         yield Row("xcit_s12_p16", recipe, training("xcit_s12", f"recipe={recipe}", run_dir))
         if after:
             command = training("xcit_s12", f"recipe={after}", f"pretrained={folder}")
-            yield Row("xcit_s12_p16", f"{after}, after it", command)
+            yield Row("xcit_s12_p16", f"{after}, continues it", command)
 
 
-def later(
-    key: str,
+def not_built(
     model: str,
     patch_size: int,
     what: str,
     published: Mapping[str, float | None] | None = None,
     weights: str | None = None,
-    size: int = 224,
 ) -> Row:
-    """A row whose command is LATER[key]."""
-    weights, template = weights or f"{long_name(model, patch_size)}_224.pth", LATER[key]
-    stem = weights.removesuffix(".pth")
-    command = template and template.format(model=model, patch_size=patch_size, weights=stem, size=size)
-    return Row(f"{model}_p{patch_size}", what, command, published or {}, weights)
+    """A row without a command, because the repository does not compute its number yet."""
+    weights = weights or f"{long_name(model, patch_size)}_224.pth"
+    return Row(f"{model}_p{patch_size}", what, None, published or {}, weights)
 
 
 def training(model: str, *more: str) -> str:

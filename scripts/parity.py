@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 import xcit
 from xcit.command import ArgumentParser, guarded
+from xcit.weights.published import long_name
 
-TIMM_WIDTHS = {"n": "nano", "t": "tiny", "s": "small", "m": "medium", "l": "large"}
 IMAGE_SIZES = ((224, 224), (192, 272))
 
 
 def timm_name(name: str, patch_size: int) -> str:
     """xcit_s12 at patch 16 → xcit_small_12_p16_224."""
-    width, depth = name.removeprefix("xcit_")[0], name[-2:]
-    return f"xcit_{TIMM_WIDTHS[width]}_{depth}_p{patch_size}_224"
+    return f"{long_name(name, patch_size)}_224"
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """Print how to reproduce each table and figure of the paper: the command, the published number and the cost.
 
     python scripts/reproduce.py --list                 # everything (the default)
-    python scripts/reproduce.py --only table4          # a table or figure, or part of a model's or a weight file's name
-    python scripts/reproduce.py --only s12 --json      # a list of rows for machines
+    python scripts/reproduce.py --only table4          # a table or figure, or part of the name of a model or file
+    python scripts/reproduce.py --only s12 --json      # a list of rows as JSON
 
-Each row is two lines: a comment with the model, the published number and the cost, then the command. "—" stands for a
-number that is not known here, "not built yet" for a command that does not exist yet.
+Each row is two lines: a comment with the model, the published number and the cost, then the command. "—" stands for an
+unknown number, "not built yet" for a missing command.
 
 Hours are estimates: 3 × the FLOPs of a forward pass × images × epochs, divided by the sustained throughput of the GPUs
 (--tflops for each). The FLOPs are counted on the model at the row's resolution, where a multiply-add counts as two.
-With a teacher, its forward pass is added. A run takes longer where memory or the loader limits it.
+With a teacher, its forward pass is added. A run takes longer if memory or the loader limits it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts/ is no installed package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
 from scripts.paper_results import SECTIONS, Row, every_row
 from xcit import InputError
@@ -63,7 +63,7 @@ class Needs:
 
     gpus: int
     hours: float | None = None
-    """None: minutes."""
+    """None if the command takes minutes."""
     gmacs: float | None = None
     """10⁹ multiply-adds of a forward pass, for one image."""
 
@@ -96,11 +96,14 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     peak = f"{SUSTAINED_SHARE:.0%}% of an A100's {PEAK_TFLOPS:.0f} in bf16"
-    parser.add_argument("--list", action="store_true", help="print everything, as without any option")
+    parser.add_argument("--list", action="store_true", help="print everything (the default)")
     parser.add_argument("--only", metavar="NAME", default="", help=f"{', '.join(SECTIONS)}, or part of a model's name")
-    parser.add_argument("--json", action="store_true", help="a list of rows instead of text")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     parser.add_argument(
-        "--tflops", type=positive, default=DEFAULT_TFLOPS, help=f"of each GPU (default: %(default).1f, {peak})"
+        "--tflops",
+        type=positive,
+        default=DEFAULT_TFLOPS,
+        help=f"of each GPU (default: %(default).1f, {peak})",
     )
     return parser.parse_args()
 
@@ -116,14 +119,14 @@ def positive(text: str) -> float:
 
 
 def matches(section: str, row: Row, query: str) -> bool:
-    """Whether --only asks for the row: by its section's name or title, its model, or its file of weights."""
+    """Whether --only selects the row: by its section's name or title, its model, or its file of weights."""
     title = re.sub(r"\W", "", f"{section}{SECTIONS[section][0]}").lower()
     word = re.sub(r"\W", "", query).lower()
     return (bool(word) and word in title) or query.lower() in f"{row.model} {row.weights}"
 
 
 def needs(command: str | None, tflops: float) -> Needs | None:
-    """The cost of a command on GPUs that sustain `tflops` each; None where it is not known."""
+    """The cost of a command on GPUs that sustain `tflops` each; None if it is unknown."""
     words = shlex.split(command or "")
     if "eval.py" in words:
         return Needs(gpus=1)
@@ -131,7 +134,7 @@ def needs(command: str | None, tflops: float) -> Needs | None:
         return None
     gpus = next((int(w.partition("=")[2]) for w in words if w.startswith("--nproc-per-node=")), 1)
     config: Any = OmegaConf.to_container(composed(command), resolve=True)
-    # The mean over the sizes of a run whose images grow.
+    # FLOPs of an image: the mean over the sizes if they grow during the run.
     model = section_for("model", config["model"], MODELS).model_validate(config["model"])
     sizes = config["augment"]["image_sizes"] or [config["data"]["image_size"]]
     forward = sum(forward_flops(model.entry, size, **model.options) for size in sizes) / len(sizes)
@@ -153,7 +156,7 @@ def composed(command: str) -> DictConfig:
 
 def print_rows(rows: Iterable[tuple[str, Row, Needs | None]], tflops: float) -> None:
     assumed = f", {SUSTAINED_SHARE:.0%} of an A100's {PEAK_TFLOPS:.0f} in bf16" if tflops == DEFAULT_TFLOPS else ""
-    print("# $IMAGENET: the folder with train/ and val/. $DATA: the folder that the transfer data sets lie in.")
+    print("# $IMAGENET: the folder with train/ and val/. $DATA: the folder of the transfer data sets.")
     print(f"# Hours are estimates from FLOPs, at {tflops:.1f} TFLOP/s sustained by each GPU (--tflops){assumed}.")
     print("# For scale: timm's 640 images/s of xcit_s12_p16 in training on an RTX 3090 are 18.4 TFLOP/s.")
     last = ""
@@ -171,7 +174,7 @@ def published_text(section: str, row: Row) -> str:
 
 
 def as_json(section: str, row: Row, need: Needs | None, tflops: float) -> dict[str, Any]:
-    """`needs` is null where the cost is not known, its `hours` where the command takes minutes."""
+    """`needs` is null if the cost is unknown, its `hours` if the command takes minutes."""
     estimate = {"estimate": True, "tflops": tflops} if need and need.hours is not None else {}
     return {"section": section, **asdict(row), "needs": need and asdict(need) | estimate}
 

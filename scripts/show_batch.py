@@ -1,4 +1,4 @@
-"""The first batch of a training run as a picture: augmented, mixed and erased, as the model sees it.
+"""Save the first batch of a training run as a picture: augmented, mixed and erased, as the model sees it.
 
     python scripts/show_batch.py                                                     # the digits
     python scripts/show_batch.py data=imagenet data.root=/path augment=three_augment
@@ -47,7 +47,7 @@ def show(config: TrainConfig) -> None:
         examples = DATASETS[config.data.name](**config.data.options).train()
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
 
-        # One batch needs no workers. Workers would also load the next batches, which nobody uses.
+        # One batch needs no workers. Workers would also load the next batches, which are not used.
         alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
         preprocessing = Preprocessing.of_model(dry_run(config.model.entry, config.model.options, {}))
         length = Length(config.train.epochs, config.train.updates)
@@ -58,7 +58,7 @@ def show(config: TrainConfig) -> None:
                 "only batches of images with class probabilities can be drawn"
             )
 
-        # The sheet: the pictures as the model gets them, and what it is to learn of each.
+        # Draw the pictures as the model gets them, with their targets as captions.
         smoothed = config.augment.options.get("label_smoothing", 0.0) / len(examples.classes)
         captions = [caption(target, examples.classes, smoothed) for target in batch.targets[:MOST].cpu()]
         pictures = [Image.fromarray(pixels.numpy()) for pixels in preprocessing.denormalize(batch.images[:MOST])]

@@ -1,4 +1,4 @@
-"""What the tests share: small data sets made of real image files, and the entry points as a user calls them."""
+"""Shared fixtures: small data sets of real image files, and functions that run the entry points as a user does."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ from xcit.kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
 
-# A run of seconds: the smallest model, 16 × 16 pixels, four patches.
+# A run that takes seconds: the smallest model, 16 × 16 pixels, four patches.
 TINY = (
     "model.patch_size=8",
     "data.image_size=16",
@@ -38,7 +38,7 @@ class Result:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Result]:
-    """command("train.py", "key=value", …) runs an entry point as __main__ in this process, from an empty folder."""
+    """command("train.py", "key=value", …) runs an entry point as __main__ in this process, in an empty folder."""
 
     def call(script: str, *arguments: str) -> Result:
         monkeypatch.chdir(tmp_path)
@@ -56,9 +56,9 @@ def command(
 
 
 def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: str = "") -> Result:
-    """Run an entry point in processes of its own, under torchrun if there are several.
+    """Runs an entry point in separate processes, with torchrun if there is more than one.
 
-    before: Python to execute in the process first.
+    before: Python code that each process executes first.
     """
     starter = [sys.executable]
     if processes > 1:
@@ -68,7 +68,7 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
         start = "import os, runpy, sys\ndel sys.argv[0]\nsys.path.insert(0, os.path.dirname(sys.argv[0]))"
         path.write_text(f"{start}\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
         starter.append(str(path))
-    # A wandb service that an earlier test started in this process would still hold the run of a killed child.
+    # If an earlier test started a wandb service in this process, that service would keep the run of a killed child.
     inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     done = subprocess.run(
         [*starter, str(ROOT / script), *arguments],
@@ -84,7 +84,7 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
 
 @pytest.fixture
 def image_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Write a tree of images of two colours and sizes: image_tree("mine", {"train/red": 6, "val/red": 2, …})."""
+    """image_tree("mine", {"train/red": 6, "val/red": 2, …}) writes a tree of images in several sizes and colors."""
 
     def make(name: str, counts: dict[str, int], suffix: str = ".png") -> Path:
         random = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(params=["oneDNN", "oneDNN forward", "torch"])
 def each_product_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All libraries that compute products on a CPU, whichever of them this one prefers."""
+    """Runs a test with each library that multiplies matrices on a CPU."""
     if request.param != "torch" and not dispatch.HAS_ONEDNN:
         pytest.skip("oneDNN's operators are for x86 CPUs with AVX2")
     monkeypatch.setattr(dispatch, "ONEDNN", request.param != "torch")

@@ -1,4 +1,4 @@
-"""Input that cannot be used: one clear line, exit status 2, nothing written."""
+"""Unusable input ends a command with one clear line and exit status 2. Nothing is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Command = Callable[..., Result]
 
 
 def refused(result: Result, folder: Path, before: set[Path]) -> str:
-    """The one line, once it is certain that it is the only thing that happened."""
+    """Checks that the command printed one error and wrote nothing. Returns the error."""
     assert result.status == 2, result.stderr
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -83,7 +83,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ),
     ],
 )
-def test_a_configuration_that_is_wrong(command: Command, tmp_path: Path, argument: str, line: str) -> None:
+def test_a_wrong_configuration_is_refused(command: Command, tmp_path: Path, argument: str, line: str) -> None:
     message = refused(command("train.py", argument, "run_dir=new"), tmp_path, set())
     assert message.startswith(line)
     assert "\n" not in message
@@ -95,9 +95,7 @@ def test_a_name_stays_below_runs(command: Command, tmp_path: Path, name: str) ->
     assert message == f"name={name}: must be a folder below runs/; run_dir= takes any"
 
 
-def test_cutmix_of_one_class_is_a_contradiction(
-    command: Command, image_tree: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_cutmix_with_one_class_is_refused(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
     root = image_tree("mine", {"only": 10})
     before = set(tmp_path.rglob("*"))
     result = command("train.py", "data=folder", f"data.root={root}", "augment.cutmix=1.0", "augment.mixup=0")
@@ -105,7 +103,7 @@ def test_cutmix_of_one_class_is_a_contradiction(
 
 
 @pytest.mark.parametrize("data", ["folder", "imagenet"])
-def test_a_data_folder_that_is_missing_or_empty(command: Command, tmp_path: Path, data: str) -> None:
+def test_a_data_folder_that_is_missing_or_empty_is_refused(command: Command, tmp_path: Path, data: str) -> None:
     result = command("train.py", f"data={data}", "data.root=nowhere")
     assert refused(result, tmp_path, set()) == "nowhere: no such folder (data.root)"
     (tmp_path / "empty").mkdir()
@@ -114,15 +112,19 @@ def test_a_data_folder_that_is_missing_or_empty(command: Command, tmp_path: Path
     assert message.startswith("empty: holds no class folders" if data == "folder" else "empty/train: no such folder")
 
 
-def test_a_class_in_val_that_train_lacks(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_class_in_val_that_train_lacks_is_refused(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
     root = image_tree("mine", {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/wolf": 1})
     before = set(tmp_path.rglob("*"))
     message = refused(command("train.py", "data=folder", f"data.root={root}"), tmp_path, before)
-    assert message == f"{root}/val/wolf: a class that training lacks (1 such); the 2 known ones: cat, dog"
+    assert message == f"{root}/val/wolf: class is not in the training split (1 such class); known classes: cat, dog"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_decoded(command: Command, image_tree: Callable[..., Path], workers: int) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(
+    command: Command, image_tree: Callable[..., Path], workers: int
+) -> None:
     root = image_tree("mine", {"train/cat": 4, "train/dog": 4, "val/dog": 1})
     broken = root / "train" / "dog" / "002.png"
     broken.write_bytes(b"no image")
@@ -133,9 +135,9 @@ def test_an_image_that_cannot_be_decoded(command: Command, image_tree: Callable[
     assert "Traceback" not in result.stderr
 
 
-def test_a_broken_image_in_another_processs_share_is_named(image_tree: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_broken_image_that_another_process_reads_is_named(image_tree: Callable[..., Path], tmp_path: Path) -> None:
     root = image_tree("mine", {"train/cat": 4, "train/dog": 4, "val/dog": 2})
-    broken = root / "val" / "dog" / "001.png"  # of two, the second process evaluates the second image
+    broken = root / "val" / "dog" / "001.png"  # the second process evaluates the second of two images
     broken.write_bytes(b"no image")
     small = (
         "data.image_size=16",
@@ -149,7 +151,7 @@ def test_a_broken_image_in_another_processs_share_is_named(image_tree: Callable[
     assert f"error: {broken}: cannot be decoded" in result.stderr
 
 
-def test_a_weight_file_that_holds_something_else(command: Command, tmp_path: Path) -> None:
+def test_a_weight_file_without_a_state_dict_is_refused(command: Command, tmp_path: Path) -> None:
     for number, content in enumerate(({"model": 3}, {1: torch.zeros(1)}, {"cls_attn_blocks.0.attn.qkv.weight": 1})):
         torch.save(content, tmp_path / f"{number}.pth")
         before = set(tmp_path.rglob("*"))
@@ -157,13 +159,13 @@ def test_a_weight_file_that_holds_something_else(command: Command, tmp_path: Pat
         assert refused(result, tmp_path, before).startswith(f"checkpoint={number}.pth: holds no state dict")
 
 
-def test_a_read_only_run_folder(command: Command, tmp_path: Path) -> None:
+def test_a_read_only_run_folder_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     message = refused(command("train.py", *TINY, "run_dir=locked/run"), tmp_path, {tmp_path / "locked"})
     assert message == f"run_dir=locked/run: {tmp_path}/locked is read-only"
 
 
-def test_a_checkpoint_that_is_not_one(command: Command, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(command: Command, tmp_path: Path) -> None:
     for name, content in (("text.pt", b"hello"), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
     before = set(tmp_path.rglob("*"))
@@ -178,7 +180,7 @@ def test_a_checkpoint_that_is_not_one(command: Command, tmp_path: Path) -> None:
     assert message == "checkpoint=folder: holds neither a run's checkpoints/last.pt nor model.safetensors"
 
 
-def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused(command: Command, tmp_path: Path) -> None:
     torch.save({"model": xcit.create_model("xcit_n12", num_classes=10).state_dict()}, tmp_path / "n12.pth")
     before = set(tmp_path.rglob("*"))
     result = command("eval.py", "checkpoint=n12.pth", "model=xcit_t24", "data=digits", "run_dir=new")
@@ -190,7 +192,7 @@ def test_a_checkpoint_of_another_architecture(command: Command, tmp_path: Path) 
     assert "of another shape: " in refused(result, tmp_path, before)
 
 
-def test_resolutions_under_one_patch_in_an_evaluation(command: Command, tmp_path: Path) -> None:
+def test_an_evaluation_refuses_resolutions_below_one_patch(command: Command, tmp_path: Path) -> None:
     torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
     before = set(tmp_path.rglob("*"))
     result = command("eval.py", "checkpoint=n12.pth", "model=xcit_n12", "data=digits", "resolutions=[32,15]")
@@ -200,10 +202,10 @@ def test_resolutions_under_one_patch_in_an_evaluation(command: Command, tmp_path
     )
 
 
-def test_targets_that_the_task_does_not_learn_from(
+def test_targets_of_a_kind_that_the_task_does_not_accept_are_refused(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused before a model is made or a folder is written; an evaluation asks the task of the run."""
+    """Commands refuse them before they build a model or write a folder. An evaluation uses the run's task."""
     torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
     small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.updates=1")
     assert command("train.py", *small, "task=classify", "run_dir=run").status == 0

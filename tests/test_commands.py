@@ -1,4 +1,4 @@
-"""The entry points as a user calls them."""
+"""train.py and eval.py work as a user calls them."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from .conftest import TINY, Result, launch
 
 Command = Callable[..., Result]
 
-# DeiT's whole augmentation with repeated augmentation and mixing, so that a difference anywhere would show.
+# Uses all of DeiT's augmentation, with repeated augmentation and mixing, so that any difference shows in the losses.
 DEIT = (*TINY, "augment=deit", "train.epochs=2", "train.accumulate=2", "train.ema_decay=0.9")
 
 
@@ -33,7 +33,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder that `python train.py` left, in one process."""
+    """Trains with `python train.py` in one process. Returns the run folder."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     result = launch("train.py", *DEIT, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_what_design_promises(trained: Path) -> None:
+def test_a_run_folder_holds_the_documented_files(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     reports = {"results.json", "results.csv", "top1_vs_resolution.png", "metrics.csv"}
     assert names == {"config.yaml", "environment.json", "classes.json", "metrics.jsonl", "checkpoints"} | reports
@@ -53,7 +53,7 @@ def test_a_run_leaves_what_design_promises(trained: Path) -> None:
     assert environment["packages"]["torch"] == metadata.version("torch")
 
 
-def test_metrics_are_a_line_for_each_update_and_each_validation(trained: Path) -> None:
+def test_metrics_have_a_line_for_each_update_and_each_validation(trained: Path) -> None:
     rows = metrics(trained)
     train = [row for row in rows if row["split"] == "train"]
     assert [row["step"] for row in train] == list(range(1, 23))
@@ -73,7 +73,7 @@ def test_the_final_results_are_those_of_the_last_validation(trained: Path) -> No
         assert (row["top1"], row["loss"]) == (validated["top1"], validated["loss"])
 
 
-def test_evaluation_of_a_run_folder_finds_what_training_found(command: Command, trained: Path, tmp_path: Path) -> None:
+def test_evaluation_of_a_run_folder_equals_that_of_training(command: Command, trained: Path, tmp_path: Path) -> None:
     result = command("eval.py", f"checkpoint={trained}", "run_dir=out", "batch_size=100")
     assert result.status == 0
     keys = ("resolution", "weights", "top1", "top5", "images", "eval_set", "crop_ratio", "model")
@@ -86,7 +86,7 @@ def test_evaluation_of_a_run_folder_finds_what_training_found(command: Command, 
     assert "16 (training)" in result.stdout
 
 
-def test_evaluation_takes_one_set_of_weights_other_sizes_and_other_crops(
+def test_evaluation_accepts_other_weights_resolutions_and_crop_ratios(
     command: Command, trained: Path, tmp_path: Path
 ) -> None:
     checkpoint = trained / "checkpoints" / "best.pt"
@@ -110,7 +110,7 @@ def test_evaluation_of_bare_weights_needs_the_model_and_the_data(
         result = command(*command_line, *given)
         assert (result.status, result.stderr) == (
             2,
-            f"error: {missing}: must be given, as bare.pth holds weights alone\n",
+            f"error: {missing}: must be given, because bare.pth contains only weights\n",
         )
     assert command(*command_line, "model=xcit_n12", "model.patch_size=8", "data=digits").status == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -131,7 +131,7 @@ Trainer.update = update_or_die
 
 
 def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of the second epoch; then the same command again."""
+    """SIGKILL ends the run in the second epoch, and the same command resumes it."""
     arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb", "logger.mode=offline")
     folder = tmp_path / "run"
     killed = launch(*arguments, cwd=tmp_path, before=KILLED_AT_STEP_14)
@@ -152,7 +152,7 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path
     assert tracked == {f"run-{states[1]['identity']['tracker']}.wandb"}, "both halves are one run of the tracker"
 
 
-def test_what_is_configured_anew_at_a_resume_holds(trained: Path, command: Command, tmp_path: Path) -> None:
+def test_settings_changed_at_a_resume_take_effect(trained: Path, command: Command, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     changed = ("optim.lr=1e-4", "optim.weight_decay=0.3", "train.epochs=3")
     result = command("train.py", *DEIT, f"resume={folder}", *changed)
@@ -171,7 +171,7 @@ def test_what_is_configured_anew_at_a_resume_holds(trained: Path, command: Comma
 
 
 def test_two_processes_learn_what_one_learns(trained: Path, tmp_path: Path) -> None:
-    """The same global batch under torchrun: equal losses within rounding, every validation image counted once."""
+    """Under torchrun with the same global batch size, losses agree within rounding. Each image is validated once."""
     result = launch("train.py", *DEIT, "run_dir=run", processes=2, cwd=tmp_path)
     assert result.status == 0, result.stderr
     for one, two in zip(metrics(trained), metrics(tmp_path / "run"), strict=True):
@@ -185,14 +185,14 @@ def test_two_processes_learn_what_one_learns(trained: Path, tmp_path: Path) -> N
     assert [(row["top1"], row["images"]) for row in rows] == [(row["top1"], row["images"]) for row in expected]
 
 
-def test_a_finished_run_is_not_overwritten_and_resuming_it_trains_no_more(
+def test_a_finished_run_is_not_overwritten_and_a_resume_does_not_train_it(
     command: Command, trained: Path, tmp_path: Path
 ) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     result = command("train.py", *TINY, f"run_dir={trained}")
     assert (result.status, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: run_dir={trained}: holds something already; give a new folder (a training run goes on with resume=)\n"
+        f"error: run_dir={trained}: is not empty; choose a new folder, or continue its run with resume=\n"
     )
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
     folder = shutil.copytree(trained, tmp_path / "run")
@@ -207,7 +207,7 @@ def test_the_written_configuration_runs_again(command: Command, trained: Path, t
     assert untimed(metrics(tmp_path / "again"))[0]["loss"] == metrics(trained)[0]["loss"]
 
 
-def test_ones_own_images_train_with_their_class_names(
+def test_a_users_own_images_train_with_their_class_names(
     command: Command, image_tree: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = image_tree("mine", {"train/red": 12, "train/green": 12, "val/green": 3})
@@ -224,7 +224,7 @@ def test_ones_own_images_train_with_their_class_names(
     assert result.status == 0, result.stderr
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["green", "red"]
     assert {row.get("weights") for row in metrics(tmp_path / "run")} == {None, "raw"}
-    # Evaluated later on a folder that knows one of the classes: labels keep their meaning.
+    # The validation folder has only one of the classes, which keeps its label.
     assert command("eval.py", "checkpoint=run", "run_dir=out", "weights=ema").status == 2
     result = command("eval.py", "checkpoint=run", "run_dir=out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["images"] == 3
@@ -251,7 +251,7 @@ def test_a_model_can_be_compiled(command: Command, image_tree: Callable[..., Pat
         "deterministic=true",
         "resolutions=[16]",
     )
-    shallow = ("+model.depth=1", "+model.class_depth=1")  # the variant's own numbers are options too
+    shallow = ("+model.depth=1", "+model.class_depth=1")  # the numbers of a variant are options, too
     result = command("train.py", *arguments, *loop, *shallow, "run_dir=run")
     assert result.status == 0, result.stderr
 
@@ -284,7 +284,7 @@ def test_cfg_job_shows_the_configuration_and_stops(command: Command, tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_of_the_hub_tells_what_it_is(command: Command, tmp_path: Path) -> None:
+def test_evaluation_reads_the_model_from_a_hub_folder(command: Command, tmp_path: Path) -> None:
     model = xcit.create_model("xcit_n12", patch_size=8, num_classes=10, lpi=False, image_size=16)
     model.save_pretrained(tmp_path / "mine")
     result = command("eval.py", "checkpoint=mine", "data=digits", "run_dir=eval")
@@ -294,7 +294,7 @@ def test_a_folder_of_the_hub_tells_what_it_is(command: Command, tmp_path: Path) 
     assert (config["name"], config["patch_size"], config["lpi"]) == ("xcit_n12", 8, False)
 
 
-def test_a_resume_does_not_ask_for_the_weights_that_the_run_started_from(command: Command, tmp_path: Path) -> None:
+def test_a_resume_does_not_need_the_pretrained_weights(command: Command, tmp_path: Path) -> None:
     torch.save(xcit.create_model("xcit_n12", patch_size=8, num_classes=10).state_dict(), tmp_path / "start.pth")
     arguments = (*TINY, "pretrained=start.pth", "run_dir=run", "train.ema_decay=null")
     assert command("train.py", *arguments).status == 0

@@ -1,4 +1,4 @@
-"""timm's models go through the same loop, and are evaluated by the same sweep."""
+"""timm's models train in the same loop, and the same sweep evaluates them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ RUN = (*TINY[1:], "run_dir=run")
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "test_byobnet"])
-def test_it_trains_and_is_evaluated_across_resolutions(command: Command, name: str) -> None:
+def test_a_timm_model_trains_and_is_evaluated_across_resolutions(command: Command, name: str) -> None:
     result = command("train.py", "model=timm", f"model.name={name}", *RUN, "data.image_size=32", "resolutions=[32,48]")
     assert result.status == 0, result.stderr
     result = command("eval.py", "checkpoint=run", "run_dir=eval", "resolutions=[64]")
     assert result.status == 0, result.stderr
 
 
-def test_a_model_of_one_size_says_so(command: Command, tmp_path: Path) -> None:
+def test_a_model_of_one_size_refuses_other_resolutions(command: Command, tmp_path: Path) -> None:
     cait = ("model=timm", "model.name=cait_xxs24_224", *RUN, "data.image_size=32")
     result = command("train.py", *cait, "resolutions=[32,48]")
     assert result.status == 2
@@ -35,7 +35,7 @@ def test_a_model_of_one_size_says_so(command: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_stochastic_depth_is_the_models_own_unless_it_is_given() -> None:
+def test_stochastic_depth_defaults_to_the_models_own_rate() -> None:
     def rates(**given: float) -> set[float]:
         model = xcit.create_model("timm", name="swin_tiny_patch4_window7_224", num_classes=0, **given)
         return {module.drop_prob for module in model.modules() if isinstance(module, DropPath)}
@@ -50,7 +50,7 @@ def test_a_model_with_two_classifiers_trains(command: Command) -> None:
     assert result.status == 0, result.stderr
 
 
-def test_a_name_that_timm_does_not_know(command: Command) -> None:
+def test_a_name_that_timm_does_not_know_is_refused(command: Command) -> None:
     result = command("train.py", "model=timm", "model.name=resnet5O", *RUN)
     assert (result.status, result.stderr.count("\n")) == (2, 1)
     assert "model.name=resnet5O: unknown; did you mean resnet50" in result.stderr
@@ -58,7 +58,7 @@ def test_a_name_that_timm_does_not_know(command: Command) -> None:
     assert (result.status, result.stderr) == (2, "error: model.name: must be given\n")
 
 
-def test_published_weights_of_timm_without_a_network(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_of_timm_need_a_network(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for arguments in (
         ("train.py", "model=timm", "model.name=resnet18", "pretrained=true", *RUN),
@@ -69,10 +69,10 @@ def test_published_weights_of_timm_without_a_network(command: Command, monkeypat
         assert "resnet18" in result.stderr
 
 
-def test_weights_of_timm_tell_which_model_they_are_for(
+def test_the_name_of_timms_weights_gives_the_model(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The normalisation is the model's own: a ViT of mean and deviation 0.5 is right about its own digits."""
+    """eval.py needs no model= for weights with a timm name."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.head.weight)

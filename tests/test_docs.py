@@ -1,4 +1,4 @@
-"""The pages link to files and headings that exist, and their pictures are small."""
+"""Links in the documentation lead to files and headings that exist, and its pictures are small."""
 
 import re
 from pathlib import Path
@@ -12,19 +12,19 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
 def links(text: str) -> list[str]:
-    """The targets of a page's relative links and pictures, without code blocks."""
+    """Returns the targets of a page's relative links and pictures, without those in code blocks."""
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     return [target for found in LINK.findall(prose) for target in found if target and "://" not in target]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """The links of a page that lead nowhere."""
+    """Returns the links of a page whose file or heading does not exist."""
     found = []
     for link in links(text):
         path, _, anchor = link.partition("#")
@@ -38,7 +38,7 @@ def broken(page: Path, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     assert not broken(page, page.read_text())
 
 

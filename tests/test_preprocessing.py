@@ -1,4 +1,4 @@
-"""From a picture to the input: timm's pixels, any channels and bit depth, and a description that can be saved."""
+"""Preprocessing gives timm's pixels, for any number of channels and any bit depth."""
 
 from typing import Any
 
@@ -17,30 +17,30 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 def noise(height: int, width: int, *channels: int, bit_depth: int = 8, seed: int = 0) -> np.ndarray:
-    """Noise over the whole range, so that every pixel that is off shows."""
+    """Returns noise over the whole range of values, so that any wrong pixel shows."""
     random = np.random.default_rng(seed)
     dtype = np.uint8 if bit_depth == 8 else np.uint16
     return random.integers(0, 2**bit_depth, size=(height, width, *channels), dtype=dtype)
 
 
 def statistics(channels: int) -> dict[str, Any]:
-    """A mean and a standard deviation that differ from channel to channel."""
+    """Returns a mean and a standard deviation that differ between channels."""
     values = [0.3 + 0.1 * channel for channel in range(channels)]
     return {"channels": channels, "mean": tuple(values), "std": tuple(value / 2 for value in values)}
 
 
 def uint8(image: Image.Image) -> Tensor:
-    """(H, W, C), the pixels of a Pillow image."""
+    """Returns the pixels of a Pillow image as (H, W, C)."""
     return pil_to_tensor(image).permute(1, 2, 0)
 
 
-# Pillow images: timm's pixels.
+# Pillow images: the pixels are timm's.
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_of_a_square_are_timms_bit_for_bit(interpolation: str, mode: str) -> None:
-    """Over many sizes of images and targets and many crop ratios, with very long and very small images among them."""
+    """This holds for many image sizes, target sizes and crop ratios, and for very long and very small images."""
     random = np.random.default_rng(1)
     sizes = [tuple(random.integers(8, 130, size=2).tolist()) for _ in range(60)]
     for number, (height, width) in enumerate([*sizes, (3, 200), (200, 3), (1, 1), (64, 64), (97, 48), (48, 97)]):
@@ -56,8 +56,10 @@ def test_pixels_of_a_square_are_timms_bit_for_bit(interpolation: str, mode: str)
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(("resize", "crop_mode"), [("squash", "squash"), ("letterbox", "border")])
 @pytest.mark.parametrize("size", [(32, 32), (20, 44), (44, 20)])
-def test_the_other_rules_are_timms_too(size: tuple[int, int], resize: Any, crop_mode: str, interpolation: str) -> None:
-    """Without a crop ratio and for images whose sides divide evenly: where timm rounds, we cut."""
+def test_squash_and_letterbox_are_timms_bit_for_bit(
+    size: tuple[int, int], resize: Any, crop_mode: str, interpolation: str
+) -> None:
+    """The crop ratio is 1 and the sides divide evenly, because timm rounds sizes and Preprocessing truncates them."""
     for number, (height, width) in enumerate([(64, 64), (44, 88), (88, 44), (44, 44), (22, 11)]):
         image = Image.fromarray(noise(height, width, 3, seed=number))
         timms = create_transform(size, crop_pct=1.0, crop_mode=crop_mode, interpolation=interpolation).transforms[:2]
@@ -74,7 +76,7 @@ def test_the_other_rules_are_timms_too(size: tuple[int, int], resize: Any, crop_
         ((61, 79), (30, 20), (30, 38)),  # 38.85 columns: the fraction is dropped, as timm does for squares
     ],
 )
-def test_a_size_that_is_not_square_is_covered_and_its_center_is_kept(
+def test_a_size_that_is_not_square_gets_a_center_crop(
     image: tuple[int, int], size: tuple[int, int], resized: tuple[int, int]
 ) -> None:
     picture = Image.fromarray(noise(*image, 3))
@@ -86,7 +88,7 @@ def test_a_size_that_is_not_square_is_covered_and_its_center_is_kept(
     assert torch.equal(found, expected)
 
 
-def test_a_crop_ratio_keeps_less_of_the_image() -> None:
+def test_a_crop_ratio_below_1_keeps_less_of_the_image() -> None:
     picture = Image.fromarray(noise(60, 60, 3))
     whole = uint8(picture.resize((40, 40), Image.Resampling.BICUBIC))
     assert torch.equal(Preprocessing(size=(30, 20), crop_ratio=0.75).pixels(picture), whole[5:35, 7:33][:, 3:23])
@@ -104,7 +106,7 @@ def test_a_crop_ratio_keeps_less_of_the_image() -> None:
         ((10, 10), (slice(0, 48), slice(0, 48))),  # square: none
     ],
 )
-def test_letterbox_shows_the_whole_image_amid_padding_that_is_zero(
+def test_letterbox_keeps_the_whole_image_and_pads_with_zero(
     image: tuple[int, int], inside: tuple[slice, slice], bit_depth: int
 ) -> None:
     preprocessing = Preprocessing(size=(48, 48), bit_depth=bit_depth, resize="letterbox")
@@ -134,11 +136,11 @@ def test_squash_ignores_the_aspect_ratio() -> None:
     assert torch.equal(made, uint8(picture.resize((24, 40), Image.Resampling.BICUBIC)))
 
 
-# Channels and bits.
+# Channels and bit depths.
 
 
 def resampled(values: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """(H, W, C) in float64, resized with antialiasing one side after the other: the kernels of Pillow and torch."""
+    """Resizes (H, W, C) in float64 with antialiasing, first rows, then columns, as Pillow and torch do."""
     for axis, wanted in enumerate(size):
         values = np.moveaxis(
             np.tensordot(kernels(values.shape[axis], wanted, interpolation), values, (1, axis)), 0, axis
@@ -147,7 +149,7 @@ def resampled(values: np.ndarray, size: tuple[int, int], interpolation: str) -> 
 
 
 def kernels(given: int, wanted: int, interpolation: str) -> np.ndarray:
-    """(wanted, given), the weights of each input pixel in each output pixel. Keys's cubic has a = -1/2."""
+    """Returns (wanted, given), the weight of each input pixel in each output pixel. Keys's cubic has a = -1/2."""
     stretch = max(given / wanted, 1.0)
     center = (np.arange(wanted)[:, None] + 0.5) * given / wanted
     x = np.abs(np.arange(given) + 0.5 - center) / stretch
@@ -161,7 +163,7 @@ def kernels(given: int, wanted: int, interpolation: str) -> np.ndarray:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(("channels", "bit_depth"), [(1, 8), (1, 16), (2, 16), (3, 12), (4, 8), (4, 16)])
-def test_arrays_of_any_channels_and_bits_are_resized_to_rounding(
+def test_arrays_of_any_channels_and_bit_depth_are_resized_within_rounding(
     channels: int, bit_depth: int, interpolation: str
 ) -> None:
     picture = noise(41, 57, channels, bit_depth=bit_depth)
@@ -183,7 +185,7 @@ def test_arrays_of_any_channels_and_bits_are_resized_to_rounding(
 
 
 @pytest.mark.parametrize("size", [(41, 57), (24, 24)])
-def test_pillow_images_of_16_bits_keep_them(size: tuple[int, int]) -> None:
+def test_pillow_images_keep_16_bits(size: tuple[int, int]) -> None:
     picture = noise(41, 57, bit_depth=16)
     image = Image.fromarray(picture)
     assert image.mode == "I;16"
@@ -194,7 +196,7 @@ def test_pillow_images_of_16_bits_keep_them(size: tuple[int, int]) -> None:
         assert np.array_equal(preprocessing.pixels(image)[..., 0], picture)
 
 
-def test_images_are_brought_to_the_models_channels() -> None:
+def test_images_are_converted_to_the_models_channels() -> None:
     grey = Image.fromarray(noise(9, 9))
     assert torch.equal(Preprocessing(size=(9, 9)).pixels(grey), uint8(grey).expand(9, 9, 3))
     four = Image.fromarray(noise(9, 9, 4), "RGBA")
@@ -202,7 +204,7 @@ def test_images_are_brought_to_the_models_channels() -> None:
     assert torch.equal(Preprocessing(size=(9, 9)).pixels(four), uint8(four)[..., :3])
 
 
-def test_a_list_of_pictures_of_all_kinds_becomes_one_batch() -> None:
+def test_a_list_of_all_kinds_of_pictures_becomes_one_batch() -> None:
     array = noise(30, 20, 3)
     pictures = [Image.fromarray(noise(20, 30, 3)), array, torch.from_numpy(array)]
     batch = Preprocessing(size=(16, 24))(pictures)
@@ -228,7 +230,7 @@ def test_normalize_is_the_loaders_bit_for_bit(channels: int, bit_depth: int) -> 
     assert torch.equal(pixels, before)
 
 
-def test_denormalize_is_the_way_back() -> None:
+def test_denormalize_inverts_normalize() -> None:
     own = Preprocessing(size=(7, 9))
     pixels = torch.from_numpy(noise(7, 9, 3))[None]
     assert torch.equal(own.denormalize(own.normalize(pixels)), pixels)

@@ -1,4 +1,4 @@
-"""The description of the input: it is saved and comes back, and what is out of range is refused in one line."""
+"""Preprocessing converts to JSON and back, and refuses values out of range in one line."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from xcit.preprocessing import Preprocessing
 GREY: dict[str, Any] = {"channels": 1, "mean": (0.3,), "std": (0.15,)}
 
 
-def test_it_comes_back_from_json_as_it_was() -> None:
+def test_json_restores_an_equal_preprocessing() -> None:
     for preprocessing in (
         Preprocessing(),
         Preprocessing((96, 224), 4, 16, "letterbox", 0.875, "bilinear", (0.1, 0.2, 0.3, 1 / 3), (1.0, 0.2, 0.3, 0.4)),
@@ -25,26 +25,26 @@ def test_it_comes_back_from_json_as_it_was() -> None:
         assert plain == preprocessing.as_dict(), "lists, numbers and strings alone"
 
 
-def test_keys_that_an_older_version_did_not_know_have_their_defaults() -> None:
+def test_missing_keys_get_their_defaults_and_unknown_ones_are_refused() -> None:
     assert Preprocessing.from_dict({"size": [96, 96]}) == Preprocessing(size=(96, 96))
     with pytest.raises(InputError, match=r"^preprocessing: unknown key gamma; known ones: bit_depth, channels, crop_"):
         Preprocessing.from_dict({"gamma": 2.2})
 
 
-def test_another_size_and_crop_ratio_leave_the_rest() -> None:
+def test_at_changes_only_size_and_crop_ratio() -> None:
     own = Preprocessing((96, 96), 1, 12, "squash", 0.9, "bilinear", (0.1,), (0.2,))
     assert own.at(48) == Preprocessing((48, 48), 1, 12, "squash", 0.9, "bilinear", (0.1,), (0.2,))
     assert own.at((48, 64), 1.0) == Preprocessing((48, 64), 1, 12, "squash", 1.0, "bilinear", (0.1,), (0.2,))
 
 
-def test_a_model_tells_its_own() -> None:
+def test_of_model_reads_the_preprocessing_of_a_model() -> None:
     model = xcit.create_model("timm", name="test_vit", num_classes=0)
     own = Preprocessing.of_model(model)
     assert (own.size, own.mean, own.std, own.crop_ratio) == ((160, 160), (0.5,) * 3, (0.5,) * 3, 0.95)
     assert Preprocessing.of_model(torch.nn.Identity()) == Preprocessing()
 
 
-def test_a_model_of_other_channels_has_the_mean_of_the_statistics() -> None:
+def test_statistics_are_averaged_if_the_model_has_other_channels() -> None:
     model = torch.nn.Identity()
     model.pretrained_cfg = {"input_size": (4, 32, 48), "mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}
     own = Preprocessing.of_model(model)
@@ -65,12 +65,16 @@ def test_a_model_of_other_channels_has_the_mean_of_the_statistics() -> None:
         ({"bit_depth": 32}, "bit_depth=32: must be 1 to 16"),
         ({"resize": "pad"}, "resize=pad: must be one of crop, letterbox, squash"),
         ({"interpolation": "lanczos"}, "interpolation=lanczos: must be one of bicubic, bilinear"),
-        ({"channels": 1}, "mean=(0.485, 0.456, 0.406): must hold 1 values, one for each channel"),
-        ({"std": (0.5, 0.5)}, "std=(0.5, 0.5): must hold 3 values, one for each channel"),
+        ({"channels": 1}, "mean=(0.485, 0.456, 0.406): must hold 1 finite values, one for each channel"),
+        ({"std": (0.5, 0.5)}, "std=(0.5, 0.5): must hold 3 finite values, one for each channel"),
         ({"std": (0.5, 0.0, 0.5)}, "std=(0.5, 0.0, 0.5): must be greater than 0"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std=(0.5, nan, 0.5): must hold 3 finite values, one for each channel"),
+        ({"size": 224}, "size=224: must be (height, width) in pixels, both at least 1"),
+        ({"size": (1.5, 2)}, "size=(1.5, 2): must be (height, width) in pixels, both at least 1"),
+        ({"channels": 0, "mean": (), "std": ()}, "channels=0: must be at least 1"),
     ],
 )
-def test_a_value_out_of_range_is_one_line_with_what_is_accepted(values: dict[str, Any], line: str) -> None:
+def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as caught:
         Preprocessing(**values)
     assert str(caught.value) == line
@@ -97,7 +101,7 @@ def test_a_value_out_of_range_is_one_line_with_what_is_accepted(values: dict[str
         ),
     ],
 )
-def test_a_picture_that_does_not_fit_is_one_line(values: dict[str, Any], picture: Any, line: str) -> None:
+def test_a_picture_of_the_wrong_shape_or_type_is_refused(values: dict[str, Any], picture: Any, line: str) -> None:
     with pytest.raises(InputError) as caught:
         Preprocessing(**values)([picture])
     assert str(caught.value) == line

@@ -1,12 +1,7 @@
-"""A run that ends before its time goes on in the same epoch: as a user meets it, with real processes and signals."""
+"""A run that is stopped or killed resumes within its epoch. The tests use real processes and signals."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +11,12 @@ import torch
 
 from xcit.preprocessing import Preprocessing
 
-from .conftest import ROOT, TINY, Result, launch
+from .conftest import TINY, Result, launch
 from .engine.older_formats import as_version_2
 
 Command = Callable[..., Result]
 
-# DeiT's whole augmentation with repeated augmentation and mixing, so that a difference anywhere would show.
+# Uses all of DeiT's augmentation, with repeated augmentation and mixing, so that any difference shows in the losses.
 SMALL = (
     *TINY,
     *("augment=deit", "train.epochs=2", "train.accumulate=2", "train.ema_decay=0.9", "resolutions=[16]"),
@@ -31,7 +26,7 @@ SMALL = (
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the processes that `launch` starts, so that runs here and there are equal to the bit."""
+    """Uses one thread, as the processes that `launch` starts do, so that all runs are bit-identical."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what is another in every run."""
+    """Returns the rows of metrics.jsonl without images_per_second, which differs in every run."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines]
 
@@ -53,21 +48,21 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing ends: 11 updates in each epoch."""
+    """A run without interruption. Each epoch has 11 updates."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     result = launch("train.py", *SMALL, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
     return folder
 
 
-# Python for the start of a process, which the update after the 13th comes to.
+# Python that each process runs first. It sends a signal right before update 14; {} is the call that sends it.
 AT_STEP_14 = """
 import signal
 from xcit.engine.loop import Trainer
 update = Trainer.update
 def update_or_not(self, batches, position):
     if self.state.step == 13 and os.environ.get("RANK", "1") == "1":
-        signal.raise_signal(signal.{})
+        {}
     return update(self, batches, position)
 Trainer.update = update_or_not
 """
@@ -77,7 +72,8 @@ def test_a_run_killed_within_an_epoch_resumes_from_its_last_update(
     whole: Path, command: Command, tmp_path: Path
 ) -> None:
     arguments = ("train.py", *SMALL, "run_dir=run", "resume=auto", "train.save_every=1")
-    assert launch(*arguments, cwd=tmp_path, before=AT_STEP_14.format("SIGKILL")).status == -9
+    before = AT_STEP_14.format("signal.raise_signal(signal.SIGKILL)")
+    assert launch(*arguments, cwd=tmp_path, before=before).status == -9
     result = command(*arguments)
     assert result.status == 0, result.stderr
     assert "resuming run/checkpoints/last.pt after epoch 1 and 256 images of the next\n" in result.stderr
@@ -86,35 +82,22 @@ def test_a_run_killed_within_an_epoch_resumes_from_its_last_update(
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, to which SIGTERM came in the second epoch: to all its processes, as some schedulers send it."""
+    """The same run, stopped by SIGTERM in the second epoch. Its data workers get it, too, as on some clusters."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *SMALL, f"run_dir={folder}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        while process.poll() is None and not (folder / "metrics.csv").exists():  # the first validation's
-            time.sleep(0.01)  # looks again: the run is another process
-        while process.poll() is None and metrics(folder)[-1]["step"] < 12:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)
-        _, messages = process.communicate(timeout=100)
-    finally:
-        process.kill()
-    assert process.returncode == 1, messages
+    # setsid puts the run and its workers in a process group without pytest, and killpg sends the signal to that group.
+    before = "os.setsid()\n" + AT_STEP_14.format("os.killpg(0, signal.SIGTERM)")
+    result = launch("train.py", *SMALL, f"run_dir={folder}", cwd=folder.parent, before=before)
+    messages = result.stderr
+    assert result.status == 1, messages
     step = metrics(folder)[-1]["step"]
     assert 12 <= step < 22
-    assert f"error: stopped by SIGTERM after update {step}, which is in {folder}/checkpoints/last.pt; " in messages
-    assert messages.endswith(f"the same command with resume={folder} goes on from there\n")
+    assert f"error: stopped by SIGTERM after update {step}; checkpoint: {folder}/checkpoints/last.pt; " in messages
+    assert messages.endswith(f"to continue, add resume={folder} to the same command\n")
     assert "Traceback" not in messages
     return folder
 
 
-def test_a_run_that_is_told_to_end_resumes_where_it_was(
+def test_a_run_stopped_by_sigterm_resumes_within_its_epoch(
     stopped: Path, whole: Path, command: Command, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(stopped, tmp_path / "run")
@@ -123,10 +106,10 @@ def test_a_run_that_is_told_to_end_resumes_where_it_was(
     assert_same_run(folder, whole)
 
 
-def test_a_run_of_an_older_version_goes_on_and_is_evaluated_alike(
+def test_a_run_of_an_older_version_resumes_and_gets_the_same_evaluation(
     stopped: Path, whole: Path, command: Command, tmp_path: Path
 ) -> None:
-    """Its checkpoint is of format 2: it has one loss and says nothing about the backbone and the preprocessing."""
+    """Its checkpoint has format 2, which has one loss, no backbone and no preprocessing."""
     folders = {run: shutil.copytree(run, tmp_path / run.parent.name) for run in (stopped, whole)}
     for run, folder in folders.items():
         last = folder / "checkpoints" / "last.pt"
@@ -151,7 +134,7 @@ def test_a_run_of_an_older_version_goes_on_and_is_evaluated_alike(
 
 
 def test_a_checkpoint_holds_the_preprocessing_as_plain_data(whole: Path, stopped: Path) -> None:
-    """At the size and crop that the run is validated at; of an epoch's end and of a moment within one."""
+    """The size and crop ratio are those of the validation. This holds at the end of an epoch and within one."""
     for run in (whole, stopped):
         content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
         plain = content["preprocessing"]
@@ -161,7 +144,7 @@ def test_a_checkpoint_holds_the_preprocessing_as_plain_data(whole: Path, stopped
 
 
 def test_an_evaluation_uses_the_preprocessing_of_the_checkpoint(whole: Path, command: Command, tmp_path: Path) -> None:
-    """Not what the code would give the model today: other statistics in the checkpoint give other numbers."""
+    """eval.py uses the statistics saved in the checkpoint."""
     folder = shutil.copytree(whole, tmp_path / "run")
     last = folder / "checkpoints" / "last.pt"
     content = torch.load(last, weights_only=True)
@@ -174,8 +157,8 @@ def test_an_evaluation_uses_the_preprocessing_of_the_checkpoint(whole: Path, com
     assert losses[0] != losses[1]
 
 
-def test_a_run_goes_on_in_more_processes(stopped: Path, whole: Path, tmp_path: Path) -> None:
-    """Losses within rounding, as when two processes learnt from the start: the same images, each once."""
+def test_a_run_resumes_with_more_processes(stopped: Path, whole: Path, tmp_path: Path) -> None:
+    """Losses agree within rounding: two processes train on the same images, each once."""
     folder = shutil.copytree(stopped, tmp_path / "run")
     result = launch("train.py", *SMALL, "resume=run", processes=2, cwd=tmp_path)
     assert result.status == 0, result.stderr
@@ -183,11 +166,14 @@ def test_a_run_goes_on_in_more_processes(stopped: Path, whole: Path, tmp_path: P
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one
 
 
-def test_processes_stop_together_and_their_run_goes_on_in_fewer(whole: Path, command: Command, tmp_path: Path) -> None:
-    """The signal comes to one of them; the losses that the log was gathering are kept."""
+def test_processes_stop_together_and_their_run_resumes_with_fewer(
+    whole: Path, command: Command, tmp_path: Path
+) -> None:
+    """One of two processes gets the signal. The checkpoint keeps the losses of the unfinished log window."""
     arguments = (*SMALL, "train.log_every=4", "run_dir=run", "resume=auto")
-    result = launch("train.py", *arguments, processes=2, cwd=tmp_path, before=AT_STEP_14.format("SIGUSR1"))
-    assert "error: stopped by SIGUSR1 after update 14, which is in run/checkpoints/last.pt" in result.stderr
+    before = AT_STEP_14.format("signal.raise_signal(signal.SIGUSR1)")
+    result = launch("train.py", *arguments, processes=2, cwd=tmp_path, before=before)
+    assert "error: stopped by SIGUSR1 after update 14; checkpoint: run/checkpoints/last.pt" in result.stderr
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert (saved["step"], saved["seen"], saved["logged"], len(saved["loss_sums"])) == (14, 384, 11, 2)
     result = command("train.py", *arguments)
@@ -207,7 +193,9 @@ def test_processes_stop_together_and_their_run_goes_on_in_fewer(whole: Path, com
         ("seed=1", "seed was 0 and is 1 now"),
     ],
 )
-def test_an_epoch_is_finished_as_it_was_begun(stopped: Path, command: Command, change: str, message: str) -> None:
+def test_settings_of_the_order_cannot_change_within_an_epoch(
+    stopped: Path, command: Command, change: str, message: str
+) -> None:
     before = (stopped / "metrics.jsonl").read_bytes()
     result = command("train.py", *SMALL, f"resume={stopped}", change)
     start = f"error: {stopped}/checkpoints/last.pt: stands within epoch 2, which must be finished as it was begun: "

@@ -1,4 +1,4 @@
-"""A file is whole or not there, whenever the writer dies."""
+"""A writer that fails or is killed never leaves a partial file."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
-def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
     def fail(file: object) -> None:
         raise OSError("disk full")
 
@@ -37,7 +37,7 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_plain_data_and_tensors_come_back(tmp_path: Path) -> None:
+def test_plain_data_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.pt", {"step": 3, "best": None, "config": {"names": ["a"], "lr": 1e-3}})
     assert read_tensors(tmp_path / "a.pt") == {"step": 3, "best": None, "config": {"names": ["a"], "lr": 1e-3}}
 

@@ -1,4 +1,4 @@
-"""The wheel ships xcit alone, and the library needs nothing that only training needs."""
+"""The wheel contains only xcit, and the library imports no package that only training needs."""
 
 import platform
 import shutil
@@ -31,7 +31,7 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout, nor taken from an earlier build in it."""
+    """Builds the wheel from a copy, so that it leaves no files in the checkout and uses no earlier build."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("xcit", "data", "scripts", "tests", "conf"):
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_xcit_alone(wheel: Path) -> None:
+def test_the_wheel_contains_only_xcit(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()

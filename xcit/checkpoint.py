@@ -1,4 +1,4 @@
-"""What a checkpoint of a run looks like, for those who write one and for those who only want its weights."""
+"""The checkpoint format, and functions that extract weights from it."""
 
 from collections.abc import Mapping
 from pathlib import Path

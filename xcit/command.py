@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a main function: errors that a user can mend end it with one line and a status, without a traceback.
+    """Decorate a main function: InputError and TrainingError end the process with one line and an exit status.
 
     It stands below @hydra.main, because Hydra adds lines of its own to an exception. The status is the error's
     exit_status, or 2. An error whose of_one_process is true is raised in one process only, which prints it.

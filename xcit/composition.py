@@ -1,4 +1,4 @@
-"""Checks a composed configuration against the schema, and writes it as a file that composes it again."""
+"""Checks a composed configuration against the schema, and writes it as a YAML file that Hydra can load again."""
 
 import inspect
 import re
@@ -33,7 +33,7 @@ hydra:
 
 
 def make_tables(datasets: Mapping[str, Callable[..., Any]], training_views: Mapping[str, Callable[..., Any]]) -> Tables:
-    """The tables of the open groups. The data package, which xcit does not import, gives its own.
+    """The tables of the open groups. The caller passes data's tables, because xcit must not import data.
 
     training_views: view → what makes it for training; a task names its view.
     """
@@ -55,6 +55,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
             )  # names the key itself, not one that uses it
             plain = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
+            # Without a model, the run's name cannot be resolved. That key would mislead.
             missing = "model" if "model" not in raw and error.full_key == "name" else error.full_key
             raise InputError(f"{missing}: must be given") from None
     if schema is TrainConfig:

@@ -4,13 +4,14 @@ Sections that are the same for every run are classes here. The open groups (mode
 each, whose entries own their options: the keyword-only arguments of the entry are what its file in conf/ may set.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .errors import InputError
+from .errors import InputError, Notice
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +50,7 @@ class NamedSection(OpenSection):
 
 
 class ModelConfig(NamedSection):
-    """conf/model: the options are the model's. timm's models have one entry together."""
+    """conf/model: the options are the model's. All timm models share one entry."""
 
     library: Literal["xcit", "timm"] = "xcit"
 
@@ -141,6 +142,14 @@ class LoopConfig(Section):
     def one_length(cls, values: Any) -> Any:
         """A number of updates takes the place of the recipe's epochs."""
         if isinstance(values, dict) and values.get("updates") is not None:
+            usable = isinstance(values["updates"], int) and values["updates"] >= 1  # otherwise an error follows
+            if usable and values.get("epochs") is not None:
+                warnings.warn(
+                    f"train.updates={values['updates']}: sets the length of the run; "
+                    f"train.epochs={values['epochs']} has no effect",
+                    Notice,
+                    stacklevel=2,
+                )
             return values | {"epochs": None}
         return values
 
@@ -174,18 +183,16 @@ class LoggerConfig(Section):
     mode: Literal["online", "offline", "disabled"] = "online"
 
 
-class Evaluated(Section):
-    """What train.py and eval.py have in common."""
-
-    run_dir: str | None
-    crop_ratio: Annotated[float, Field(gt=0, le=1)]
+CropRatio = Annotated[float, Field(gt=0, le=1)]
 
 
-class TrainConfig(Evaluated):
+class TrainConfig(Section):
     """conf/train.yaml."""
 
+    run_dir: str | None
+    crop_ratio: CropRatio
     name: str
-    data: DataConfig  # before the model, which takes image_size from it: the first problem is told
+    data: DataConfig  # before `model`, which refers to data.image_size: only the first error is reported
     model: ModelConfig
     task: TaskConfig
     augment: AugmentConfig
@@ -205,16 +212,19 @@ class TrainConfig(Evaluated):
         return self
 
 
-class EvalConfig(Evaluated):
-    """conf/eval.yaml. model, data and resolutions are the run's own where they are not given."""
+class EvalConfig(Section):
+    """conf/eval.yaml. model, data, task, resolutions and crop_ratio are the run's own if they are not given."""
 
+    run_dir: str | None
     checkpoint: str
+    crop_ratio: CropRatio | None
     weights: Literal["raw", "ema", "both"]
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None
     batch_size: Positive
     precision: Precision
     model: ModelConfig | None = None
     data: DataConfig | None = None
+    task: TaskConfig | None = None
 
 
 class ResolvedEvalConfig(EvalConfig):
@@ -222,4 +232,6 @@ class ResolvedEvalConfig(EvalConfig):
 
     model: ModelConfig
     data: DataConfig
+    task: TaskConfig
     resolutions: list[Positive]
+    crop_ratio: float

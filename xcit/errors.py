@@ -1,4 +1,4 @@
-"""Errors that a user can mend, the wording of the most common one, and notices."""
+"""Exceptions for user errors, notices, and the "did you mean" message."""
 
 import difflib
 import sys

@@ -1,7 +1,7 @@
-"""From a picture to the model's input: one description, used by training's evaluation, eval.py and every export.
+"""Converts an image to the model's input. Training's evaluation, eval.py and exports share this object.
 
-A `Preprocessing` is saved in each checkpoint, so that no evaluation ever uses another size, crop or normalization than
-the one that is asked for. It needs torch; Pillow and numpy only where pictures of those kinds are given.
+It is saved in each checkpoint, so that an evaluation uses the normalization that the model was trained with. It needs
+torch. Pillow and numpy are needed only for Pillow images and arrays.
 """
 
 import math
@@ -20,7 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_RULES = ("crop", "letterbox", "squash")
 PIL_MODES = {1: "L", 3: "RGB"}
-"""The mode of an 8-bit Pillow image by its number of channels. RGBA is missing: Pillow multiplies by alpha."""
+"""The mode of an 8-bit Pillow image by its number of channels.
+
+RGBA is excluded, because Pillow's resize multiplies colors by alpha.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Preprocessing:
         """From a model's `pretrained_cfg` (timm's dictionary); ImageNet's defaults for keys that it lacks."""
         cfg, default = pretrained_cfg(model), cls()
         channels, *size = cfg.get("input_size", (default.channels, *default.size))
-        # A model made for other channels than its cfg has statistics for: they are its user's to give.
+        # If the channels differ from the cfg's, use the mean of its statistics. Users should give their own.
         mean, std = (spread(cfg.get(key, getattr(default, key)), channels) for key in ("mean", "std"))
         return cls(
             size=(size[0], size[1]),
@@ -123,7 +126,8 @@ class Preprocessing:
     def pixels(self, image: Any) -> Tensor:
         """One picture, resized and cut to (H, W, C); uint8 or, above 8 bits, int32.
 
-        8-bit Pillow images are resized by Pillow, as the published accuracies were measured; others by torch.
+        Pillow resizes 8-bit Pillow images, because the published accuracies were measured that way. torch resizes all
+        others.
         """
         if hasattr(image, "convert") and self.bit_depth == 8 and self.channels in PIL_MODES:
             if image.mode.startswith(("I", "F")):
@@ -137,7 +141,7 @@ class Preprocessing:
         return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """(B, C, H, W), fp32 → (B, H, W, C), uint8 from 0 to 255: for people to look at. Values beyond are clipped."""
+        """(B, C, H, W), fp32 → (B, H, W, C), uint8 from 0 to 255, for display. Out-of-range values are clipped."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (255 * (images.cpu() * std + mean)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
@@ -163,7 +167,7 @@ class Preprocessing:
         goal_h, goal_w = (math.floor(side / self.crop_ratio) for side in self.size)
         if self.resize == "squash":
             return goal_h, goal_w
-        # Which side decides: for "crop" the one that needs the larger factor, for "letterbox" the other one.
+        # The side that sets the scale: for "crop" the one that needs the larger factor, for "letterbox" the other one.
         height_decides = (goal_h * width >= goal_w * height) == (self.resize == "crop")
         if height_decides:
             return goal_h, max(1, int(goal_h * width / height))
@@ -186,8 +190,11 @@ class Preprocessing:
         if not isinstance(image, Tensor):
             import numpy as np
 
-            array = np.asarray(image)
-            image = torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else np.array(array))
+            array = np.array(image)
+            if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+                # torch does not take every size and byte order.
+                array = array.astype(np.int64)
+            image = torch.from_numpy(array)
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[-1] != self.channels:
             raise InputError(f"image of shape {tuple(image.shape)}: must be (H, W, {self.channels})")

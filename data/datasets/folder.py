@@ -29,12 +29,12 @@ class Folder:
         self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
 
     def train(self) -> ImageFiles:
-        return self.split(0) if self.has_no_splits() else list_classes(self.root / "train")
+        return self.split(0) if self.has_no_splits() else list_class_folders(self.root / "train")
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
         if self.has_no_splits():
             return self.split(1).relabel(classes, self.root)
-        return list_classes(self.root / "val", classes)
+        return list_class_folders(self.root / "val", classes)
 
     def has_no_splits(self) -> bool:
         """Return whether root has neither a train/ nor a val/ folder."""
@@ -42,7 +42,7 @@ class Folder:
 
     def split(self, part: int) -> ImageFiles:
         """Return the training split (part 0) or the validation split (part 1) of a folder without train/ and val/."""
-        images = list_classes(self.root)
+        images = list_class_folders(self.root)
         parts: tuple[list[int], list[int]] = ([], [])
         for label in range(len(images.classes)):
             members = np.flatnonzero(images.labels == label).tolist()
@@ -57,7 +57,7 @@ class Folder:
         return images.take(np.array(parts[part]))
 
 
-def list_classes(folder: Path, classes: list[str] | None = None) -> ImageFiles:
+def list_class_folders(folder: Path, classes: list[str] | None = None) -> ImageFiles:
     """List the images in folder/CLASS/ and its subfolders, sorted by path.
 
     Args:

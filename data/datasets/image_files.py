@@ -9,21 +9,21 @@ from xcit.errors import InputError
 
 from ..encoded_image import BrokenImageError, EncodedImage
 from ..examples import Example, Examples
-from .packed_texts import PackedTexts
+from .packed_strings import PackedStrings
 
 
 class ImageFiles(Examples):
     """Examples with one class each. An image is read from its file when it is requested."""
 
-    def __init__(self, paths: PackedTexts, labels: np.ndarray, classes: list[str]) -> None:
+    def __init__(self, paths: PackedStrings, labels: np.ndarray, classes: list[str]) -> None:
         """labels: (num_images,), indices into classes."""
         self.paths, self.labels, self.classes = paths, labels, classes
 
     @classmethod
-    def of(cls, samples: Sequence[tuple[str, int]], classes: list[str]) -> "ImageFiles":
+    def from_samples(cls, samples: Sequence[tuple[str, int]], classes: list[str]) -> "ImageFiles":
         """Make it from the (path, label) of each image."""
         labels = np.array([label for _, label in samples], dtype=np.int32)
-        return cls(PackedTexts.of(path for path, _ in samples), labels, classes)
+        return cls(PackedStrings.pack(path for path, _ in samples), labels, classes)
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -83,7 +83,8 @@ def class_indices(classes: list[str] | None, names: list[str], where: Path) -> l
     unknown = [name for name in names if name not in indices]
     if unknown:
         raise InputError(
-            f"{where / unknown[0]}: a class that training lacks ({len(unknown)} such); "
-            f"the {len(classes)} known ones: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+            f"{where / unknown[0]}: class is not in the training split "
+            f"({len(unknown)} such {'class' if len(unknown) == 1 else 'classes'}); "
+            f"known classes: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
         )
     return [indices[name] for name in names]

@@ -10,7 +10,7 @@ from scipy.io.matlab import MatReadError
 
 from xcit.errors import InputError
 
-from .folder import list_classes
+from .folder import list_class_folders
 from .image_files import ImageFiles, require_folder
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -28,13 +28,13 @@ class ImageNet:
         self.root = require_folder(Path(root), "data.root")
 
     def train(self) -> ImageFiles:
-        return list_classes(self.root / "train")
+        return list_class_folders(self.root / "train")
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
         folder = require_folder(self.root / "val", "expected class folders, or the images with the devkit beside it")
         flat = sorted(folder.glob("ILSVRC2012_val_*.JPEG"))
         if not flat:
-            return list_classes(folder, classes)
+            return list_class_folders(folder, classes)
         # A flat folder: look up the label of each image by the number in its file name.
         wnids, truth = read_devkit(self.root)
         classes = classes or sorted(wnids.values())
@@ -47,9 +47,9 @@ class ImageNet:
                 raise InputError(f"{path}: the devkit has labels for images 1 to {len(truth)}")
             wnid = wnids.get(truth[position - 1], f"ILSVRC2012_ID {truth[position - 1]}")
             if wnid not in labels:
-                raise InputError(f"{path}: its class {wnid} is one that training lacks")
+                raise InputError(f"{path}: its class {wnid} is not in the training split")
             samples.append((str(path), labels[wnid]))
-        return ImageFiles.of(samples, classes)
+        return ImageFiles.from_samples(samples, classes)
 
 
 def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
@@ -75,7 +75,9 @@ def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:
     except (OSError, LookupError, ValueError, TypeError, tarfile.TarError, MatReadError) as error:
         damaged = root / DEVKIT if (root / DEVKIT).is_dir() else archive
         raise InputError(f"{damaged}: cannot be read ({error}); must hold {members[0]} and {members[1]}") from None
-    raise InputError(f"{root / 'val'}: is flat, so {DEVKIT}/ or {archive.name} must lie in {root} for its labels")
+    raise InputError(
+        f"{root / 'val'}: has no class folders, so the labels must come from {DEVKIT}/ or {archive.name} in {root}"
+    )
 
 
 def parse_devkit(meta: IO[bytes], truth: IO[bytes]) -> tuple[dict[int, str], list[int]]:

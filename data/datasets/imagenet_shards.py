@@ -10,11 +10,11 @@ import torch
 
 from xcit.errors import InputError
 
-from ..caches import cache_folder
+from ..cache_folder import cache_folder
 from ..examples import Example, Examples
 from ..shards.cache import Cache
-from ..shards.fetching import Patience, read_remote
-from ..shards.index import INDEX, Index, Located, ShardError, is_remote, join, locate, parse_index
+from ..shards.fetching import RetryPolicy, read_remote
+from ..shards.index import INDEX, Index, LocatedShard, ShardError, is_remote, join, locate, parse_index
 from ..shards.reader import Reader, open_local, require_size
 from .image_files import class_indices
 
@@ -35,7 +35,7 @@ class ImageNetShards:
             each window of shards are shuffled together.
         cache_dir: The folder in which remote shards are cached.
         cache_gb: The largest size of the cache in 10⁹ bytes.
-        retries: The number of tries after the first one, as in `Patience`.
+        retries: The number of tries after the first one, as in `RetryPolicy`.
         timeout: Seconds without a byte after which a try fails.
         backoff: Seconds before the second try.
 
@@ -67,7 +67,7 @@ class ImageNetShards:
                 raise InputError(f"data.{option}={value}: must be greater than 0, and finite")
         self.urls, self.val_urls, self.shuffle_shards = urls, val_urls, shuffle_shards
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder("shards")
-        self.cache_gb, self.patience = cache_gb, Patience(retries, timeout, backoff)
+        self.cache_gb, self.retry = cache_gb, RetryPolicy(retries, timeout, backoff)
 
     def train(self) -> "ShardImages":
         return self.split(self.urls, "data.urls", None)
@@ -96,11 +96,11 @@ class ImageNetShards:
         """
         address = join(folder, INDEX)
         try:
-            text = read_remote(address, self.patience) if is_remote(address) else Path(address).read_bytes()
+            text = read_remote(address, self.retry) if is_remote(address) else Path(address).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"{address}: no such file; shards are used by the index beside them, which "
-                "`python scripts/make_shards.py --index-only FOLDER` makes"
+                f"{address}: no such file; shards need an index.json beside them; create it with "
+                "`python scripts/make_shards.py --index-only FOLDER`"
             ) from None
         except OSError as error:
             raise InputError(f"{address}: cannot be read ({error.strerror})") from None
@@ -121,7 +121,7 @@ class ImageNetShards:
                 f"data.cache_gb={self.cache_gb:g}: must be at least {needed / GB:.3g} for data.shuffle_shards="
                 f"{self.shuffle_shards}: the shards in use and the next ones"
             )
-        return Cache(self.cache_dir, limit, self.patience)
+        return Cache(self.cache_dir, limit, self.retry)
 
 
 class ShardImages(Examples):
@@ -134,7 +134,7 @@ class ShardImages(Examples):
 
     def __init__(
         self,
-        shards: list[Located],
+        shards: list[LocatedShard],
         new_labels: np.ndarray,
         classes: list[str],
         cache: Cache | None,
@@ -190,7 +190,7 @@ class ShardImages(Examples):
         return self.__dict__ | {"reader": None}
 
 
-def require_local(shards: list[Located]) -> None:
+def require_local(shards: list[LocatedShard]) -> None:
     """Raise an InputError if a local shard is missing or has another size than in its index.
 
     A `ShardError` is raised by one process only. Here every process finds the same, so it becomes an InputError.

@@ -44,4 +44,4 @@ class INat:
         classes, labels, listed = read(contents, self.root, [tree, names], source)
         missing = [str(self.root / tree / name) for name in listed if name not in labels]
         refuse_missing(missing, len(listed), source)
-        return ImageFiles.of([(str(self.root / tree / name), labels[name]) for name in listed], classes)
+        return ImageFiles.from_samples([(str(self.root / tree / name), labels[name]) for name in listed], classes)

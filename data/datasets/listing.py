@@ -13,8 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from xcit.errors import InputError, print_note
 
-from ..caches import cache_folder
-from .packed_texts import PackedTexts
+from ..cache_folder import cache_folder
+from .packed_strings import PackedStrings
 
 MIN_AGE = 2.0
 """In seconds. Two changes of a folder in quick succession may have the same time stamp, so a list is cached only if the
@@ -25,7 +25,7 @@ class Listing(NamedTuple):
     """The images of a folder with one subfolder per class."""
 
     classes: list[str]
-    paths: PackedTexts
+    paths: PackedStrings
     labels: np.ndarray
     """(num_images,), int32. Indices into classes."""
 
@@ -65,7 +65,7 @@ def list_folders(root: Path, folders: dict[str, int]) -> Listing:
         paths = walk(root, name, folders)
         found += paths
         labels += [number] * len(paths)
-    return Listing(classes, PackedTexts.of(found, f"{root}/"), np.array(labels, dtype=np.int32))
+    return Listing(classes, PackedStrings.pack(found, f"{root}/"), np.array(labels, dtype=np.int32))
 
 
 def is_class(entry: os.DirEntry) -> bool:
@@ -106,7 +106,7 @@ def read_cache(cache: Path, root: Path) -> Listing | None:
             about = json.loads(str(saved["about"]))
             if any(change_time(root, name) != at for name, at in about["folders"].items()):
                 return None
-            paths = PackedTexts(saved["content"], saved["ends"], f"{root}/")
+            paths = PackedStrings(saved["content"], saved["ends"], f"{root}/")
             return Listing(about["classes"], paths, saved["labels"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         # There is no cache file yet, a listed folder was removed, or the cache file is damaged.

@@ -73,7 +73,7 @@ class Flowers:
             return [sample for reader in readers for sample in list_samples(reader)]
 
         contents = [f"flowers-102/{name}" for name in ("jpg", "imagelabels.mat", "setid.mat")]
-        files = ImageFiles.of(read(samples, self.root, contents, self.SOURCE), datasets.Flowers102.classes)
+        files = ImageFiles.from_samples(read(samples, self.root, contents, self.SOURCE), datasets.Flowers102.classes)
         return require_files(files, self.SOURCE)
 
 
@@ -102,7 +102,7 @@ class Cars:
 
         def images() -> ImageFiles:
             reader = datasets.StanfordCars(self.root, part, loader=str)
-            return ImageFiles.of(list_samples(reader), reader.classes)
+            return ImageFiles.from_samples(list_samples(reader), reader.classes)
 
         return require_files(read(images, self.root, contents, source), source)
 

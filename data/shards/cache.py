@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from xcit.errors import InputError, print_note
 
-from .fetching import Patience, fetch
-from .index import Located, Shard, ShardError, is_remote
+from .fetching import RetryPolicy, fetch
+from .index import LocatedShard, Shard, ShardError, is_remote
 
 CACHE_FILE = re.compile(r"[0-9a-f]{64}\.(?:tar|(?P<size>\d+)\.part)")
 """The names of the cache's files. Other files in its folder are the user's; they are neither counted nor removed."""
@@ -46,14 +46,14 @@ class Cache:
     Args:
         folder: The folder of the cache.
         limit: The largest total size of the shards in bytes.
-        patience: When to try again if a shard cannot be fetched.
+        retry: When to try again if a shard cannot be fetched.
 
     Raises:
         InputError: The folder cannot be created or written.
     """
 
-    def __init__(self, folder: Path, limit: int, patience: Patience) -> None:
-        self.folder, self.limit, self.patience = folder, limit, patience
+    def __init__(self, folder: Path, limit: int, retry: RetryPolicy) -> None:
+        self.folder, self.limit, self.retry = folder, limit, retry
         self.opened = time.time_ns()
         try:
             (folder / "locks").mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class Cache:
         except OSError as error:
             raise InputError(f"data.cache_dir={folder}: cannot be written ({error.strerror or error})") from None
 
-    def open(self, located: Located) -> IO[bytes]:
+    def open(self, located: LocatedShard) -> IO[bytes]:
         """Open a shard. Fetch it first if it is not in the cache.
 
         Raises:
@@ -78,7 +78,7 @@ class Cache:
                 touch(self.path(located.shard))
                 return file
 
-    def require(self, located: Located, *, wait: bool = True) -> None:
+    def require(self, located: LocatedShard, *, wait: bool = True) -> None:
         """Make sure that a shard is in the cache and verified.
 
         Args:
@@ -92,12 +92,12 @@ class Cache:
         with disk_errors(self.folder):
             self.provide(located, wait=wait)
 
-    def provide(self, located: Located, *, wait: bool) -> None:
+    def provide(self, located: LocatedShard, *, wait: bool) -> None:
         """Implement `require`. This method may also raise an OSError of the cache's folder."""
         address, shard = located
         if self.is_checked(shard):
             return
-        patience = self.patience if wait else replace(self.patience, retries=0)
+        retry = self.retry if wait else replace(self.retry, retries=0)
         requested = time.time_ns()
         # Take the lock of the shard. Meanwhile another process may have fetched it, or may have failed to.
         try:
@@ -113,7 +113,7 @@ class Cache:
                     time.sleep(0.05)  # other processes finish and release room, without a signal
                 # Fetch it under a temporary name, then rename it.
                 try:
-                    fetch_listed(address, part, patience, shard)
+                    fetch_listed(address, part, retry, shard)
                     touch(part, checked=True)
                     part.replace(self.path(shard))
                 except ShardError as error:
@@ -220,16 +220,16 @@ class Cache:
             return False
 
 
-def fetch_listed(address: str, target: Path, patience: Patience, shard: Shard) -> None:
+def fetch_listed(address: str, target: Path, retry: RetryPolicy, shard: Shard) -> None:
     """Fetch a shard of the index and verify it.
 
     Raises:
         ShardError: The shard cannot be fetched.
     """
     try:
-        fetch(address, target, patience, lambda path: find_fault(path, shard))
+        fetch(address, target, retry, lambda path: find_fault(path, shard))
     except FileNotFoundError:
-        raise ShardError(f"{address}: no such file, though the index beside it has it") from None
+        raise ShardError(f"{address}: no such file, but the index beside it lists it") from None
 
 
 @contextmanager
@@ -254,22 +254,22 @@ def touch(path: Path, *, checked: bool = False) -> None:
         return
 
 
-class Ahead:
+class Prefetcher:
     """A thread that fetches the next shards into the cache. It starts with the first call of `fetch`."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.wanted: queue.SimpleQueue[list[Located]] = queue.SimpleQueue()
+        self.wanted: queue.SimpleQueue[list[LocatedShard]] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
 
-    def fetch(self, shards: Iterable[Located]) -> None:
+    def fetch(self, shards: Iterable[LocatedShard]) -> None:
         """Fetch these shards instead of those of the last call. Return at once, without waiting.
 
         Failures are ignored: the reader fetches the shard itself when it needs it, and reports the error.
         """
         self.wanted.put([located for located in shards if is_remote(located.address)])
         if self.thread is None:
-            self.thread = threading.Thread(target=self.run, name="shards ahead", daemon=True)
+            self.thread = threading.Thread(target=self.run, name="shard prefetcher", daemon=True)
             self.thread.start()
 
     def run(self) -> None:

@@ -24,7 +24,7 @@ CREDENTIALS_ERRORS = frozenset(("NoCredentialsError", "PartialCredentialsError",
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """When to try again, and when to give up."""
 
     retries: int = 5
@@ -35,13 +35,13 @@ class Patience:
     """Seconds before the second try. Each later pause is twice as long as the one before, up to a minute."""
 
 
-def fetch(url: str, target: Path, patience: Patience, fault: Callable[[Path], str | None]) -> None:
+def fetch(url: str, target: Path, retry: RetryPolicy, fault: Callable[[Path], str | None]) -> None:
     """Download into a file. Try again until it is right or the tries are used up.
 
     Args:
         url: The address.
         target: The file to write.
-        patience: The number of tries and the pauses between them.
+        retry: The number of tries and the pauses between them.
         fault: Checks the downloaded file. It returns what is wrong with it, or None.
 
     Raises:
@@ -49,16 +49,16 @@ def fetch(url: str, target: Path, patience: Patience, fault: Callable[[Path], st
         ShardError: The last try failed, or an error occurred that another try would not remove.
     """
     reason, tried = "", 0
-    while tried <= patience.retries:
+    while tried <= retry.retries:
         # Wait before every try but the first.
         if tried:
-            pause = min(patience.backoff * 2 ** (tried - 1), MAX_PAUSE)
-            print_note(f"{url}: {reason}; trying again in {pause:.3g} s ({tried + 1} of {patience.retries + 1})")
+            pause = min(retry.backoff * 2 ** (tried - 1), MAX_PAUSE)
+            print_note(f"{url}: {reason}; trying again in {pause:.3g} s ({tried + 1} of {retry.retries + 1})")
             time.sleep(pause)
         tried += 1
         # Download and check the file.
         try:
-            download(url, target, patience.timeout)
+            download(url, target, retry.timeout)
             wrong = fault(target)
             if not wrong:
                 return
@@ -66,13 +66,13 @@ def fetch(url: str, target: Path, patience: Patience, fault: Callable[[Path], st
         except (FileNotFoundError, InputError):
             raise
         except Exception as error:  # each file system of fsspec raises its own exceptions
-            reason = f"no byte for {patience.timeout:g} s" if isinstance(error, TimeoutError) else one_line(error)
+            reason = f"no byte for {retry.timeout:g} s" if isinstance(error, TimeoutError) else one_line(error)
             if is_permanent(error):
                 break
     raise ShardError(f"{url}: cannot be fetched ({reason}; tried {tried} {'time' if tried == 1 else 'times'})")
 
 
-def read_remote(url: str, patience: Patience) -> bytes:
+def read_remote(url: str, retry: RetryPolicy) -> bytes:
     """Download a small file and return its content.
 
     Raises:
@@ -81,7 +81,7 @@ def read_remote(url: str, patience: Patience) -> bytes:
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "file"
-        fetch(url, target, patience, lambda path: None)
+        fetch(url, target, retry, lambda path: None)
         return target.read_bytes()
 
 

@@ -61,7 +61,7 @@ class Index:
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
-class Located(NamedTuple):
+class LocatedShard(NamedTuple):
     """A shard and its address."""
 
     address: str
@@ -104,7 +104,9 @@ def parse_index(text: str | bytes, origin: str) -> Index:
     return index
 
 
-def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index]) -> tuple[list[str], list[Located]]:
+def locate(
+    urls: str | list[str], option: str, read_index: Callable[[str], Index]
+) -> tuple[list[str], list[LocatedShard]]:
     """Find the shards that addresses stand for. Return the classes and the shards.
 
     Args:
@@ -117,7 +119,7 @@ def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index
         InputError: An address has an unknown protocol, a query or a fragment; no shard of the index matches it; or two
             folders have different classes.
     """
-    found: dict[str, Located] = {}
+    found: dict[str, LocatedShard] = {}
     indices: dict[str, Index] = {}
     for url in [urls] if isinstance(urls, str) else urls:
         for expanded in expand_braces(url):
@@ -143,7 +145,7 @@ def locate(urls: str | list[str], option: str, read_index: Callable[[str], Index
                     f"{option}={expanded}: no such shard in {join(folder, INDEX)}, which has {len(names)}: "
                     f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
                 )
-            found |= {address: Located(address, s) for s in matching for address in [join(folder, s.name)]}
+            found |= {address: LocatedShard(address, s) for s in matching for address in [join(folder, s.name)]}
     if not found:
         raise InputError(f"{option}={urls}: must be an address of shards, or several")
     # All folders must have the same classes.
@@ -212,7 +214,7 @@ class Positions:
         return len(self.labels)
 
 
-def scan(file: IO[bytes], origin: str, classes: int | None = None) -> Positions:
+def find_samples(file: IO[bytes], origin: str, classes: int | None = None) -> Positions:
     """Find the samples of a shard, in their order. Only headers and labels are read, not the images.
 
     Args:
@@ -274,7 +276,7 @@ def read_label(file: IO[bytes] | None, origin: str, classes: int | None) -> int:
     if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
         raise ShardError(f"{origin}: holds {text!r}; must be the number of a class")
     if classes is not None and int(text) >= classes:
-        raise ShardError(f"{origin}: is class {int(text)}, and the index has {classes}, from 0")
+        raise ShardError(f"{origin}: is class {int(text)}, but the index has only the classes 0 to {classes - 1}")
     return int(text)
 
 

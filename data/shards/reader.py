@@ -8,8 +8,8 @@ from typing import IO, Generic, TypeVar
 import numpy as np
 
 from ..encoded_image import EncodedImage
-from .cache import Ahead, Cache
-from .index import HEADER, INDEX, Located, Positions, ShardError, member_name, scan
+from .cache import Cache, Prefetcher
+from .index import HEADER, INDEX, LocatedShard, Positions, ShardError, find_samples, member_name
 
 OPEN_SHARDS = 64
 """The least number of local shards that a process may keep open. For cached ones the limit is 2 * shuffle_shards, since
@@ -28,7 +28,7 @@ def open_local(path: str) -> IO[bytes]:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def require_size(file: IO[bytes], located: Located) -> None:
+def require_size(file: IO[bytes], located: LocatedShard) -> None:
     """Raise a ShardError if an open shard has another size than in its index."""
     address, shard = located
     size = os.fstat(file.fileno()).st_size
@@ -40,16 +40,18 @@ class Reader:
     """Reads samples of shards within one process. It keeps files open, remembers positions and prefetches shards."""
 
     def __init__(
-        self, shards: list[Located], cache: Cache | None, classes: int, order: np.ndarray, shuffle_shards: int
+        self, shards: list[LocatedShard], cache: Cache | None, classes: int, order: np.ndarray, shuffle_shards: int
     ) -> None:
         """classes: the number of classes in the index. order: the shards' order in this epoch, as their numbers."""
         self.shards, self.cache, self.classes = shards, cache, classes
         self.order, self.shuffle_shards = order, shuffle_shards
         self.process = os.getpid()
         # Each open file counts 1, the positions of a shard as many as it has samples.
-        self.files: Recent[IO[bytes]] = Recent(2 * shuffle_shards if cache else max(OPEN_SHARDS, 2 * shuffle_shards))
-        self.positions: Recent[Positions] = Recent(REMEMBERED_SAMPLES)
-        self.ahead = Ahead(cache) if cache else None
+        self.files: LRUCache[IO[bytes]] = LRUCache(
+            2 * shuffle_shards if cache else max(OPEN_SHARDS, 2 * shuffle_shards)
+        )
+        self.positions: LRUCache[Positions] = LRUCache(REMEMBERED_SAMPLES)
+        self.prefetcher = Prefetcher(cache) if cache else None
         self.failure: ShardError | None = None
 
     def read(self, number: int, sample: int) -> tuple[EncodedImage, int]:
@@ -76,11 +78,11 @@ class Reader:
         """Open a shard and keep it open. Fetch a remote one and start fetching the next ones."""
         located = self.shards[number]
         address = located.address
-        if self.cache and self.ahead and located.is_remote:
+        if self.cache and self.prefetcher and located.is_remote:
             # After a failure the main process still requests the remaining batches. Fail at once for each of them.
             if self.failure:
                 raise self.failure
-            self.ahead.fetch(self.next_shards(number))
+            self.prefetcher.fetch(self.next_shards(number))
             try:
                 file = self.cache.open(located)
             except ShardError as error:
@@ -94,12 +96,12 @@ class Reader:
     def scan(self, number: int, file: IO[bytes]) -> Positions:
         """Find the samples of a shard and remember their positions."""
         address, shard = self.shards[number]
-        positions = scan(file, address, self.classes)
+        positions = find_samples(file, address, self.classes)
         if len(positions) != shard.samples:
             raise ShardError(f"{address}: has {len(positions)} samples where {INDEX} has {shard.samples}")
         return self.positions.keep(number, positions, len(positions))
 
-    def next_shards(self, number: int) -> list[Located]:
+    def next_shards(self, number: int) -> list[LocatedShard]:
         """Return the other shards of the shard's window and all shards of the next window."""
         place = int(np.flatnonzero(self.order == number)[0])
         start = place - place % self.shuffle_shards
@@ -107,7 +109,7 @@ class Reader:
         return [self.shards[other] for other in window.tolist() if other != number]
 
 
-class Recent(Generic[V]):
+class LRUCache(Generic[V]):
     """A cache of the most recently used values (LRU), whose total weight is limited."""
 
     def __init__(self, limit: int) -> None:

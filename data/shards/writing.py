@@ -13,7 +13,7 @@ from PIL import Image
 from xcit.errors import InputError
 
 from ..encoded_image import EncodedImage
-from .index import Shard, scan
+from .index import Shard, find_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ShardJob:
 
     path: Path
     """The file to write."""
-    first: int
+    first_number: int
     """The number of its first sample, counted over all shards. The key of each sample begins with its number."""
     samples: list[tuple[str, int]]
     """The (path, label) of each image."""
@@ -32,13 +32,13 @@ class ShardJob:
     """Whether to decode each image when the shard is verified."""
 
 
-def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple[Shard, bool]:
+def make_shard(job: ShardJob, temporary_folder: Path, previous: Shard | None = None) -> tuple[Shard, bool]:
     """Write a shard under a temporary name, verify it, and move it to its place.
 
     Args:
         job: The shard to write.
-        aside: The folder of the temporary file, on the same disk as the shard.
-        before: The shard that an earlier call wrote. If its file is unchanged, it is kept.
+        temporary_folder: The folder of the temporary file, on the same disk as the shard.
+        previous: The shard that an earlier call wrote. If its file is unchanged, it is kept.
 
     Returns:
         The shard, and whether the earlier one was kept.
@@ -46,11 +46,11 @@ def make_shard(job: ShardJob, aside: Path, before: Shard | None = None) -> tuple
     Raises:
         InputError: An image cannot be read or decoded, or the file differs from what was written.
     """
-    if before and job.path.is_file():
+    if previous and job.path.is_file():
         with job.path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == before.sha256:
-                return before, True
-    temporary = aside / f"{job.path.name}.{os.getpid()}.tmp"
+            if hashlib.file_digest(file, "sha256").hexdigest() == previous.sha256:
+                return previous, True
+    temporary = temporary_folder / f"{job.path.name}.{os.getpid()}.tmp"
     try:
         with HashedFile(temporary, "w+") as written:
             sizes = write_samples(written, job)
@@ -84,7 +84,7 @@ def write_samples(file: HashedFile, job: ShardJob) -> list[int]:
     """
     sizes = []
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (path, label) in enumerate(job.samples, start=job.first):
+        for number, (path, label) in enumerate(job.samples, start=job.first_number):
             try:
                 image = EncodedImage(Path(path).read_bytes(), path)
             except OSError as error:
@@ -144,10 +144,10 @@ def verify(path: Path, job: ShardJob, sizes: list[int], digest: str) -> None:
     """
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise InputError(f"{job.path}: what is read back is not what was written; the disk may be damaged")
-        positions = scan(file, str(job.path))
+            raise InputError(f"{job.path}: the data read back differs from the data written; the disk may be damaged")
+        positions = find_samples(file, str(job.path))
         if positions.sizes.tolist() != sizes or positions.labels.tolist() != [label for _, label in job.samples]:
-            raise InputError(f"{job.path}: the samples that are read back are not those that were written")
+            raise InputError(f"{job.path}: the samples read back differ from the samples written")
         if job.decode:
             for (source, _), offset, size in zip(job.samples, positions.offsets.tolist(), sizes, strict=True):
                 file.seek(offset)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 
 from ..encoded_image import rgb
@@ -127,6 +128,7 @@ def training_view(
         classes: Names of the classes.
         decode: Where JPEGs are decoded: "cpu" or "gpu".
     """
+    require_rgb(preprocessing)
     transform = GpuTrainTransform if decode == "gpu" else TrainTransform
     return RandomLabelledCrop(
         transform(
@@ -146,6 +148,18 @@ def training_view(
     )
 
 
+def require_rgb(preprocessing: Preprocessing) -> None:
+    """Refuse images that this view cannot make yet."""
+    if (preprocessing.channels, preprocessing.bit_depth) != (3, 8):
+        raise InputError(
+            f"images of {preprocessing.channels} channels with {preprocessing.bit_depth} bits: "
+            "must be RGB images with 8 bits a channel"
+        )
+    if preprocessing.size[0] != preprocessing.size[1]:
+        raise InputError(f"images of {preprocessing.size[0]} × {preprocessing.size[1]} pixels: must be square")
+
+
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> CenterLabelledCrop:
     """Build the evaluation view at the resolution of `preprocessing`."""
+    require_rgb(preprocessing)
     return CenterLabelledCrop(preprocessing, len(classes))

@@ -1,4 +1,4 @@
-"""Small data sets in files as the makers of the large ones hand them out."""
+"""Small data sets in the official file layouts."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-GREY = (40, 80, 120, 160, 200)
+GRAY = (40, 80, 120, 160, 200)
 ANIMALS = ["cat", "dog", "frog", "horse"]
 
 
 def write_image(path: Path, level: int) -> None:
-    """A grey picture of the level that tells which it is."""
+    """Write a gray image. Tests identify an image by its gray level."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (12, 10), level).save(path, quality=100)
 
@@ -28,7 +28,10 @@ def write_pickle(path: Path, content: dict[str, Any]) -> str:
 
 
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, hundred: bool) -> Path:
-    """Pickled batches of two images each: rows of 3,072 bytes, the red plane first; image number n has label n % 4."""
+    """Write pickled batches of two images each. Image n has label n % 4.
+
+    An image is a row of 3,072 bytes, the red plane first. The red plane is 10 * n, the other planes are 0.
+    """
     reader = datasets.CIFAR100 if hundred else datasets.CIFAR10
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
@@ -50,9 +53,9 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, hundred: bool) -> P
 
 
 def write_flowers(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five images; the split sets number them from 1, and so are the labels."""
+    """Write five images. Image numbers and labels count from 1, as in the official files."""
     folder = root / "flowers-102"
-    for number, level in enumerate(GREY, start=1):
+    for number, level in enumerate(GRAY, start=1):
         write_image(folder / "jpg" / f"image_{number:05}.jpg", level)
     savemat(folder / "imagelabels.mat", {"labels": np.array([[3, 1, 102, 1, 2]], np.uint8)})
     ids = {"trnid": [[2, 4]], "valid": [[1, 5]], "tstid": [[3, 2]]}
@@ -67,7 +70,7 @@ CAR_NAMES = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo
 
 
 def write_cars(root: Path) -> Path:
-    """Annotations are a MATLAB struct of boxes, class and file name; those of the test lie outside the devkit."""
+    """Write images and MATLAB structs of box, class and file name. The test's annotations are outside devkit/."""
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
     box = [(name, "O") for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
@@ -77,7 +80,7 @@ def write_cars(root: Path) -> Path:
     ):
         rows = []
         for number, label in enumerate(truth, start=1):
-            write_image(folder / f"cars_{part}" / f"{number:05}.jpg", GREY[label])
+            write_image(folder / f"cars_{part}" / f"{number:05}.jpg", GRAY[label])
             rows.append((*map(np.uint8, (1, 1, 9, 9, label)), f"{number:05}.jpg"))
         savemat(folder / where, {"annotations": np.array([rows], dtype=box)}, do_compression=True)
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array([CAR_NAMES], dtype=object)})
@@ -85,11 +88,11 @@ def write_cars(root: Path) -> Path:
 
 
 def write_inat(root: Path, year: int) -> Path:
-    """The tree with folders of numbers, and the lists; in both, images of one class stand in both splits."""
+    """Write folders of images, named by numbers, and the JSON list of each split. Class Aves/2 is in both splits."""
     files = {"train": ["Aves/1/b.jpg", "Plantae/0/a.jpg", "Aves/1/a.jpg", "Aves/2/a.jpg"], "val": ["Aves/2/b.jpg"]}
     for part, names in files.items():
         for name in names:
-            write_image(root / str(year) / name, GREY[int(name.split("/")[1])] + (10 if name.endswith("b.jpg") else 0))
+            write_image(root / str(year) / name, GRAY[int(name.split("/")[1])] + (10 if name.endswith("b.jpg") else 0))
         images = [{"id": n, "file_name": f"train_val{year}/{name}", "width": 12} for n, name in enumerate(names)]
         truth = [{"id": n, "image_id": n, "category_id": int(name.split("/")[1])} for n, name in enumerate(names)]
         content = {"info": {"year": year}, "images": images, "annotations": truth, "categories": [], "licenses": []}

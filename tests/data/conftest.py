@@ -1,4 +1,4 @@
-"""A small tree of images, and the same in shards."""
+"""Fixtures: a small tree of images, the same images in shards, and files that a server can offer as shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,12 @@ import pytest
 
 from data.shards.cache import Cache
 
-from .shards.sharded import COUNTS, PATIENCE, SIZE, Command
+from .shards.sharded import COUNTS, RETRY, SIZE, Command
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect to the tests' own servers directly, even on a machine that uses a proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -23,7 +24,7 @@ def tree(image_tree: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def shards(command: Command, tree: Path, tmp_path: Path) -> Path:
-    """The tree in shards of 5: ten of training, three of validation."""
+    """Write the tree as shards of 5 images: ten shards for training and three for validation."""
     result = command("scripts/make_shards.py", str(tree), str(tmp_path / "shards"), "--samples", "5", "--workers", "1")
     assert result.status == 0, result.stderr
     return tmp_path / "shards"
@@ -31,7 +32,7 @@ def shards(command: Command, tree: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six files that pass for shards."""
+    """Write six files of SIZE bytes. Tests of fetching and caching use them as shards."""
     (tmp_path / "served").mkdir()
     for number in range(6):
         (tmp_path / "served" / f"{number}.tar").write_bytes(bytes([number]) * SIZE)
@@ -40,4 +41,4 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache_of(tmp_path: Path) -> Callable[..., Cache]:
-    return lambda limit=10 * SIZE, patience=PATIENCE: Cache(tmp_path / "cache", limit, patience)
+    return lambda limit=10 * SIZE, retry=RETRY: Cache(tmp_path / "cache", limit, retry)

@@ -1,4 +1,4 @@
-"""The fast way to a crop: RandomResizedCrop's boxes, and the pixels that the plain way finds."""
+"""Fast random resized crops have the distribution of RandomResizedCrop and the pixels of Pillow's full decoding."""
 
 import io
 import random
@@ -23,7 +23,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Smooth colours with some grain, as real images have: noise alone would make any two decoders differ."""
+    """Make an image of smooth colors with some grain, like a real one. Two decoders would differ on pure noise."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, size=(height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -66,13 +66,13 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_are_those_of_the_whole_image(form: str) -> None:
-    """To the bit, down to the last row that was asked for."""
+    """The rows are equal bit for bit, down to the last row that was requested."""
     image = encoded(photograph(117, 93), quality=95, **FORMS[form])
     jpeg, whole = read_jpeg(image), simplejpeg.decode_jpeg(image.data)
     assert jpeg is not None
-    assert (jpeg.height_at is None) == (form == "progressive")
+    assert (jpeg.height_offset is None) == (form == "progressive")
     for bottom in (1, 15, 16, 31, 32, 80, 92, 93):
-        rows = jpeg.rows(bottom, 1)
+        rows = jpeg.decode_rows(bottom, 1)
         assert rows is not None
         assert np.array_equal(rows[:bottom], whole[:bottom])
         assert len(rows) < bottom + 33 or form == "progressive"
@@ -80,7 +80,7 @@ def test_rows_are_those_of_the_whole_image(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pixels_are_the_plain_ways(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two levels of 255 at most between simplejpeg's and Pillow's decoders, the same resize behind both."""
+    """Pixels differ by at most 2 of 255. simplejpeg or Pillow decodes; the resize is the same."""
     image = encoded(photograph(213, 161), quality=95, **FORMS[form])
     fast = [crop(image, 48, seed) for seed in range(20)]
     monkeypatch.setattr(crops, "read_jpeg", lambda image: None)
@@ -89,17 +89,22 @@ def test_pixels_are_the_plain_ways(form: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_large_image_is_decoded_at_a_part_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then a pixel differs by less than two levels on average, and hardly one by more than eight.
+    """Pixels differ by less than 2 of 255 on average, and 99.9 % of them by at most 8.
 
-    A box's edges are rounded to the scale, by a quarter of a pixel of the output at most: here they need no rounding.
+    Decoding at reduced size rounds the edges of a box. This test draws boxes that need no rounding.
     """
 
     def even_box(*arguments: Any) -> Box:
         return Box(*(8 * (edge // 8) for edge in random_box(*arguments)))
 
-    image, rows, scales = encoded(photograph(1200, 900), quality=95), Jpeg.rows, []
+    image, decode_rows, scales = encoded(photograph(1200, 900), quality=95), Jpeg.decode_rows, []
+
+    def recorded(jpeg: Jpeg, bottom: int, scale: int) -> np.ndarray | None:
+        scales.append(scale)
+        return decode_rows(jpeg, bottom, scale)
+
     monkeypatch.setattr(crops, "random_box", even_box)
-    monkeypatch.setattr(Jpeg, "rows", lambda jpeg, bottom, scale: scales.append(scale) or rows(jpeg, bottom, scale))
+    monkeypatch.setattr(Jpeg, "decode_rows", recorded)
     fast = [crop(image, 48, seed) for seed in range(20)]
     assert set(scales) >= {4, 8}
     monkeypatch.setattr(crops, "read_jpeg", lambda image: None)
@@ -116,19 +121,19 @@ def turned(image: Image.Image) -> EncodedImage:
 
 
 def not_strict(image: Image.Image) -> EncodedImage:
-    """Bytes between two segments, at which the strict decoder stops and Pillow does not."""
+    """Add bytes between two segments. simplejpeg's strict mode refuses them, and Pillow ignores them."""
     data = encoded(image, quality=95).data
     at = data.index(b"\xff\xda")
     return EncodedImage(data[:at] + b"\x00\x00\x00" + data[at:], "mine/a.jpg")
 
 
 def deep(image: Image.Image) -> EncodedImage:
-    grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-    return encoded(Image.fromarray(grey), "PNG")
+    gray = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    return encoded(Image.fromarray(gray), "PNG")
 
 
 def odd_exif(image: Image.Image) -> EncodedImage:
-    """EXIF that is none, which Pillow overlooks."""
+    """Add invalid EXIF data, which Pillow ignores."""
     return encoded(image, quality=95, exif=b"Exif\x00\x00neither order of bytes")
 
 
@@ -136,7 +141,7 @@ OTHERS = {
     "odd EXIF": odd_exif,
     "PNG": lambda image: encoded(image, "PNG"),
     "WebP": lambda image: encoded(image, "WEBP", quality=100),
-    "grey JPEG": lambda image: encoded(image.convert("L"), quality=95),
+    "gray JPEG": lambda image: encoded(image.convert("L"), quality=95),
     "CMYK JPEG": lambda image: encoded(image.convert("CMYK"), quality=95),
     "RGB JPEG": lambda image: encoded(image, quality=95, keep_rgb=True),
     "EXIF orientation": turned,
@@ -149,10 +154,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_formats_are_right_too(kind: str) -> None:
-    """Down to their size in the output: an eighth of the image's, so that grain and palettes hardly matter."""
+    """The output has an eighth of the image's size, so that grain and palettes make little difference."""
     picture = photograph(320, 320)
     expected = torch.from_numpy(np.array(picture.resize((40, 40), Image.Resampling.BICUBIC))).float()
-    if kind in ("grey JPEG", "16 bits"):
+    if kind in ("gray JPEG", "16 bits"):
         expected = torch.from_numpy(np.array(picture.convert("L").resize((40, 40), Image.Resampling.BICUBIC)))
         expected = expected[..., None].expand(40, 40, 3).float()
     transform = TrainTransform(40, scale=(1, 1), ratio=(1, 1), hflip=0, color_jitter=0, rand_augment=None, erase_prob=0)

@@ -1,4 +1,4 @@
-"""Whole runs whose images or workers fail: what the user is told."""
+"""Runs with broken images or killed workers tell the user what happened."""
 
 from collections.abc import Callable
 from pathlib import Path

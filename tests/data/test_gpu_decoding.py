@@ -1,4 +1,4 @@
-"""Decoding on the device, here a CPU, gives the crops of the other way; or it says why it cannot."""
+"""Decoding on the device gives the crops of decoding in workers, or an error that says why it cannot run."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 from data.datasets.image_files import ImageFiles
 from data.encoded_image import BrokenImageError, EncodedImage
-from data.gpu_decoding import GpuTrainTransform, Undecoded, require_gpu_decoding
+from data.gpu_decoding import EncodedBatch, GpuTrainTransform, require_gpu_decoding
 from data.loader import TrainLoader
 from data.mixing import Mixing
 from data.samplers import TrainBatches
@@ -34,12 +34,12 @@ LIGHT: dict[str, Any] = {
 
 
 def files(folder: Path) -> ImageFiles:
-    """JPEGs of several sizes and, as the third and the sixth, what goes the plain way: a PNG and a grey JPEG."""
+    """Write JPEGs of several sizes. The third image is a PNG and the sixth a gray JPEG, which workers decode."""
     for number in range(12):
         picture = photograph(90 + 7 * number, 130 - 5 * number)
         image = encoded(picture, "PNG") if number == 2 else encoded(picture.convert("L" if number == 5 else "RGB"))
         (folder / f"{number:02}.jpg").write_bytes(image.data)
-    return ImageFiles.of([(str(path), 0) for path in sorted(folder.iterdir())], ["one", "two"])
+    return ImageFiles.from_samples([(str(path), 0) for path in sorted(folder.iterdir())], ["one", "two"])
 
 
 def batches(images: ImageFiles, transform: TrainTransform, workers: int, device: torch.device = CPU) -> list[Any]:
@@ -62,7 +62,7 @@ def test_batches_are_those_of_the_other_way(tmp_path: Path, workers: int, device
     here = batches(images, TrainTransform(32, **LIGHT | own), workers)
     for one, other in zip(there, here, strict=True):
         difference = (one.images - other.images).abs()
-        assert difference.max() <= (2 if device == "cpu" else 8)  # nvjpeg has an IDCT of its own
+        assert difference.max() <= (2 if device == "cpu" else 8)  # nvjpeg computes the IDCT in another way
         assert difference.mean() < 1
 
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
     transform = GpuTrainTransform(32, **LIGHT)
     random.seed(0)
     made = transform.stack([transform(good), transform(good)])
-    assert isinstance(made, Undecoded)
+    assert isinstance(made, EncodedBatch)
     decoded = made.to(CPU)
     bad = transform.stack([transform(good), transform(good)._replace(image=odd)])
     with pytest.raises(BrokenImageError, match=r"^mine/odd\.jpg: cannot be decoded \("):
@@ -91,7 +91,7 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
     ],
 )
 def test_what_workers_do_to_pixels_is_refused(option: dict[str, Any], line: str) -> None:
-    with pytest.raises(InputError, match=rf"^data\.decode=gpu: goes without {line}, which workers do to pixels;"):
+    with pytest.raises(InputError, match=rf"^data\.decode=gpu: cannot be combined with {line}, which needs decoded"):
         GpuTrainTransform(32, **LIGHT | option)
 
 

@@ -144,7 +144,7 @@ def test_workers_stay_for_one_image_size_and_end_with_it() -> None:
 
 @pytest.mark.parametrize("sizes", [(16, 20, 24), ()])
 def test_image_sizes_that_the_epochs_cannot_share_are_refused(sizes: tuple[int, ...]) -> None:
-    message = rf"augment\.image_sizes: holds {len(sizes)} sizes; must be 1 to 2 \(train\.epochs=2\)"
+    message = rf"augment\.image_sizes: holds {len(sizes)} sizes; must be 1 to 2, the epochs of the run"
     with pytest.raises(InputError, match=message):
         loader(Digits().train(), sizes=sizes, epochs=2)
 
@@ -178,7 +178,7 @@ def test_mixing_one_class_is_a_contradiction() -> None:
 
 
 def test_mixing_an_odd_batch_is_a_contradiction() -> None:
-    with pytest.raises(InputError, match="batches of 7 a process; mixing needs pairs"):
+    with pytest.raises(InputError, match="gives 7 images per process; mixup and CutMix need an even number"):
         loader(Digits().train(), batch_size=7)
 
 

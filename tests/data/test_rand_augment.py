@@ -1,4 +1,4 @@
-"""Shears and translations by sliding rows are timm's own, which are Pillow's."""
+"""Fast shears and translations agree with timm's, which Pillow computes."""
 
 import random
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data import auto_augment
 
-from data.rand_augment import FASTER
+from data.rand_augment import FAST_OPERATIONS
 from data.transforms import TrainTransform
 
 from .test_crops import photograph
@@ -24,35 +24,36 @@ def differences(one: Image.Image, other: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(224, 224), (37, 61), (5, 90), (1, 1)])
-@pytest.mark.parametrize("name", FASTER)
+@pytest.mark.parametrize("name", FAST_OPERATIONS)
 def test_they_agree_with_timms(name: str, size: tuple[int, int]) -> None:
     image = photograph(*size)
     for factor in FACTORS:
         theirs = auto_augment.NAME_TO_OP[name](image, factor, fillcolor=FILL, resample=BICUBIC)
-        found = differences(FASTER[name](image, factor, fillcolor=FILL, resample=BICUBIC), theirs)
+        found = differences(FAST_OPERATIONS[name](image, factor, fillcolor=FILL, resample=BICUBIC), theirs)
         assert found.max() <= 1, factor
         assert (found > 0).mean() < 0.01, factor
 
 
-def test_one_colour_stays_as_it_is() -> None:
-    """The weights add up to one but for rounding, which must not make 99 of 100."""
+def test_one_color_stays_as_it_is() -> None:
+    """The sum of the weights is 1 only up to rounding, which must not turn 100 into 99."""
     image = Image.new("RGB", (64, 64), (100, 1, 255))
-    for name in FASTER:
-        slid = FASTER[name](image, 0.0613, fillcolor=(100, 1, 255), resample=BICUBIC)
+    for name in FAST_OPERATIONS:
+        slid = FAST_OPERATIONS[name](image, 0.0613, fillcolor=(100, 1, 255), resample=BICUBIC)
         assert differences(slid, image).max() == 0
 
 
 @pytest.mark.parametrize(("interpolation", "fast"), [("bicubic", 4), ("bilinear", 0)])
 def test_randaugment_slides_where_it_is_bicubic(interpolation: str, fast: int) -> None:
-    (policy,) = TrainTransform(32, rand_augment="rand-m9-mstd0.5-inc1", interpolation=interpolation, **POLICY).colours
-    assert sum(op.aug_fn in FASTER.values() for op in policy.ops) == fast
+    transform = TrainTransform(32, rand_augment="rand-m9-mstd0.5-inc1", interpolation=interpolation, **POLICY)
+    (policy,) = transform.color_transforms
+    assert sum(op.aug_fn in FAST_OPERATIONS.values() for op in policy.ops) == fast
     assert len(policy.ops) == 15
 
 
 def test_randaugment_is_timms_but_for_rounding() -> None:
     transform = TrainTransform(48, rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
     plain = TrainTransform(48, rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
-    for op in plain.colours[0].ops:
+    for op in plain.color_transforms[0].ops:
         op.aug_fn = auto_augment.NAME_TO_OP[op.name]
     image = photograph(80, 60)
     slid = 0
@@ -66,4 +67,4 @@ def test_randaugment_is_timms_but_for_rounding() -> None:
         found = (both[0] - both[1]).abs()
         assert found.max() <= 1
         slid += int(found.max() > 0)
-    assert slid > 10  # some went the fast way
+    assert slid > 10  # the fast operations were used

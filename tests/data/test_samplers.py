@@ -1,4 +1,4 @@
-"""Which images make up a batch is a function of (seed, epoch), whatever the number of processes."""
+"""The images of each batch are a function of (seed, epoch), for any number of processes."""
 
 from collections import Counter
 from itertools import chain
@@ -67,7 +67,7 @@ def test_copies_of_an_image_go_to_different_processes_in_the_same_step(world_siz
         for ranks in where.values():
             assert len(set(ranks)) == len(ranks)
             copies[len(ranks)] += 1
-    assert copies[3] > 0.9 * copies.total(), "all but those at the edge of a batch"
+    assert copies[3] > 0.9 * copies.total(), "nearly all copies are in the same batch"
 
 
 def test_copies_are_augmented_differently_and_epochs_too() -> None:
@@ -84,7 +84,7 @@ def test_copies_are_augmented_differently_and_epochs_too() -> None:
 def test_an_interrupted_epoch_is_finished_by_any_number_of_processes(
     before: int, after: int, done: int, images: int
 ) -> None:
-    """Updates of 24 images in two passes; what is left is what an uninterrupted epoch has there, each entry once."""
+    """An update is 24 images in two passes. Both runs together see each entry of an uninterrupted epoch once."""
 
     def shares(world_size: int, start: int, stop: int | None = None) -> list[Entry]:
         found: list[Entry] = []

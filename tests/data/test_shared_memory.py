@@ -1,6 +1,6 @@
-"""A batch's pixels stay as they are until the next batch is asked for, in memory that is used again."""
+"""Workers reuse shared memory for their batches, and no batch changes before the next one is asked for."""
 
-import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ class Numbers(Examples):
 
 
 class Square(View):
-    """Sizes change from image to image of a later batch on: the memory has to change with them."""
+    """Buffers are reallocated when image sizes change between batches."""
 
     def __init__(self, grows_at: int = IMAGES) -> None:
         self.grows_at = grows_at
@@ -64,7 +64,6 @@ def numbers_in(pixels: torch.Tensor) -> list[int]:
 def test_pixels_stay_until_the_next_batch_is_asked_for() -> None:
     seen = []
     for pixels in pixels_of(Square()):
-        time.sleep(0.02)  # the workers are as far ahead as they may be
         seen += numbers_in(pixels)
     assert seen == list(range(IMAGES))
 
@@ -88,3 +87,21 @@ def test_two_loops_over_one_loader_do_not_share_memory() -> None:
 def test_without_workers_each_batch_has_its_own() -> None:
     seen = [number for pixels in list(pixels_of(Square(), workers=0)) for number in numbers_in(pixels)]
     assert seen == list(range(IMAGES))
+
+
+class Ragged(Square):
+    """A view that does not use `SharedBuffers`: its batches are lists of tensors."""
+
+    def collate(self, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:  # type: ignore[override]
+        return list(samples)
+
+
+def test_old_batches_of_any_view_are_released() -> None:
+    """Otherwise shared memory would fill up during an epoch."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    for batch in batches_of(loader(Ragged())):
+        alive.update(batch.samples)
+        del batch
+        most = max(most, len(alive))
+    assert most <= BATCH * (WORKERS * (PREFETCHED + 1) + 1) < IMAGES

@@ -1,4 +1,4 @@
-"""A model that learns from crops of the fast way gets as good as one that learns from the plain way's."""
+"""Fast decoding trains as accurate a model as full decoding."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LIGHT = {"hflip": 0.0, "color_jitter": 0.0, "rand_augment": None, "erase_prob": 
 
 
 def as_photographs(images: Examples, folder: Path) -> ImageFiles:
-    """The digits as JPEGs of 320 × 240, of which a crop is decoded at a half or a quarter of its size."""
+    """Write the digits as JPEGs of 320 × 240, so that crops are decoded at 1/2 or 1/4 of the size."""
     folder.mkdir()
     samples = []
     for number in range(len(images)):
@@ -34,7 +34,7 @@ def as_photographs(images: Examples, folder: Path) -> ImageFiles:
         path = folder / f"{number:04}.jpg"
         image.resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
         samples.append((str(path), label))
-    return ImageFiles.of(samples, images.classes)
+    return ImageFiles.from_samples(samples, images.classes)
 
 
 def accuracy_and_losses(train: ImageFiles, val: ImageFiles) -> tuple[float, list[float]]:
@@ -78,7 +78,7 @@ def test_a_model_gets_as_good_by_either_way(tmp_path: Path, monkeypatch: pytest.
     fast, fast_losses = accuracy_and_losses(train, val)
     monkeypatch.setattr(crops, "read_jpeg", lambda image: None)
     plain, plain_losses = accuracy_and_losses(train, val)
-    assert fast_losses != plain_losses, "the ways are the same"
+    assert fast_losses != plain_losses, "fast decoding was not used"
     assert fast_losses[:3] == pytest.approx(plain_losses[:3], rel=0.05)
-    assert fast == pytest.approx(plain, abs=3.0)  # between seeds it differs by as much
+    assert fast == pytest.approx(plain, abs=3.0)  # two seeds differ by as much
     assert fast > 85

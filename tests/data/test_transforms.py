@@ -1,7 +1,8 @@
-"""Transforms, by the pixel: 3-Augment, colour jitter, and the model's own normalisation."""
+"""Pixels after 3-Augment, color jitter, normalization, resizing and random erasing."""
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,13 +16,13 @@ from torchvision.transforms.functional import pil_to_tensor
 from data.datasets.digits import Digits
 from data.examples import Example, Examples, View
 from data.mixing import Mixing
-from data.transforms import TrainTransform, grey_solarise_or_blur
+from data.transforms import TrainTransform, gray_solarize_or_blur
 from data.viewed_examples import ViewedExamples, ViewedSample
 from data.views.labelled_crop import CenterLabelledCrop, RandomLabelledCrop
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 
-# The whole image as it is: what else happens to a pixel is what a test asks for.
+# Options that leave the image unchanged. Each test enables only the augmentation that it checks.
 PLAIN = {
     "scale": (1.0, 1.0),
     "ratio": (1.0, 1.0),
@@ -37,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def picture() -> Image.Image:
-    """Coloured noise over the whole range, so that each kind of change shows."""
+    """Make an image of colored noise over the whole range, in which every kind of change is visible."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8))
 
 
@@ -46,17 +47,17 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def view_of(transform: TrainTransform) -> RandomLabelledCrop:
-    """The view that gives the transform's pixels alone: nothing is mixed."""
+    """Return a view that applies only the transform, without mixing."""
     return RandomLabelledCrop(transform, Mixing(1, mixup=0, cutmix=0, switch_prob=0, label_smoothing=0))
 
 
 def on_device(view: View, sample: object, seed: int) -> Tensor:
-    """(3, H, W), what a model is given of one sample."""
+    """Return the input of the model for one sample, (3, H, W)."""
     return view.to_device(view.collate([sample]), CPU, [seed], [0]).images[0]
 
 
 def samples(transform: TrainTransform, count: int = 300) -> list[Tensor]:
-    """The picture transformed with the seeds 0, 1, …, as a worker does it."""
+    """Transform the picture with the seeds 0, 1, …, as a worker does."""
 
     class One(Examples):
         classes: ClassVar = ["noise"]
@@ -74,19 +75,19 @@ def samples(transform: TrainTransform, count: int = 300) -> list[Tensor]:
 
 
 def whole(view: View, image: Image.Image) -> Tensor:
-    """(3, H, W), what a model is given of one image."""
+    """Return the input of the model for one image, (3, H, W)."""
     return on_device(view, view.sample(Example(image, 0, "image")), 0)
 
 
 def kind(sample: Tensor) -> str:
-    """Which of the three it is, by what each does to pixels."""
-    grey = pixels(ImageOps.grayscale(picture()).convert("RGB"))
+    """Find out from the pixels which operation of 3-Augment was applied."""
+    gray = pixels(ImageOps.grayscale(picture()).convert("RGB"))
     plain = pixels(picture())
-    if torch.equal(sample, grey):
-        return "grey"
+    if torch.equal(sample, gray):
+        return "gray"
     inverted = torch.where(plain * 255 >= 127.5, 1 - plain, plain)
     if torch.allclose(sample, inverted, atol=1e-6):
-        return "solarise"
+        return "solarize"
     blurs = (
         pixels(picture().filter(ImageFilter.GaussianBlur(radius))) for radius in np.linspace(0.1, 2.0, 96).tolist()
     )
@@ -95,12 +96,12 @@ def kind(sample: Tensor) -> str:
 
 def test_three_augment_is_always_one_of_the_three_and_each_as_often() -> None:
     counts = Counter(kind(sample) for sample in samples(TrainTransform(SIZE, **PLAIN, three_augment=True)))
-    assert set(counts) == {"grey", "solarise", "blur"}
-    assert min(counts.values()) > 75, "of 300; a third is 100 ± 8"
+    assert set(counts) == {"gray", "solarize", "blur"}
+    assert min(counts.values()) > 75, "of 300; the expectation is 100 ± 8"
 
 
 def test_the_blur_has_radii_from_a_tenth_to_two() -> None:
-    """The contrast of noise falls with the radius."""
+    """A larger radius gives noise a lower contrast."""
     blurred = [s for s in samples(TrainTransform(SIZE, **PLAIN, three_augment=True)) if kind(s) == "blur"]
     contrasts = sorted(sample.std().item() for sample in blurred)
     sharpest, softest = (pixels(picture().filter(ImageFilter.GaussianBlur(r))).std().item() for r in (0.1, 2.0))
@@ -113,19 +114,19 @@ def test_without_three_augment_the_pixels_are_the_images_own() -> None:
         assert torch.equal(sample, pixels(picture()))
 
 
-def test_three_augment_comes_after_the_flip_and_before_colour_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jitter changes the brightness of what 3-Augment made: what was grey stays grey, at another level."""
+def test_three_augment_comes_after_the_flip_and_before_color_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Color jitter changes the brightness of the result of 3-Augment: a gray image stays gray, at another level."""
     jittered = samples(TrainTransform(SIZE, **PLAIN | {"color_jitter": 0.4}, three_augment=True), count=60)
     plain = samples(TrainTransform(SIZE, **PLAIN, three_augment=True), count=60)
-    greys = [(a, b) for a, b in zip(jittered, plain, strict=True) if kind(b) == "grey"]
-    assert greys
-    for with_jitter, without in greys:
+    grays = [(a, b) for a, b in zip(jittered, plain, strict=True) if kind(b) == "gray"]
+    assert grays
+    for with_jitter, without in grays:
         assert torch.equal(with_jitter[0], with_jitter[1])
         assert not torch.allclose(with_jitter, without, atol=0.02)
     assert not any(torch.equal(a, b) for a, b in zip(jittered, plain, strict=True))
 
     seen = []
-    monkeypatch.setattr("data.transforms.grey_solarise_or_blur", lambda image: seen.append(image) or image)
+    monkeypatch.setattr("data.transforms.gray_solarize_or_blur", lambda image: seen.append(image) or image)
     samples(TrainTransform(SIZE, **PLAIN | {"hflip": 1.0, "color_jitter": 0.4}, three_augment=True), count=1)
     assert torch.equal(pixels(seen[0]), pixels(picture()).flip(-1))
 
@@ -147,17 +148,17 @@ def test_three_augment_draws_from_pythons_generator_alone() -> None:
     made = []
     for _ in range(2):
         random.seed(5)
-        made.append([grey_solarise_or_blur(picture()).tobytes() for _ in range(10)])
+        made.append([gray_solarize_or_blur(picture()).tobytes() for _ in range(10)])
     assert made[0] == made[1]
     assert states() == before
 
 
 def test_three_augment_and_rand_augment_contradict_each_other() -> None:
-    with pytest.raises(InputError, match=r"^augment\.three_augment=true: goes without augment\.rand_augment=rand-m9"):
+    with pytest.raises(InputError, match=r"^augment\.three_augment=true: cannot be combined with augment\.rand_a"):
         TrainTransform(SIZE, **PLAIN | {"rand_augment": "rand-m9-inc1"}, three_augment=True)
 
 
-def test_normalisation_is_the_models_own() -> None:
+def test_normalization_is_the_models_own() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     expected = (pixels(picture()) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     own = {"mean": mean, "std": std}
@@ -172,9 +173,32 @@ def test_interpolation_is_the_models_own(interpolation: str) -> None:
     image = Digits().train()[0].image
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     expected = pixels(image.resize((48, 48), method))
-    normalisation = {key: PLAIN[key] for key in ("mean", "std")}
+    normalization = {key: PLAIN[key] for key in ("mean", "std")}
     trained = whole(view_of(TrainTransform(48, **PLAIN, interpolation=interpolation)), image)
-    torch.testing.assert_close(trained, expected, atol=1.01 / 255, rtol=0)  # torch's resize rounds in another place
-    preprocessing = Preprocessing(size=(48, 48), **normalisation, interpolation=interpolation)
+    torch.testing.assert_close(trained, expected, atol=1.01 / 255, rtol=0)  # torch's resize rounds at another step
+    preprocessing = Preprocessing(size=(48, 48), **normalization, interpolation=interpolation)
     evaluated = whole(CenterLabelledCrop(preprocessing, 1), image)
     torch.testing.assert_close(evaluated, expected)
+
+
+def test_the_share_of_erased_images_is_as_asked_for() -> None:
+    for probability in (0.0, 0.25, 1.0):
+        erased = erase(range(1000), probability).flatten(1).any(1)
+        assert erased.float().mean().item() == pytest.approx(probability, abs=0.05 if probability == 0.25 else 0.001)
+
+
+def test_what_is_erased_follows_from_the_seed_alone() -> None:
+    seeds = list(range(40))
+    together, backwards = erase(seeds, 0.5), erase(seeds[::-1], 0.5)
+    assert torch.equal(together, backwards.flip(0))
+    torch.manual_seed(7)
+    random.seed(7)
+    assert torch.equal(together, torch.cat([erase([seed], 0.5) for seed in seeds]))
+    boxes = {tuple(image.any(0).nonzero().flatten().tolist()) for image in together}
+    assert len(boxes) > 10
+
+
+def erase(seeds: Sequence[int], probability: float) -> Tensor:
+    """Erase black images. Only erased pixels of the result differ from 0."""
+    transform = TrainTransform(16, **PLAIN | {"erase_prob": probability})  # type: ignore[arg-type]
+    return transform.on_device(torch.zeros(len(seeds), 16, 16, 3, dtype=torch.uint8), seeds)

@@ -1,11 +1,11 @@
-"""Checkpoints as earlier versions wrote them."""
+"""Converts checkpoints to the formats that earlier versions wrote."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def as_version_2(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same checkpoint in version 2: one loss, as a number for each process; no backbone and no preprocessing."""
+    """Converts a checkpoint to version 2: it has one loss per process as a number, no backbone and no preprocessing."""
     older = {key: value for key, value in content.items() if key not in ("backbone", "preprocessing")}
     older["format"] = "xcit training state, version 2"
     older["loss_sums"] = [sums.get("loss", 0.0) for sums in content["loss_sums"]]

@@ -1,4 +1,4 @@
-"""A run of the real loop on a few digits: begun, interrupted anywhere, and continued."""
+"""Starts, interrupts and resumes a run of the real loop on a few digits."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ AUGMENT = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5, "color_jitt
 
 
 class Few(Examples):
-    """29 of the digits; it tells which were asked for."""
+    """The first 29 digits. `loaded` lists the indices that were read."""
 
     digits = Digits().train()
     classes = digits.classes
@@ -56,7 +56,7 @@ class Few(Examples):
 
 
 class Noting:
-    """The loader, and what came out of it."""
+    """Wraps a loader and records its batches."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self.loader = loader
@@ -72,7 +72,7 @@ class Noting:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
+    """Simulates SIGKILL. No code of the project catches it."""
 
 
 def begin(order: dict[str, Any] | None = None) -> TrainingState:
@@ -96,7 +96,10 @@ def go_on(
     workers: int = 0,
     length: Length = BY_EPOCHS,
 ) -> tuple[Noting, Few]:
-    """The run in the folder, begun or continued; killed_at: after which update, and at what."""
+    """Starts the run in this folder, or resumes it.
+
+    killed_at: the step and the event at which the run is killed.
+    """
     folder, state = RunFolder(path), begin()
     if folder.last.exists():
         state.load_state_dict(read_state(folder.last), str(folder.last))
@@ -115,7 +118,7 @@ def go_on(
     loader = Noting(TrainLoader(images, views, order, epochs=epochs, workers=workers, device=CPU))
     schedule = make_schedule(
         state.optimizer,
-        epochs=length.num_updates(UPDATES) / UPDATES,
+        num_updates=length.num_updates(UPDATES),
         updates_per_epoch=UPDATES,
         warmup_epochs=1,
         warmup_lr=1e-4,
@@ -153,7 +156,9 @@ def asking_at(moment: int) -> Callable[[], str | None]:
 
 
 def interrupt(path: Path, moment: int, **how: Any) -> None:
-    with pytest.raises(TrainingError, match=r"stopped by SIGTERM after update \d, .*resume=.* goes on from there"):
+    with pytest.raises(
+        TrainingError, match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, add resume="
+    ):
         go_on(path, asking_at(moment), **how)
 
 

@@ -1,4 +1,4 @@
-"""What is frozen does not change in training, to the bit, and the rest does."""
+"""Frozen parameters and buffers stay bit-identical in training, and all others change."""
 
 import copy
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def tiny() -> nn.Module:
 
 
 class Images:
-    """Two batches of noise in every epoch."""
+    """Yields two batches of noise in every epoch."""
 
     def __len__(self) -> int:
         return 2
@@ -46,7 +46,7 @@ class Images:
 
 
 def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkpointing: bool = False) -> nn.Module:
-    """The model after two epochs of the real loop; each is followed by a validation, which changes the mode."""
+    """Trains a model for two epochs in the real loop. The validation after each epoch changes the mode."""
     model = tiny()
     if checkpointing:
         model.set_grad_checkpointing()
@@ -56,7 +56,7 @@ def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkp
     optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=weight_decay, options={})
     state = TrainingState(task, optimizer, grad_scaler(CPU, "fp32"))
     schedule = make_schedule(
-        optimizer, epochs=2, updates_per_epoch=2, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-2
+        optimizer, num_updates=4, updates_per_epoch=2, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-2
     )
     trainer = Trainer(
         state, task, schedule, CPU, "fp32", 4, 1, None, log_every=1, seed=0, length=Length(epochs=2), frozen=frozen
@@ -85,8 +85,8 @@ CASES = [
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("names", CASES, ids=", ".join)
-def test_frozen_parts_stay_and_the_rest_learns(names: list[str], checkpointing: bool, tmp_path: Path) -> None:
-    """BatchNorm's statistics and counters included, with weight decay and stochastic depth on."""
+def test_frozen_parts_stay_and_all_others_change(names: list[str], checkpointing: bool, tmp_path: Path) -> None:
+    """This includes BatchNorm's statistics and counters. Weight decay and stochastic depth are on."""
     before, model = tiny().state_dict(), trained(tmp_path / "run", names, checkpointing=checkpointing)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     frozen = {key for key in before if any(key == name or key.startswith(f"{name}.") for name in names)}
@@ -94,12 +94,12 @@ def test_frozen_parts_stay_and_the_rest_learns(names: list[str], checkpointing: 
     assert changed == set(before) - frozen
 
 
-def test_without_freezing_everything_learns(tmp_path: Path) -> None:
+def test_without_freezing_everything_changes(tmp_path: Path) -> None:
     before, model = tiny().state_dict(), trained(tmp_path / "run", [])
     assert not [key for key, value in model.state_dict().items() if torch.equal(value, before[key])]
 
 
-def test_frozen_parameters_are_not_in_the_optimiser() -> None:
+def test_frozen_parameters_are_not_in_the_optimizer() -> None:
     model = tiny()
     freeze(model, ["patch_embed", "blocks.0"])
     for options in ({}, {"layer_decay": 0.7}):
@@ -108,7 +108,7 @@ def test_frozen_parameters_are_not_in_the_optimiser() -> None:
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_the_modules_that_are_frozen_are_told_for_their_mode() -> None:
+def test_frozen_parts_returns_the_frozen_modules() -> None:
     model = tiny()
     freeze(model, ["blocks.0", "cls_token", "norm"])
     assert frozen_parts(model, ["blocks.0", "cls_token", "norm"]) == [model.blocks[0], model.norm]
@@ -125,7 +125,7 @@ def test_the_modules_that_are_frozen_are_told_for_their_mode() -> None:
         ("cls_tokn", "cls_token"),
     ],
 )
-def test_a_name_that_is_none_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(xcit.InputError) as caught:
         freeze(tiny(), ["norm", name])
     message = str(caught.value)
@@ -134,7 +134,7 @@ def test_a_name_that_is_none_is_answered_with_the_nearest(name: str, nearest: st
 
 
 @pytest.mark.parametrize("name", ["", "zzz", ".", "blocks."])
-def test_what_is_near_to_nothing_is_still_named(name: str) -> None:
+def test_an_unknown_name_without_a_near_one_is_refused(name: str) -> None:
     with pytest.raises(xcit.InputError, match=r"train\.freeze=.*: not a part of the model"):
         freeze(tiny(), [name])
 

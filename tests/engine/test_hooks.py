@@ -1,4 +1,4 @@
-"""What a task may ask of the loop: to be called at certain points, and to have its named losses reported."""
+"""The loop calls a task's hooks before training, before each step and after each update, and logs its named losses."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Command = Callable[..., Result]
 
 
 class Watching(ToyTask):
-    """Notes what its hooks are called with."""
+    """Records the arguments of its hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class Watching(ToyTask):
 
 
 def whole_gradient() -> Tensor:
-    """The gradient of the weights over all 24 samples."""
+    """Returns the gradient of the weights over all 24 samples."""
     return ToyTask().model.weight.detach() - by_hand(lr=1.0)
 
 
-# Before the step.
+# before_step.
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -66,7 +66,7 @@ def test_before_step_sees_the_gradients_of_the_whole_batch_clipped(
 
 
 def test_before_step_can_cancel_gradients(tmp_path: Path) -> None:
-    """Of the weights in the first of two updates: the bias learns twice, the weights once."""
+    """The hook cancels the weight's gradient in the first of two updates, so only the bias changes in both."""
 
     class Cancelling(ToyTask):
         def before_step(self, position: Position, optimizer: torch.optim.Optimizer) -> None:
@@ -92,10 +92,10 @@ def test_before_step_can_change_a_weight_decay(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(state), by_hand() - 0.1 * 0.5 * ToyTask().model.weight.detach())
 
 
-# Positions.
+# The position that each hook receives.
 
 
-def test_the_hooks_know_where_the_run_stands(tmp_path: Path) -> None:
+def test_hooks_receive_the_position_of_the_run(tmp_path: Path) -> None:
     task = Watching()
     run(tmp_path, ToyLoader(6), epochs=2, accumulate=2, task=task)
     order = [(name, position.update) for name, position in task.calls]
@@ -106,10 +106,10 @@ def test_the_hooks_know_where_the_run_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("length", "num_updates"), [(Length(epochs=2), 6), (Length(updates=5), 5)])
-def test_update_numbers_go_on_after_a_resume(
+def test_update_numbers_continue_after_a_resume(
     length: Length, num_updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The position follows from the step of the checkpoint, for a run of updates, too."""
+    """The position follows from the checkpoint's step, whether the length is given in epochs or in updates."""
     seen: list[Position] = []
     monkeypatch.setattr(Classify, "after_update", lambda task, position: seen.append(position))
     interrupt(tmp_path / "run", 1, length=length)
@@ -117,13 +117,13 @@ def test_update_numbers_go_on_after_a_resume(
     assert seen == [Position(update, num_updates, UPDATES) for update in range(1, num_updates + 1)]
 
 
-# The beginning.
+# begin_training.
 
 
 def test_begin_training_is_called_once_by_a_run_and_never_by_an_evaluation(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first update, with the task on its device and the weights it starts from; after a resume, too."""
+    """The call comes before the first update, with the task on its device. A resumed run makes it, too."""
     called: list[str] = []
     forward = Classify.forward
 
@@ -153,7 +153,7 @@ def test_begin_training_is_called_once_by_a_run_and_never_by_an_evaluation(
 
 
 class TwoLosses(ToyTask):
-    """Reports the mean absolute error and the error's mean beside the loss."""
+    """Returns the mean absolute error and the mean error in addition to the loss."""
 
     def __init__(self, spoilt: str | None = None) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class TwoLosses(ToyTask):
 
 
 def test_named_losses_are_means_over_the_passes_and_the_window_of_the_log(tmp_path: Path) -> None:
-    """Three updates of two passes each, of which the log takes the first two together; nothing is learnt."""
+    """Each of three updates has two passes, and one row covers the first two updates. The weights do not change."""
     loader = ToyLoader(6)
     _, rows = run(tmp_path, loader, accumulate=2, lr=1e-30, log_every=2, task=TwoLosses())
     batches, task = list(loader.epoch(0)), TwoLosses()
@@ -181,24 +181,22 @@ def test_named_losses_are_means_over_the_passes_and_the_window_of_the_log(tmp_pa
         assert list(row)[:7] == ["step", "epoch", "split", "loss", "absolute", "signed", "lr"]
 
 
-def test_what_is_reported_beside_the_loss_is_not_learnt_from(tmp_path: Path) -> None:
+def test_only_the_loss_updates_the_weights(tmp_path: Path) -> None:
     state, _ = run(tmp_path, ToyLoader(1), task=TwoLosses())
     torch.testing.assert_close(weights(state), by_hand())
 
 
 @pytest.mark.parametrize(("name", "said"), [("absolute", "the loss 'absolute'"), ("loss", "the loss")])
-def test_a_named_loss_that_is_not_finite_stops_the_run_and_says_which(name: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=rf"^{said} is nan by step 2 of epoch 1 \(lr 0\.1\): the run stops here"):
+def test_a_named_loss_that_is_not_finite_stops_the_run_and_is_named(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=rf"^{said} is nan by step 2 of epoch 1 \(lr 0\.1\): training stopped"):
         run(tmp_path, ToyLoader(3), task=TwoLosses(spoilt=name))
     rows = [json.loads(line) for line in RunFolder(tmp_path / "run").metrics.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_named_losses_outlive_a_stop_within_the_window_of_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The checkpoint holds the sum of each."""
+def test_named_losses_survive_a_stop_within_a_log_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint holds the running sum of each loss."""
 
     def with_another(task: Classify, batch: SimpleNamespace) -> Losses:
         loss = nn.functional.cross_entropy(task.model(batch.images), batch.targets)

@@ -1,4 +1,4 @@
-"""A run of epochs, or of updates: it ends where it is told, and goes on from anywhere to that same end."""
+"""A run of epochs or of updates ends at its length, and resumes to the same end from any update."""
 
 import json
 from collections.abc import Callable
@@ -16,35 +16,35 @@ from ..conftest import TINY, Result
 from .small_run import UPDATES, assert_same_batches, assert_same_run, go_on, interrupt, rows
 
 FIVE = Length(updates=5)
-"""Of three updates in an epoch: the run ends within its second epoch."""
+"""An epoch has three updates, so this run ends within its second epoch."""
 MOMENTS_OF_FIVE = 5 + 2  # after each update and each of the two validations
 
 
 def test_a_run_of_epochs_ends_with_an_epoch() -> None:
     length = Length(epochs=3)
     assert (length.num_updates(4), length.num_epochs(4)) == (12, 3)
-    assert [length.cut(left, step=11) for left in (1, 4)] == [1, 4], "an epoch is never cut short"
+    assert [length.limit_updates(left, step=11) for left in (1, 4)] == [1, 4], "an epoch is never cut short"
     assert [epoch for epoch in range(5) if length.is_reached(step=4 * epoch, epoch=epoch, seen=0)] == [3, 4]
 
 
-def test_a_run_of_updates_begins_as_many_epochs_as_it_needs() -> None:
+def test_a_run_of_updates_rounds_up_to_whole_epochs() -> None:
     assert [Length(updates=updates).num_epochs(4) for updates in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
     assert Length(updates=9).num_updates(4) == 9
-    assert [Length(updates=9).cut(4, step=step) for step in (0, 4, 8)] == [4, 4, 1]
+    assert [Length(updates=9).limit_updates(4, step=step) for step in (0, 4, 8)] == [4, 4, 1]
     assert [step for step in (7, 8, 9) if Length(updates=8).is_reached(step=step, epoch=2, seen=0)] == [8, 9]
     assert not Length(updates=7).is_reached(step=7, epoch=1, seen=24), "its last epoch is not validated yet"
 
 
 @pytest.fixture(scope="module")
 def by_epochs(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImages]:
-    """The batches of a run of two epochs."""
+    """Returns the batches of a run of two epochs."""
     loader, _ = go_on(tmp_path_factory.mktemp("epochs") / "run")
     return loader.batches
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LabelledImages]]:
-    """The run of five updates that nothing interrupts, and its batches."""
+    """Trains five updates without interruption. Returns the run folder and the batches."""
     path = tmp_path_factory.mktemp("whole") / "run"
     loader, _ = go_on(path, length=FIVE)
     return path, loader.batches
@@ -69,7 +69,7 @@ def test_a_run_of_updates_ends_within_an_epoch_and_is_validated_and_saved_there(
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS_OF_FIVE))
-def test_a_run_of_updates_goes_on_from_any_moment_as_if_it_had_not_stopped(
+def test_a_run_of_updates_resumes_from_any_moment_to_the_same_end(
     moment: int, whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_run_of_updates_goes_on_from_any_moment_as_if_it_had_not_stopped(
     assert_same_run(path, whole[0])
 
 
-def test_a_run_of_updates_stopped_at_every_moment_comes_to_the_same_end(
+def test_a_run_of_updates_stopped_at_every_moment_reaches_the_same_end(
     whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
     for _ in range(MOMENTS_OF_FIVE):
@@ -89,14 +89,14 @@ def test_a_run_of_updates_stopped_at_every_moment_comes_to_the_same_end(
     assert_same_run(tmp_path / "run", whole[0])
 
 
-def test_a_run_of_whole_epochs_is_the_same_by_either_length(tmp_path: Path) -> None:
+def test_epochs_and_the_same_number_of_updates_give_the_same_run(tmp_path: Path) -> None:
     go_on(tmp_path / "epochs")
     go_on(tmp_path / "updates", length=Length(updates=2 * UPDATES))
     assert_same_run(tmp_path / "updates", tmp_path / "epochs")
 
 
 def test_a_finished_run_can_be_made_longer(whole: tuple[Path, list[LabelledImages]], tmp_path: Path) -> None:
-    """The epoch within which it ended counts as done: the next images are those of the next epoch."""
+    """The epoch in which the run ended counts as complete. The next images are those of the next epoch."""
     path = tmp_path / "run"
     go_on(path, length=FIVE)
     loader, _ = go_on(path, length=FIVE)
@@ -107,8 +107,8 @@ def test_a_finished_run_can_be_made_longer(whole: tuple[Path, list[LabelledImage
     assert (saved["step"], saved["epoch"], saved["seen"]) == (7, 3, 0)
 
 
-def test_updates_take_the_place_of_epochs_in_a_configuration(command: Callable[..., Result], tmp_path: Path) -> None:
-    """The digits have 11 updates in an epoch."""
+def test_train_updates_replaces_train_epochs_in_a_configuration(command: Callable[..., Result], tmp_path: Path) -> None:
+    """One epoch of the digits has 11 updates."""
     small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.ema_decay=null")
     assert "train.epochs=1" in small
     result = command("train.py", *small, "train.updates=13", "run_dir=run")

@@ -1,4 +1,4 @@
-"""What an update does, on a model small enough to do it by hand."""
+"""An update of the loop equals the same update computed by hand on a tiny model."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def weights(state: TrainingState) -> torch.Tensor:
 
 
 def by_hand(lr: float = 0.1, clip: float | None = None) -> torch.Tensor:
-    """One step of gradient descent on all 24 samples."""
+    """Returns the weights after one step of gradient descent on all 24 samples."""
     task, loader = ToyTask(), ToyLoader(1)
     task(next(loader.epoch(0)))["loss"].backward()
     gradients = [task.model.weight.grad, task.model.bias.grad]
@@ -34,14 +34,14 @@ def test_an_update_is_one_step_down_the_gradient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulated_passes_make_one_large_batch(tmp_path: Path, accumulate: int) -> None:
+def test_accumulated_passes_equal_one_large_batch(tmp_path: Path, accumulate: int) -> None:
     state, rows = run(tmp_path, ToyLoader(accumulate), accumulate=accumulate)
     torch.testing.assert_close(weights(state), by_hand())
     whole = ToyTask()
     assert rows[0]["loss"] == pytest.approx(whole(next(ToyLoader(1).epoch(0)))["loss"].item())
 
 
-def test_the_gradient_is_clipped_by_its_whole_norm(tmp_path: Path) -> None:
+def test_the_gradient_is_clipped_by_its_global_norm(tmp_path: Path) -> None:
     state, _ = run(tmp_path, ToyLoader(1), clip_norm=0.5)
     torch.testing.assert_close(weights(state), by_hand(clip=0.5), rtol=1e-4, atol=1e-6)
 
@@ -54,8 +54,8 @@ def test_the_ema_follows_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_every_precision_learns_in_fp32_weights(tmp_path: Path, precision: str) -> None:
-    """fp16 may skip its first updates, until the scale of its gradients fits."""
+def test_every_precision_trains_fp32_weights(tmp_path: Path, precision: str) -> None:
+    """fp16 may skip its first updates, until the gradient scale is small enough."""
     state, rows = run(tmp_path, ToyLoader(1), epochs=30, precision=precision)
     losses = [row["loss"] for row in rows if row["split"] == "train"]
     assert losses[-1] < 0.05 * losses[0]
@@ -63,7 +63,7 @@ def test_every_precision_learns_in_fp32_weights(tmp_path: Path, precision: str) 
     torch.testing.assert_close(weights(state), torch.ones(1, 4), atol=0.2, rtol=0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is nan by step 2 of epoch 1"):
         run(tmp_path, ToyLoader(3, spoilt=1))
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -94,7 +94,7 @@ def test_best_is_the_epoch_with_the_highest_score_of_the_ema(tmp_path: Path) -> 
     ]
 
 
-def test_noise_in_the_model_follows_from_the_step_alone(tmp_path: Path) -> None:
+def test_random_numbers_in_the_model_depend_only_on_seed_and_step(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first, _ = run(tmp_path / "a", ToyLoader(3), epochs=2, noise=0.5)
     torch.manual_seed(2)

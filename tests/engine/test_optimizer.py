@@ -1,4 +1,4 @@
-"""Weight decay falls where it belongs, the rate goes as the recipe has it."""
+"""Weight decay applies to matrices only, and the learning rate follows the recipe's schedule."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ from xcit.tasks import TASKS
 from .toy import target_of
 
 
-def test_decay_falls_on_matrices_and_kernels_alone() -> None:
+def test_weight_decay_applies_to_matrices_and_kernels_only() -> None:
     task = TASKS["classify"](xcit.create_model("xcit_n12", num_classes=10), target_of(10))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={"betas": [0.8, 0.9]})
     names = {id(p): name for name, p in task.named_parameters()}
@@ -34,11 +34,11 @@ def test_decay_falls_on_matrices_and_kernels_alone() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 
-def test_the_learning_rate_grows_with_the_global_batch() -> None:
+def test_the_learning_rate_scales_with_the_global_batch_size() -> None:
     assert peak_lr(5e-4, 1024) == pytest.approx(1e-3)
 
 
-def test_an_argument_that_the_optimiser_does_not_take_is_named() -> None:
+def test_an_option_that_the_optimizer_does_not_accept_is_named() -> None:
     with pytest.raises(InputError, match=r"optim\.options=.*not accepted by sgd"):
         make_optimizer(torch.nn.Linear(1, 1), name="sgd", lr=0.1, weight_decay=0, options={"momentun": 0.9})
 
@@ -47,7 +47,7 @@ def rates(epochs: int, *, warmup: float = 5, cooldown: float = 10, updates: int 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = make_schedule(
         optimizer,
-        epochs=epochs,
+        num_updates=epochs * updates,
         updates_per_epoch=updates,
         warmup_epochs=warmup,
         warmup_lr=1e-6,
@@ -70,14 +70,14 @@ def test_warmup_cosine_and_cooldown() -> None:
     assert lr[120:] == [pytest.approx(1e-5)] * 40
 
 
-def test_a_peak_below_the_floor_is_itself_the_floor() -> None:
+def test_a_peak_below_min_lr_replaces_min_lr() -> None:
     lr = rates(4, warmup=1, cooldown=1, peak=5e-6)
     assert max(lr) == pytest.approx(5e-6)
     assert lr[-1] == pytest.approx(5e-6)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
-def test_a_short_run_keeps_half_of_itself_for_the_cosine(epochs: int) -> None:
+def test_a_short_run_spends_half_of_its_updates_on_the_cosine(epochs: int) -> None:
     lr = rates(epochs, updates=12)
     assert max(lr) > 0.8e-3
     assert lr[0] == pytest.approx(1e-6)
@@ -85,7 +85,7 @@ def test_a_short_run_keeps_half_of_itself_for_the_cosine(epochs: int) -> None:
     assert sum(rate == pytest.approx(1e-5) for rate in lr) == pytest.approx(epochs * 12 / 3, abs=1)
 
 
-# Layer-wise decay of the learning rate.
+# Layer-wise learning rate decay.
 
 
 def tiny(**options: Any) -> torch.nn.Module:
@@ -94,7 +94,7 @@ def tiny(**options: Any) -> torch.nn.Module:
 
 
 class WithProjection(Task):
-    """A task with something to learn beside its model, as DINO's projection is."""
+    """A task that trains a module outside its model, such as DINO's projection head."""
 
     def __init__(self) -> None:
         super().__init__(tiny(), target_of(5))
@@ -102,7 +102,7 @@ class WithProjection(Task):
 
 
 def by_name(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """name → the group that the parameter is in; each is in exactly one."""
+    """Maps each parameter's name to its group. Checks that each parameter is in exactly one group."""
     names = {id(p): name for name, p in module.named_parameters()}
     found = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(name for name, _ in found) == sorted(names.values())
@@ -110,7 +110,7 @@ def by_name(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 @pytest.mark.parametrize("make", [tiny, WithProjection, lambda: TASKS["classify"](tiny(), target_of(5))])
-def test_rates_of_layers_rise_from_the_stem_to_the_head(make: Any) -> None:
+def test_learning_rates_increase_from_the_stem_to_the_head(make: Any) -> None:
     module = make()
     optimizer = make_optimizer(module, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
     scales = {
@@ -125,7 +125,7 @@ def test_rates_of_layers_rise_from_the_stem_to_the_head(make: Any) -> None:
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
-def test_decay_of_weights_does_not_depend_on_the_layers(layer_decay: float | None) -> None:
+def test_weight_decay_does_not_depend_on_layer_decay(layer_decay: float | None) -> None:
     task = WithProjection()
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=layer_decay)
     for name, group in by_name(task, optimizer).items():
@@ -133,11 +133,11 @@ def test_decay_of_weights_does_not_depend_on_the_layers(layer_decay: float | Non
         assert group["weight_decay"] == (0.0 if exempt else 0.05), name
 
 
-def test_the_schedule_keeps_the_proportion_of_the_layers() -> None:
+def test_the_schedule_keeps_the_ratios_between_layers() -> None:
     task = WithProjection()
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
     schedule = make_schedule(
-        optimizer, epochs=10, updates_per_epoch=2, warmup_epochs=2, warmup_lr=1e-6, cooldown_epochs=2, min_lr=1e-5
+        optimizer, num_updates=20, updates_per_epoch=2, warmup_epochs=2, warmup_lr=1e-6, cooldown_epochs=2, min_lr=1e-5
     )
     groups = by_name(task, optimizer)
     for step in range(20):
@@ -148,12 +148,12 @@ def test_the_schedule_keeps_the_proportion_of_the_layers() -> None:
     assert full == pytest.approx(1e-5)
 
 
-def test_a_layer_moves_as_far_as_its_rate_says() -> None:
-    """Adam's first step is the rate itself, wherever there is a gradient."""
+def test_the_first_step_of_a_layer_equals_its_learning_rate() -> None:
+    """Adam's first step equals the learning rate wherever the gradient is not zero."""
     task = TASKS["classify"](tiny(), target_of(5))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.0, options={}, layer_decay=0.5)
     schedule = make_schedule(
-        optimizer, epochs=1, updates_per_epoch=4, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-3
+        optimizer, num_updates=4, updates_per_epoch=4, warmup_epochs=0, warmup_lr=0, cooldown_epochs=0, min_lr=1e-3
     )
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     schedule.step_update(0)
@@ -164,7 +164,7 @@ def test_a_layer_moves_as_far_as_its_rate_says() -> None:
         assert moved.item() == pytest.approx(1e-3 * scale, rel=1e-2), name
 
 
-def test_a_model_that_does_not_tell_its_layers_is_refused() -> None:
+def test_a_model_without_group_matcher_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"optim\.layer_decay=0\.5: the model has no group_matcher, which names its layers"
     ):
@@ -174,7 +174,7 @@ def test_a_model_that_does_not_tell_its_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
-def test_layers_of_timms_models_are_told(name: str) -> None:
+def test_layer_decay_works_for_timm_models(name: str) -> None:
     task = TASKS["classify"](xcit.create_model("timm", name=name, num_classes=5), target_of(5))
     optimizer = make_optimizer(task, name="adamw", lr=1e-3, weight_decay=0.05, options={}, layer_decay=0.5)
     scales = {group.get("lr_scale", 1.0) for group in by_name(task, optimizer).values()}
@@ -203,8 +203,8 @@ def test_muon_gets_the_matrices_of_hidden_layers_and_adamw_the_rest(name: str, l
     assert sum(state["use_muon"] for state in optimizer.state.values()) == 3 * 4 + 2 * 6
 
 
-def test_groups_for_muon_are_those_of_any_optimiser() -> None:
-    """With another optimiser they decay as ever, and their mark changes nothing."""
+def test_groups_for_muon_work_with_any_optimizer() -> None:
+    """The keys for Muon leave weight decay and parameters as they are for other optimizers."""
     groups = parameter_groups(TASKS["classify"](tiny(), target_of(5)), 0.05, None)
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
     assert all(isinstance(group["params"], list) for group in groups)
@@ -214,7 +214,7 @@ def test_groups_for_muon_are_those_of_any_optimiser() -> None:
     ("name", "options"), [("adamw", {}), ("muon", {}), ("lamb", {}), ("momentum", {"momentum": 0.9})]
 )
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
+def test_training_resumes_from_a_checkpoint_to_the_same_weights(
     name: str, options: dict, layer_decay: float | None, tmp_path: Path
 ) -> None:
     def begin() -> TrainingState:
@@ -243,7 +243,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
 
 
 @pytest.mark.parametrize("change", [{"layer_decay": 0.75}, {"weight_decay": 0.0}, {"frozen": ["patch_embed"]}])
-def test_what_is_gathered_returns_to_its_own_parameter_however_they_are_grouped(change: dict, tmp_path: Path) -> None:
+def test_optimizer_state_returns_to_its_parameter_when_the_groups_change(change: dict, tmp_path: Path) -> None:
     def begin(*, frozen: list[str], weight_decay: float, layer_decay: float | None) -> TrainingState:
         task = TASKS["classify"](tiny(), target_of(5))
         freeze(task.model, frozen)

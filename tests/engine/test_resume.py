@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere goes on to be what it would have been, to the bit."""
+"""A run that is interrupted at any point resumes to bit-identical results."""
 
 import signal
 from pathlib import Path
@@ -33,7 +33,7 @@ from .small_run import (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LabelledImages]]:
-    """The run that nothing interrupts, and its batches."""
+    """Trains without interruption. Returns the run folder and the batches."""
     path = tmp_path_factory.mktemp("whole") / "run"
     loader, images = go_on(path)
     assert [row["step"] for row in rows(path) if row["split"] == "train"] == [2, 3, 5, 6]
@@ -44,10 +44,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Labelled
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_a_run_stopped_at_any_moment_goes_on_as_if_it_had_not_been(
+def test_a_run_stopped_at_any_moment_resumes_to_the_same_end(
     moment: int, whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
-    """With repeated augmentation, mixing, drop path, accumulated passes, and a window of the log cut in two."""
+    """The run uses repeated augmentation, mixing, drop path and accumulation. Some stops split a log window."""
     path = tmp_path / "run"
     interrupt(path, moment)
     epoch, done = divmod(moment, UPDATES + 1)
@@ -61,7 +61,7 @@ def test_a_run_stopped_at_any_moment_goes_on_as_if_it_had_not_been(
     assert_same_run(path, whole[0])
 
 
-def test_a_run_stopped_at_every_update_comes_to_the_same_end(
+def test_a_run_stopped_at_every_update_reaches_the_same_end(
     whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -72,7 +72,7 @@ def test_a_run_stopped_at_every_update_comes_to_the_same_end(
 
 
 @pytest.mark.parametrize("place", ["its checkpoint", "its validation", "its validation's checkpoint"])
-def test_a_run_killed_between_checkpoints_repeats_nothing_in_its_rows(
+def test_a_run_killed_between_checkpoints_writes_no_row_twice(
     place: str, whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -85,7 +85,7 @@ def test_a_run_killed_between_checkpoints_repeats_nothing_in_its_rows(
     assert_same_run(path, whole[0])
 
 
-def test_checkpoints_within_an_epoch_come_by_the_number_of_updates_and_leave_the_best_alone(tmp_path: Path) -> None:
+def test_save_every_counts_updates_and_does_not_change_the_best_checkpoint(tmp_path: Path) -> None:
     for save_every, step in ((4, 4), (None, 3)):
         other = tmp_path / str(save_every)
         with pytest.raises(Killed):
@@ -107,7 +107,7 @@ def test_the_number_of_workers_may_change(
 
 
 def test_the_number_of_passes_may_change(whole: tuple[Path, list[LabelledImages]], tmp_path: Path) -> None:
-    """The rest of the epoch is the same images, in larger batches."""
+    """The rest of the epoch has the same images in larger batches."""
 
     def labels(batches: list[LabelledImages]) -> list[Tensor]:
         return [torch.cat([batch.labels for batch in batches]).view(-1, 8).sort().values]
@@ -118,7 +118,7 @@ def test_the_number_of_passes_may_change(whole: tuple[Path, list[LabelledImages]
     assert torch.equal(*labels(loader.batches), *labels(whole[1][4:]))
 
 
-def test_an_epoch_in_another_order_is_not_finished(tmp_path: Path) -> None:
+def test_an_epoch_with_another_order_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     interrupt(path, 0)
     last = RunFolder(path).last
@@ -129,11 +129,11 @@ def test_an_epoch_in_another_order_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         other.load_state_dict(read_state(last), "last.pt")
     interrupt(path, 2)
-    other.load_state_dict(read_state(last), "last.pt")  # between epochs it may change
+    other.load_state_dict(read_state(last), "last.pt")  # between epochs the order may change
     assert other.epoch == 1
 
 
-def test_a_checkpoint_from_before_there_was_a_position_is_the_end_of_an_epoch(
+def test_a_checkpoint_without_a_position_counts_as_the_end_of_an_epoch(
     whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -149,10 +149,10 @@ def test_a_checkpoint_from_before_there_was_a_position_is_the_end_of_an_epoch(
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_a_checkpoint_of_version_2_goes_on_to_the_same_end(
+def test_a_checkpoint_of_version_2_resumes_to_the_same_end(
     moment: int, whole: tuple[Path, list[LabelledImages]], tmp_path: Path
 ) -> None:
-    """Of any moment: where a window of the log is cut in two, its first half counts."""
+    """This holds at every moment. If the stop splits a log window, the losses of its first part are kept."""
     path = tmp_path / "run"
     interrupt(path, moment)
     last = RunFolder(path).last
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_version_2_goes_on_to_the_same_end(
 
 
 @pytest.mark.parametrize("what", ["weights are", "the loss is"])
-def test_what_has_gone_astray_is_in_no_checkpoint_within_an_epoch(
+def test_values_that_are_not_finite_reach_no_checkpoint(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = Trainer.update
@@ -187,7 +187,7 @@ def test_what_has_gone_astray_is_in_no_checkpoint_within_an_epoch(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_noted_and_the_old_answers_to_it_return(number: signal.Signals) -> None:
+def test_a_signal_is_recorded_and_the_old_handlers_are_restored(number: signal.Signals) -> None:
     before = [signal.getsignal(each) for each in SIGNALS]
     with StopSignals() as signals:
         assert signals.agreed() is None

@@ -1,4 +1,4 @@
-"""A run folder is made once, found again, and never overwritten."""
+"""A new run gets a new folder, a resume finds the folder again, and no run overwrites it."""
 
 import os
 from pathlib import Path
@@ -17,19 +17,19 @@ def with_checkpoint(path: Path) -> RunFolder:
     return folder
 
 
-def test_runs_that_start_together_get_folders_of_their_own() -> None:
+def test_runs_that_start_together_get_separate_folders() -> None:
     paths = [new_path(None, "name") for _ in range(3)]
     assert len(set(paths)) == 3
     assert {path.parent for path in paths} == {Path("runs/name")}
 
 
-def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     for restart in (False, True):
-        with pytest.raises(InputError, match=f"run_dir={tmp_path}: holds something already"):
+        with pytest.raises(InputError, match=f"run_dir={tmp_path}: is not empty"):
             RunFolder(tmp_path).require_free(restart=restart)
     with_checkpoint(tmp_path / "run")
-    with pytest.raises(InputError, match="holds something already"):
+    with pytest.raises(InputError, match="is not empty"):
         RunFolder(tmp_path / "run").require_free(restart=True)
     assert (tmp_path / "precious").read_text() == "mine"
 
@@ -39,8 +39,8 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path)
         (tmp_path / name).write_text("")
     RunFolder(tmp_path).require_free(restart=True)
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(InputError, match="holds something already"):
-        RunFolder(tmp_path).require_free(restart=True)  # an evaluation's folder, say
+    with pytest.raises(InputError, match="is not empty"):
+        RunFolder(tmp_path).require_free(restart=True)  # this could be an evaluation's folder
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"{tmp_path}/file is a file"):
         RunFolder(tmp_path / "file" / "run").require_free()
@@ -70,7 +70,7 @@ def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch:
     assert checkpoint == folder.last
 
 
-def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_run_folder_means_its_last_checkpoint(tmp_path: Path) -> None:
     folder = with_checkpoint(tmp_path / "run")
     assert find_checkpoint("resume", str(folder.path)) == folder.last
     assert find_checkpoint("resume", str(folder.last)) == folder.last

@@ -1,4 +1,4 @@
-"""BatchNorm over two processes on CPUs equals BatchNorm over their joint batch."""
+"""SyncBatchNorm over two CPU processes equals BatchNorm over their joint batch."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from xcit.engine.sync_batchnorm import SyncBatchNorm2d, convert_batchnorm
 
-SHARES = (slice(0, 3), slice(3, 8))  # of unequal size
+SHARES = (slice(0, 3), slice(3, 8))  # the two shares differ in size
 
 
 def make() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network with telling weights, inputs far from zero, and a direction to differentiate along."""
+    """Returns a small network with random weights, inputs far from zero, and the gradient of the output."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GELU(), nn.BatchNorm2d(4))
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         else:
             assert torch.equal(shares[0][key], shares[1][key])
             together = shares[0][key]
-        scale = max(1, whole[key].abs().max().item())  # some gradients are zero but for rounding
+        scale = max(1, whole[key].abs().max().item())  # some gradients are zero except for rounding
         torch.testing.assert_close(
             together, whole[key], rtol=1e-4, atol=1e-4 * scale, msg=lambda m, key=key: f"{key}: {m}"
         )
@@ -71,7 +71,7 @@ def activations() -> Tensor:
     return torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
-def test_timms_norms_keep_the_activation_that_they_hold(tmp_path: Path) -> None:
+def test_timms_batchnorm_keeps_its_activation(tmp_path: Path) -> None:
     mp.spawn(work_with_activation, (str(tmp_path),), nprocs=2)
     network = nn.Sequential(BatchNormAct2d(3, act_layer=nn.SiLU))
     for rank in range(2):

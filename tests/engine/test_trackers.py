@@ -1,11 +1,11 @@
-"""Metrics reach their destinations, survive a crash, and never take the run down."""
+"""Every tracker records the metrics. A failing tracker never stops a run."""
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xcit.engine.recorder import Recorder
@@ -38,7 +38,7 @@ def test_rows_are_json_lines_at_full_precision_with_null_for_nan(tmp_path: Path)
     assert json.loads(lines[1])["loss"] is None
 
 
-def test_a_resume_drops_what_came_after_the_checkpoint_and_the_torn_line(tmp_path: Path) -> None:
+def test_a_resume_drops_rows_after_the_checkpoint_and_an_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [TRAIN | {"step": step} for step in range(1, 6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ep')
@@ -49,7 +49,7 @@ def test_a_resume_drops_what_came_after_the_checkpoint_and_the_torn_line(tmp_pat
 
 
 @pytest.mark.parametrize(("epochs_done", "kept"), [(0, ["train"]), (1, ["train", "val"])])
-def test_a_resume_before_a_validation_drops_its_rows_though_no_update_lies_between(
+def test_a_resume_before_a_validation_drops_the_rows_of_that_validation(
     epochs_done: int, kept: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -59,7 +59,7 @@ def test_a_resume_before_a_validation_drops_its_rows_though_no_update_lies_betwe
     assert [json.loads(line)["split"] for line in path.read_text().splitlines()] == kept
 
 
-def test_csv_is_the_same_as_a_table(tmp_path: Path) -> None:
+def test_csv_holds_the_logged_rows(tmp_path: Path) -> None:
     with Recorder(tmp_path / "metrics.jsonl", tracker("csv", tmp_path), after_step=0, epochs_done=0) as recorder:
         recorder.log(TRAIN)
         recorder.log(VAL)
@@ -70,7 +70,7 @@ def test_csv_is_the_same_as_a_table(tmp_path: Path) -> None:
     assert rows[0]["top1"] == ""
 
 
-def test_tensorboard_gets_each_measurement_under_its_name(tmp_path: Path) -> None:
+def test_tensorboard_gets_each_metric_under_its_name(tmp_path: Path) -> None:
     board = tracker("tensorboard", tmp_path)
     board.log(TRAIN)
     board.log(VAL)
@@ -81,7 +81,7 @@ def test_tensorboard_gets_each_measurement_under_its_name(tmp_path: Path) -> Non
     assert events.Scalars("val_ema/top1")[0].value == pytest.approx(VAL["top1"], rel=1e-6)
 
 
-def test_wandb_records_offline_and_again_under_the_same_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wandb_records_offline_and_resumes_under_the_same_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for after_step in (0, 1):
         run = tracker("wandb", tmp_path, after_step)
         run.log(TRAIN)
@@ -90,15 +90,11 @@ def test_wandb_records_offline_and_again_under_the_same_id(tmp_path: Path, capfd
     assert "warning" not in capfd.readouterr().err
     files = list(tmp_path.glob("wandb/offline-run-*/run-abc12345.wandb"))
     assert files
-    patience = time.monotonic() + 30
-    while not all(b"val_ema/top1" in file.read_bytes() for file in files):
-        assert time.monotonic() < patience
-        time.sleep(0.1)  # wandb's own process may write on for a moment, and tells nobody when it has
+    wandb.teardown()  # waits until wandb's own process has written its files
+    assert all(b"val_ema/top1" in file.read_bytes() for file in files)
 
 
-def test_a_tracker_that_fails_is_warned_about_once_and_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_tracker_is_reported_once_and_turned_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
     with Recorder(
         tmp_path / "metrics.jsonl", tracker("tensorboard", tmp_path), after_step=0, epochs_done=0

@@ -1,7 +1,7 @@
-"""A task small enough to see through, linear regression, and a run of it."""
+"""Linear regression as a tiny task, and a function that trains it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def target_of(num_classes: int) -> Target:
-    """The target of a data set with so many classes."""
+    """Returns the target of a data set with this number of classes."""
     return Target("class", tuple(str(number) for number in range(num_classes)))
 
 
@@ -45,7 +45,7 @@ class ToyTask(Task):
 
 
 class ToyLoader:
-    """`batches` equal parts of the same 24 samples in every epoch; `spoilt` names a batch that holds a NaN."""
+    """Yields the same 24 samples in every epoch, in `batches` equal parts. The batch with index `spoilt` is NaN."""
 
     def __init__(self, batches: int, spoilt: int | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -76,8 +76,9 @@ def run(
     scores: list[float] | None = None,
     log_every: int = 1,
     task: ToyTask | None = None,
+    measure: Callable[[Any], dict[str, float]] | None = None,
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
-    """Plain SGD on the toy task; returns the state and the rows of metrics.jsonl."""
+    """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
     task = task or ToyTask(noise)
     optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
     ema = None if ema_decay is None else ModelEmaV3(task, decay=ema_decay)
@@ -85,7 +86,7 @@ def run(
     updates = len(loader) // accumulate
     schedule = make_schedule(
         optimizer,
-        epochs=epochs,
+        num_updates=epochs * updates,
         updates_per_epoch=updates,
         warmup_epochs=0,
         warmup_lr=0,
@@ -109,5 +110,6 @@ def run(
     run_folder.create()
     left = iter(scores or [0.0] * 2 * epochs)
     with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
-        fit(trainer, loader, lambda task: {"score": next(left)}, folder=run_folder, recorder=recorder)
+        validate = measure or (lambda task: {"score": next(left)})
+        fit(trainer, loader, validate, folder=run_folder, recorder=recorder)
     return state, [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]

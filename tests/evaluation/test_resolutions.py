@@ -1,4 +1,4 @@
-"""The sweep's rows and their files are what DESIGN promises to those who parse them."""
+"""The sweep over resolutions writes rows and files in the documented format."""
 
 import csv
 import gc
@@ -35,7 +35,7 @@ COLUMNS = [
 
 
 class Sizer(nn.Module):
-    """Answers class 0 for small images and class 6 for large ones; class 5 comes next, class 1 last."""
+    """Predicts class 0 for small images and class 6 for large ones. Class 5 ranks second, class 1 last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Sizer(nn.Module):
 
 
 def batches_at(resolution: int) -> list[LabelledImages]:
-    """Seven images in two batches, of the classes 0, 0, 0, 1 and 6, 0, 2."""
+    """Returns seven images in two batches with the labels 0, 0, 0, 1 and 6, 0, 2."""
     return [
         LabelledImages(
             torch.zeros(len(labels), 3, resolution, resolution), nn.functional.one_hot(labels, 7).float(), labels
@@ -73,7 +73,7 @@ def rows_of(resolutions: list[int], task: nn.Module | None = None) -> list[Row]:
     )
 
 
-def test_rows_count_every_image_of_part_batches_alike() -> None:
+def test_every_image_counts_equally_in_batches_of_any_size() -> None:
     rows = rows_of([16, 32])
     assert [(row["resolution"], row["weights"]) for row in rows] == [(16, "raw"), (16, "ema"), (32, "raw"), (32, "ema")]
     assert [list(row) for row in rows] == [COLUMNS] * 4
@@ -101,14 +101,14 @@ def test_the_report_is_a_list_a_table_and_a_picture(tmp_path: Path, capsys: pyte
     assert "57.14" in printed
 
 
-def test_evaluation_leaves_the_task_in_the_mode_it_was_in() -> None:
+def test_evaluation_restores_the_mode_of_the_task() -> None:
     task = TASKS["classify"](Sizer(), target_of(7)).train()
     rows_of([16], task)
     assert task.training
 
 
-def test_peak_memory_is_that_of_what_ran_inside() -> None:
-    gc.collect()  # what earlier tests left must not go in the middle of this one
+def test_peak_memory_is_that_of_the_code_inside_the_meter() -> None:
+    gc.collect()  # frees the memory of earlier tests now, not during the measurement
     with Meter(torch.device("cpu")) as small:
         pass
     with Meter(torch.device("cpu")) as large:

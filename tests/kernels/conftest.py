@@ -8,7 +8,7 @@ from xcit.kernels.cpu import library
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The C++ functions that are called."""
+    """The names of the C++ functions that are called."""
     names: list[str] = []
     loaded = library.LIBRARY
 
@@ -31,5 +31,5 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The C++ kernel of attention runs only where every thread has a head."""
+    """Use one thread: the C++ kernel of attention needs at least one head for each thread."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

@@ -1,4 +1,4 @@
-"""The stem's BatchNorm with its GELU: the C++ kernels agree with torch, run where they can, and nowhere else."""
+"""The stem's BatchNorm with its GELU: the C++ kernels agree with torch, and run exactly when they can."""
 
 import pickle
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def test_moments_of_what_lies_far_from_zero() -> None:
 
 @compiled
 def test_each_kernel_agrees_with_torch(calls: list[str]) -> None:
-    """torch runs in fp64."""
+    """In fp64 torch's operations run."""
     x, gradient = normal(3, 7, 48), normal(3, 7, 48, seed=2)
     scale, shift = torch.linspace(-1, 2, 48), torch.linspace(1, -1, 48)
 
@@ -157,7 +157,7 @@ def test_one_value_per_channel_is_refused() -> None:
 @compiled
 @pytest.mark.parametrize("what", ["gradient", "saved"])
 def test_torch_runs_backward_where_the_kernel_cannot(calls: list[str], what: str) -> None:
-    """For batched gradients, and for saved tensors that come back with other strides."""
+    """torch's operations run for batched gradients, and if hooks change the strides of saved tensors."""
     x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
     if what == "gradient":
         y = batchnorm_gelu(x, bn)
@@ -179,7 +179,7 @@ def test_torch_runs_backward_where_the_kernel_cannot(calls: list[str], what: str
 @compiled
 def test_any_gradient_will_do(calls: list[str]) -> None:
     x, bn = image(2, 16, 5, 5).requires_grad_(), batchnorm(16)
-    (found,) = torch.autograd.grad(batchnorm_gelu(x, bn).sum(), x)  # of a sum it is one number, expanded
+    (found,) = torch.autograd.grad(batchnorm_gelu(x, bn).sum(), x)  # the gradient of a sum is one number, expanded
     assert calls == FUNCTIONS
     torch.testing.assert_close(found, torch.autograd.grad(plain(x, bn).sum(), x)[0], rtol=1e-4, atol=1e-5)
 
@@ -229,7 +229,7 @@ def stem_and_images() -> tuple[ConvPatchEmbed, Tensor]:
 
 
 @compiled
-def test_a_synchronised_batchnorm_is_called(calls: list[str]) -> None:
+def test_a_synchronized_batchnorm_is_called(calls: list[str]) -> None:
     stem, images = stem_and_images()
     stem = nn.SyncBatchNorm.convert_sync_batchnorm(stem)
     outcome(lambda x, stem: stem(x), images, stem)
@@ -260,7 +260,7 @@ def test_a_stem_from_an_older_file_runs_as_it_is(calls: list[str]) -> None:
     torch.testing.assert_close(copy(images), expected)
     assert calls
     calls.clear()
-    del copy.made_of
+    del copy.original_parts
     torch.testing.assert_close(copy(images), expected)
     assert calls == []
 

@@ -1,4 +1,4 @@
-"""The C++ kernels agree with torch, run where they can, and leave the rest to torch."""
+"""The C++ kernels agree with torch, and torch runs if they cannot."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def test_the_kernels_were_compiled() -> None:
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="this CPU runs those for AVX2 anyway")
 def test_the_kernels_for_avx2() -> None:
-    """Runs this file and its neighbours. Without the tests of torch.compile, which asks for the CPU itself."""
+    """Runs this file and those of the other C++ kernels, without torch.compile, which detects the CPU itself."""
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("cpu", "batchnorm", "local_patch")]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
@@ -78,18 +78,22 @@ def test_the_gradient_of_gelu(calls: list[str]) -> None:
     assert error(grad_x, exact) < 2e-7
 
 
+def attention_backend(qkv: Tensor, temperature: Tensor) -> str:
+    return backend_for("attend", qkv, temperature, fits=cross_covariance.fits)
+
+
 @compiled
 @pytest.mark.parametrize(
     ("images", "length", "heads", "d"),
     [(2, 196, 8, 48), (1, 1, 4, 32), (3, 7, 2, 16), (2, 700, 2, 64), (1, 257, 1, 128), (1, 9000, 1, 32)],
 )
 def test_attention(calls: list[str], images: int, length: int, heads: int, d: int) -> None:
-    """Errors are like those of torch in fp32, also where the number of tokens is no multiple of a tile or a block."""
+    """Errors are like those of torch in fp32, also if the number of tokens is no multiple of a tile or a block."""
     qkv = tokens(images, length, 3 * heads * d) * torch.linspace(0.1, 3, 3 * heads * d)  # of unequal size
     temperature = torch.linspace(0.5, 2, heads)[:, None, None]
     gradient = tokens(images, length, heads * d, seed=2)
     exact = cross_covariance.torch_forward(qkv.double(), temperature.double())
-    assert cross_covariance.choose_backend(qkv, temperature) == "cpu"
+    assert attention_backend(qkv, temperature) == "cpu"
     found = attend_forward(qkv, temperature)
     gradients = attend_backward(gradient, qkv, temperature, *found[1:])
     exact_gradients = cross_covariance.torch_backward(gradient.double(), qkv.double(), temperature.double(), *exact[1:])
@@ -141,7 +145,7 @@ def test_the_gradient_of_a_layer_norm(calls: list[str], shape: tuple[int, ...], 
 
 @pytest.mark.parametrize("wanted", [[False, True, True], [True, False, False]])
 def test_torch_computes_a_layer_norms_gradient_of_other_widths(calls: list[str], wanted: list[bool]) -> None:
-    """Where the channels are no multiple of a tile."""
+    """torch runs if the number of channels is no multiple of a tile."""
     x, residual, ones = tokens(2, 5, 24), tokens(2, 5, 24, seed=2), torch.ones(24)
     _, mean, rstd = torch.native_layer_norm(x, [24], ones, ones, 1e-6)
     grad_x, *rest = layer_norm_backward(x, x, mean, rstd, ones, ones, residual, wanted, "torch")
@@ -154,7 +158,7 @@ def test_torch_computes_a_layer_norms_gradient_of_other_widths(calls: list[str],
 @compiled
 @pytest.mark.parametrize("form", ["eager", "compiled"])
 def test_maps_with_their_channels_last(calls: list[str], form: str) -> None:
-    """Eager kernels take a map with its channels last. Compiled code may choose other strides: there torch runs."""
+    """Eager kernels accept channels-last maps. In compiled code torch runs, because the compiler may change strides."""
     x = tokens(2, 16, 3, 5).contiguous(memory_format=torch.channels_last)
     gradient = tokens(2, 16, 3, 5, seed=2).contiguous(memory_format=torch.channels_last)
     functions = (gelu, gelu_grad_x, gelu_backward)
@@ -244,6 +248,6 @@ def test_compiled_code_calls_the_kernels_of_gelu(calls: list[str]) -> None:
 @compiled
 def test_fewer_heads_than_threads_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, temperature = tokens(1, 5, 96), torch.ones(1, 1, 1)
-    assert cross_covariance.choose_backend(qkv, temperature) == backend_for("attend", qkv, temperature) == "cpu"
+    assert attention_backend(qkv, temperature) == backend_for("attend", qkv, temperature) == "cpu"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert cross_covariance.choose_backend(qkv, temperature) == "torch"
+    assert attention_backend(qkv, temperature) == "torch"

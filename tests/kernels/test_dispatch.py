@@ -1,6 +1,8 @@
-"""dispatch.py decides alone, and where somebody wants to see torch's operations, torch's operations run."""
+"""Only dispatch.py decides what runs, and tools that trace or count operations see PyTorch's own."""
 
 import ast
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,15 +25,17 @@ from ..models.examples import tiny
 from .test_layers import tokens
 
 ROOM = ROOT / "xcit" / "kernels"
+FAST = ROOT / "xcit" / "models" / "fast"
 DECISIVE = {
     "_are_functorch_transforms_active",
     "_get_tracing_state",
-    "_global_forward_hooks",
+    "_has_storage",
     "_len_torch_dispatch_stack",
     "find_spec",
     "get_autocast_dtype",
     "get_cpu_capability",
     "is_autocast_enabled",
+    "is_compiling",
     "is_cpu",
     "is_current_stream_capturing",
     "is_dynamo_compiling",
@@ -42,10 +46,12 @@ DECISIVE = {
 
 
 def questions(source: str) -> set[str]:
-    """What a file asks that dispatch.py should answer."""
+    """What a file asks that dispatch.py should decide."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        name = getattr(node, "attr", None) or getattr(node, "id", None)  # of an attribute, or a name
+        # The name of an attribute or a variable, or a string that `getattr` may take.
+        name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "value", None)
+        name = name if isinstance(name, str) else None
         owner = getattr(node, "value", None)
         owned_by = getattr(owner, "attr", None) or getattr(owner, "id", None)
         if name in DECISIVE or (name and owned_by == "compiler"):
@@ -55,15 +61,30 @@ def questions(source: str) -> set[str]:
     return found
 
 
+def comparisons(source: str) -> set[str]:
+    """The comparisons of a file with a dtype or a device."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Compare)]
+    compared = {ast.unparse(node): {getattr(part, "attr", None) for part in ast.walk(node)} for node in nodes}
+    return {text for text, names in compared.items() if names & {"dtype", "device", "is_cuda"}}
+
+
 @pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOM)) for path in ROOM.rglob("*.py")))
-def test_no_other_file_asks(path: str) -> None:
+def test_no_other_kernel_asks(path: str) -> None:
     found = questions((ROOM / path).read_text())
     if path == "dispatch.py":
         assert {"device.type", "is_compiling", "_get_tracing_state", "find_spec", "get_cpu_capability"} <= found
     elif path == "self_check.py":  # autocast for the device that it checks
         assert found <= {"device.type"}
+    elif path == "cpu/library.py":  # compiled code calls operators in place of functions
+        assert found == {"is_compiling"}
     else:
         assert not found
+
+
+@pytest.mark.parametrize("path", sorted(FAST.glob("*.py")), ids=lambda path: path.name)
+def test_no_fast_layer_asks(path: Path) -> None:
+    source = path.read_text()
+    assert not questions(source) | comparisons(source)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +94,8 @@ def test_no_other_file_asks(path: str) -> None:
         ("torch.compiler.is_compiling()", "is_compiling"),
         ("torch.get_autocast_dtype('cpu')", "get_autocast_dtype"),
         ("torch._C._get_tracing_state()", "_get_tracing_state"),
+        ("getattr(torch._C, '_get_tracing_state')()", "_get_tracing_state"),
+        ("is_compiling()", "is_compiling"),
         ("importlib.util.find_spec('triton')", "find_spec"),
         ("torch.backends.cpu.get_cpu_capability()", "get_cpu_capability"),
     ],
@@ -81,13 +104,42 @@ def test_the_check_sees_a_question(line: str, question: str) -> None:
     assert questions(line) == {question}
 
 
+def test_the_check_sees_a_comparison() -> None:
+    assert comparisons("if x.dtype == torch.float16:\n    pass") == {"x.dtype == torch.float16"}
+    assert comparisons("y = parameter.device.type == 'cuda' and z") == {"parameter.device.type == 'cuda'"}
+
+
+def test_one_thread_does_not_force_another() -> None:
+    """Checkpointing forces kernels in autograd's threads, whose contexts overlap in any order."""
+    found, entered, left = [], threading.Event(), threading.Event()
+
+    def run() -> None:
+        with dispatch.forced_in_this_thread("plain"):
+            entered.set()
+            left.wait(10)
+            found.append(dispatch.forced_kernels())
+        found.append(dispatch.forced_kernels())
+
+    other = threading.Thread(target=run)
+    with dispatch.forced_in_this_thread("fast"):
+        other.start()
+        entered.wait(10)
+        assert dispatch.forced_kernels() == "fast"
+        with dispatch.forced("triton"):
+            assert dispatch.forced_kernels() == "fast"
+    assert dispatch.forced_kernels() == "auto"
+    left.set()
+    other.join()
+    assert found == ["plain", "auto"]
+
+
 def flops(model: nn.Module, *inputs: object) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("N", [20, 80])  # of 80 tokens the covariance form is the cheaper one
+@pytest.mark.parametrize("N", [20, 80])  # for 80 tokens the covariance form is cheaper
 def test_flops_of_a_layer_are_those_of_the_plain_form(N: int) -> None:  # noqa: N803
     layer, inputs = fuse_for_training(XCiTLayer(16, 2, 1.0)), (tokens(2, N, 16), (4, N // 4))
     found = flops(layer, *inputs)
@@ -116,7 +168,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.skipif(library.LIBRARY is None, reason="nothing was compiled for this CPU")
 def test_a_dispatch_mode_sees_torchs_operations(calls: list[str]) -> None:
-    """Forward and backward, without hooks: those of FlopCounterMode alone would switch to the plain form."""
+    """Forward and backward. This mode has no hooks; those of FlopCounterMode would be enough for the plain form."""
     layer, x = fuse_for_training(XCiTLayer(32, 2, 1.0)), tokens(2, 6, 32)
     with Recorder() as mode:
         layer(x, (2, 3)).sum().backward()
@@ -143,10 +195,10 @@ def test_in_code_compiled_for_a_gpu_the_plain_form_runs(monkeypatch: pytest.Monk
     monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     for kind in ("auto", "fast", "triton"):
         with kernels.forced(kind):
-            assert kernels.chosen(layer, on_gpu) and kernels.chosen(layer, on_cpu)
+            assert kernels.runs_fast_form(layer, on_gpu) and kernels.runs_fast_form(layer, on_cpu)
             with monkeypatch.context() as patch:
                 patch.setattr(torch.compiler, "is_compiling", lambda: True)
-                assert not kernels.chosen(layer, on_gpu) and kernels.chosen(layer, on_cpu)
+                assert not kernels.runs_fast_form(layer, on_gpu) and kernels.runs_fast_form(layer, on_cpu)
                 assert backend_for("attend", on_gpu) == "torch"
 
 
@@ -165,7 +217,7 @@ def test_an_operation_can_be_left_to_torch(calls: list[str]) -> None:
 
 
 def test_every_operation_is_asked_for_by_a_file() -> None:
-    """The tables of dispatch.py name no operation that does not exist, and backend_for is asked for no other."""
+    """The tables of dispatch.py contain exactly the operations for which backend_for is called."""
     asked: set[str] = set()
     for path in ROOM.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

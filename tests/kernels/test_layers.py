@@ -22,8 +22,8 @@ GRID = (4, 5)
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
-def randomised(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module none of whose parameters is 0 or 1, which would hide its effect."""
+def randomized(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module without parameters that are 0 or 1, because those would hide errors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layer = fuse_for_training(make())
@@ -37,21 +37,21 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 def xcit_layer() -> tuple[nn.Module, Tensor, Forward]:
-    return randomised(lambda: XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
+    return randomized(lambda: XCiTLayer(48, 4, 1.0)), tokens(6, 20, 48), lambda layer, x: layer(x, GRID)
 
 
 def whole_tiles() -> tuple[nn.Module, Tensor, Forward]:
-    """A layer with widths that the C++ kernels take."""
-    return randomised(lambda: XCiTLayer(64, 4, 1.0)), tokens(6, 20, 64), lambda layer, x: layer(x, GRID)
+    """A layer with widths that the C++ kernels accept."""
+    return randomized(lambda: XCiTLayer(64, 4, 1.0)), tokens(6, 20, 64), lambda layer, x: layer(x, GRID)
 
 
 def many_tokens() -> tuple[nn.Module, Tensor, Forward]:
     """Enough tokens for the covariance form of attention."""
-    return randomised(lambda: XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
+    return randomized(lambda: XCiTLayer(16, 2, 1.0)), tokens(3, 80, 16), lambda layer, x: layer(x, (8, 10))
 
 
 def class_attention() -> tuple[nn.Module, Tensor, Forward]:
-    return randomised(lambda: ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
+    return randomized(lambda: ClassAttention(48, 4)), tokens(6, 21, 48), lambda layer, x: layer(x)
 
 
 LAYERS = {
@@ -74,7 +74,7 @@ def outcome(kind: kernels.Kernels, layer: nn.Module, x: Tensor, forward: Forward
 
 
 def difference(one: dict, other: dict) -> dict[str, float]:
-    """The relative error of each entry, without the keys' bias: a softmax ignores it, and its gradient is rounding."""
+    """The relative error of each entry. The keys' bias is left out: its gradient is nothing but rounding errors."""
     assert one.keys() == other.keys()
     scale = max(value.double().norm() for value in one.values())
     return {
@@ -96,7 +96,7 @@ def test_values_and_gradients(name: str, precision: str, tolerance: float, train
     autocast = precision == "bf16"
     plain, fast = (outcome(kind, layer, x, forward, autocast) for kind in ("plain", "fast"))
     assert plain["output"].dtype == fast["output"].dtype
-    if autocast:  # in which the plain form is itself as far from what it should be
+    if autocast:  # the plain form has errors of the same size
         plain = outcome("plain", layer, x, forward)
     assert max(difference(plain, fast).values()) < tolerance
 
@@ -120,7 +120,7 @@ def test_a_layer_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch, calls:
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("in_cpp", [True, False])
 def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_cpp: bool, counts: bool) -> None:
-    """Otherwise DDP warns and copies them. counts: whether BatchNorm updates its statistics."""
+    """If strides differ, DDP warns and copies gradients. counts: whether BatchNorm updates its statistics."""
     if not in_cpp:
         monkeypatch.setattr(dispatch, "has_cpp", False)
     layer, x, forward = whole_tiles()
@@ -133,7 +133,7 @@ def test_gradients_lie_as_their_parameters(monkeypatch: pytest.MonkeyPatch, in_c
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
-    """Therefore a convolution copies neither its input nor its output."""
+    """So a convolution copies neither its input nor its output."""
     x, conv = tokens(images, 20, 48), nn.Conv2d(48, 48, 3, padding=1, groups=48)
     image = as_map(x, GRID)
     assert image.data_ptr() == x.data_ptr() and torch.equal(image[:, :, 1, 2], x[:, 7])
@@ -144,7 +144,7 @@ def test_tokens_are_a_map_with_its_channels_last(images: int) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_two_forms_are_two(name: str) -> None:
-    """The graphs of the two forms differ, so that the comparison above means something."""
+    """The graphs of the two forms differ; otherwise the comparison above would compare a form with itself."""
     layer, x, forward = LAYERS[name]()
     with kernels.forced("plain"):
         plain = forward(layer, x.requires_grad_())
@@ -215,7 +215,7 @@ def test_what_somebody_listens_to_or_replaced_runs_as_it_is() -> None:
 
 
 def test_whoever_takes_a_place_is_noticed() -> None:
-    """A module's own `forward`, and hooks for all modules, such as those of torch's FLOP counter."""
+    """A `forward` set on a module, and hooks for all modules, such as those of torch's FLOP counter, are called."""
     layer, x, _ = xcit_layer()
     layer.mlp.fc1.forward = lambda t: torch.zeros(*t.shape[:-1], 192)
     assert not is_fast(layer, x)
@@ -301,7 +301,7 @@ def test_no_gradient_is_made_that_nobody_wants() -> None:
 
 
 def test_a_token_count_that_no_number_divides_and_a_batch_of_one() -> None:
-    layer = randomised(lambda: XCiTLayer(48, 4, 1.0))
+    layer = randomized(lambda: XCiTLayer(48, 4, 1.0))
     for shape, grid in (((1, 35, 48), (5, 7)), ((3, 1, 48), (1, 1)), ((1, 37, 48), (1, 37))):
         forward = lambda layer, x, grid=grid: layer(x, grid)  # noqa: E731
         plain, fast = (outcome(kind, layer, tokens(*shape), forward) for kind in ("plain", "fast"))
@@ -309,7 +309,7 @@ def test_a_token_count_that_no_number_divides_and_a_batch_of_one() -> None:
 
 
 def test_a_channel_of_zeros_has_no_direction() -> None:
-    """Its norm is 0. Neither form divides by it."""
+    """The channel's norm is 0. Neither form divides by it."""
     layer, x, forward = xcit_layer()
     layer.attn.qkv.weight.data[3] = layer.attn.qkv.bias.data[3] = 0  # a channel of the queries
     plain, fast = (outcome(kind, layer, x, forward) for kind in ("plain", "fast"))

@@ -1,4 +1,4 @@
-"""Linear layers with their own backward pass: the input that they return, and the gradients of biases."""
+"""The linear layers with a custom backward pass: the input that they return, and the gradients of biases."""
 
 import pytest
 import torch

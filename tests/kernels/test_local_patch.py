@@ -1,4 +1,4 @@
-"""Local patch interaction in C++: the kernels agree with torch, run where they can, and nowhere else."""
+"""Local patch interaction in C++: the kernels agree with torch, and run exactly when they can."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from xcit.kernels.cpu import library, local_patch
 from xcit.kernels.local_patch import torch_backward
 from xcit.models.layer import XCiTLayer
 
-from .test_layers import randomised, tokens
+from .test_layers import randomized, tokens
 
 FORWARD, BACKWARD = ["norm_depthwise", "gelu_affine_depthwise"], ["gelu_affine_sums", "local_patch_backward"]
 
@@ -26,7 +26,7 @@ shapes = pytest.mark.parametrize(  # B, H, W, C
 
 
 def layer_of(dim: int) -> XCiTLayer:
-    layer = randomised(lambda: XCiTLayer(dim, 2, 1.0))
+    layer = randomized(lambda: XCiTLayer(dim, 2, 1.0))
     assert isinstance(layer, XCiTLayer)
     return layer
 
@@ -44,7 +44,7 @@ def plain(layer: XCiTLayer, x: Tensor, grid: tuple[int, int], keep_scale: Tensor
 
 
 def folded(layer: XCiTLayer, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The folded form, given x as a sum of two parts. The layer has to be in evaluation mode."""
+    """The folded form, given x as a sum of two parts. The layer must be in evaluation mode."""
     part = torch.linspace(-1, 1, x.shape[1])[:, None] * x
     local, scale = layer.local_mp, layer.gamma3
     assert local is not None and isinstance(local.bn, nn.BatchNorm2d) and local.conv2.bias is not None
@@ -196,7 +196,7 @@ def test_torch_takes_a_keep_scale_of_another_type_or_number(calls: list[str], ke
 def test_a_grid_of_another_number_of_tokens(
     calls: list[str], form: Callable[..., Tensor], grid: tuple[int, int]
 ) -> None:
-    """torch refuses it. The kernels would read outside their memory."""
+    """torch raises an error. The kernels would read outside their memory."""
     layer = layer_of(16).train(form is not folded)
     with pytest.raises(RuntimeError, match=r"unflatten|sizes"), torch.set_grad_enabled(form is not folded):
         form(layer, tokens(2, 12, 16), grid)
@@ -217,7 +217,7 @@ def test_compiled_code_calls_the_kernels(calls: list[str]) -> None:
     layer, x = layer_of(32), tokens(3, 12, 32)
     expected = outcome(interact, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
     calls.clear()
-    torch._dynamo.reset()  # it skips a function that failed before, as it does for another grid
+    torch._dynamo.reset()  # dynamo skips a function that failed before, as it does for another grid
     whole = torch.compile(interact, fullgraph=True)
     found = outcome(whole, layer, x, (3, 4), torch.tensor([0.5, 1.0, 2.0]))
     assert calls == FORWARD + BACKWARD
@@ -252,7 +252,7 @@ def test_they_stay_in_fp32_under_autocast(calls: list[str]) -> None:
 
 @compiled
 def test_gradients_that_are_mapped_over_are_refused(calls: list[str]) -> None:
-    """torch refuses batched gradients. They do not reach the C++ kernels."""
+    """torch raises an error for batched gradients, and the C++ kernels are not called with them."""
     x = tokens(2, 12, 16).requires_grad_()
     y = interact(layer_of(16), x, (3, 4))
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
@@ -262,7 +262,7 @@ def test_gradients_that_are_mapped_over_are_refused(calls: list[str]) -> None:
 
 @compiled
 def test_strides_do_not_matter(calls: list[str]) -> None:
-    """Of the tokens, of the gradient (a sum's is expanded), and of saved tensors."""
+    """Other strides of the tokens, of the gradient (that of a sum is expanded), and of saved tensors."""
     layer, x = layer_of(16), tokens(2, 12, 16)
     expected = outcome(plain, layer, x, (3, 4))["output"]
     strided = x.mT.contiguous().mT.requires_grad_()
@@ -281,7 +281,7 @@ def test_nan_stays_nan() -> None:
     x[1, 12, 3] = torch.nan
     with torch.no_grad():
         bad = folded(layer, x, (5, 5)).isnan().any(-1)
-    assert bad[1].all() and not bad[0].any()  # two convolutions reach two places far
+    assert bad[1].all() and not bad[0].any()  # two convolutions reach two places
     bad = interact(layer.train(), x, (5, 5)).isnan()
     assert bad.all()  # through BatchNorm
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from xcit.kernels import cross_covariance, depthwise, dispatch, layer_norm
 
-from .test_layers import difference, randomised, tokens
+from .test_layers import difference, randomized, tokens
 
 triton = pytest.importorskip("triton")
-# The other tests of Triton take these from here.
+# The other tests of Triton import these from here.
 from xcit.kernels.triton import cross_covariance as triton_cross_covariance  # noqa: E402, F401
 from xcit.kernels.triton import depthwise as triton_depthwise  # noqa: E402
 from xcit.kernels.triton import gelu as triton_gelu  # noqa: E402
@@ -60,7 +60,7 @@ def test_in_the_interpreter() -> None:
 
 @contextmanager
 def running(backend: str) -> Iterator[None]:
-    """A context in which operations run by Triton, also in its interpreter on a CPU, or by torch."""
+    """A context in which operations run with Triton, also in its interpreter on a CPU, or with torch."""
     with pytest.MonkeyPatch.context() as patch:
         if backend == "triton":
             patch.setattr(dispatch, "runs_triton", lambda x: True)
@@ -137,7 +137,7 @@ class Norm(nn.Module):
 
 
 class LayerNorm(torch.autograd.Function):
-    """Computes the norm again in its backward pass, as the operations do."""
+    """Recomputes the norm in its backward pass, as the operations do."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, backend: dispatch.Backend) -> Tensor:
@@ -218,31 +218,31 @@ def test_local_patch(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In parts so small that a map has several in each direction."""
+    """The parts are so small that a map has several in each direction."""
     monkeypatch.setattr(triton_depthwise, "PART", (2, 2, 16, 3))
     monkeypatch.setattr(triton_depthwise, "SUMS_PART", (1, 4, 16, 1))
     monkeypatch.setattr(triton_gelu, "TOKENS", 8)
     monkeypatch.setattr(triton_gelu, "CHANNELS", 16)
     monkeypatch.setattr(triton_norms, "VALUES", 256)
     B, H, W, C = shape
-    module = randomised(lambda: kind(C, (H, W)))
+    module = randomized(lambda: kind(C, (H, W)))
     check(module, (tokens(B, H * W, C) + 0.5).to(dtype), tolerance, C)
 
 
 @runs
 @pytest.mark.parametrize("kind", LOCAL)
 def test_local_patch_in_parts_of_the_ordinary_size(kind: type[Depthwise]) -> None:
-    check(randomised(lambda: kind(7, (2, 17))), tokens(1, 2 * 17, 7), 1e-5, 7)
+    check(randomized(lambda: kind(7, (2, 17))), tokens(1, 2 * 17, 7), 1e-5, 7)
 
 
 @runs
 @precisions
 @pytest.mark.parametrize("parts", [1, 3, 1024])
 def test_layer_norm(parts: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In programs with one tile, and with several."""
+    """Programs have one tile, or several."""
     monkeypatch.setattr(triton_norms, "VALUES", 64)
     monkeypatch.setattr(triton_norms, "PARTS", parts)
-    check(randomised(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
+    check(randomized(lambda: Norm(20)), (tokens(2, 7, 20) + 0.5).to(dtype), tolerance, 20)
 
 
 @runs
@@ -259,7 +259,7 @@ def test_gelu_backward(dtype: torch.dtype, tolerance: float) -> None:
 @runs
 @pytest.mark.parametrize("shape", [(3, 401, 20), (1, 9, 7)])
 def test_statistics_of_many_parts(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """More parts than are merged at a time. A mean far from zero must not make the variance inexact."""
+    """There are more parts than are merged at a time. A mean far from zero must not make the variance inexact."""
     monkeypatch.setattr(triton_gelu, "TOKENS", 8)
     x = tokens(*shape) + torch.linspace(-2, 100, shape[-1])
     exact = F.gelu(x.double())
@@ -272,7 +272,7 @@ def test_statistics_of_many_parts(shape: tuple[int, int, int], monkeypatch: pyte
 @runs
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_batch_after_batch_counts_the_same_statistics(momentum: float | None) -> None:
-    module = randomised(lambda: GELUBatchNormDepthwise(8, (1, 3)))
+    module = randomized(lambda: GELUBatchNormDepthwise(8, (1, 3)))
     module.bn.momentum = momentum
     plain, fast = deepcopy(module), module.to(DEVICE)
     for seed in range(3):
@@ -285,7 +285,7 @@ def test_batch_after_batch_counts_the_same_statistics(momentum: float | None) ->
 @runs
 @pytest.mark.parametrize("bn", [nn.BatchNorm2d(8).eval(), nn.BatchNorm2d(8, track_running_stats=False)])
 def test_another_batchnorm_is_called_as_it_is(bn: nn.Module) -> None:
-    module = randomised(lambda: GELUBatchNormDepthwise(8, (2, 3)))
+    module = randomized(lambda: GELUBatchNormDepthwise(8, (2, 3)))
     module.bn = deepcopy(bn)
     check(module, tokens(2, 6, 8), 1e-5, 8)
 
@@ -300,7 +300,7 @@ def test_batchnorm_refuses_one_value_per_channel() -> None:
 @runs
 @pytest.mark.parametrize("kind", [lambda: Attention(2), *(lambda kind=kind: kind(16, (2, 20)) for kind in LOCAL)])
 def test_what_is_saved_for_the_backward_pass(kind: Any) -> None:
-    """Only x, the parameters, and what torch's kernels save, or two numbers per token."""
+    """Saves only x, the parameters, and either the tensors that torch's kernels save or two numbers per token."""
     module = kind().to(DEVICE)
     x = tokens(2, 40, 96 if isinstance(module, Attention) else 16).to(DEVICE).requires_grad_()
     saved = []

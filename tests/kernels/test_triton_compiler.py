@@ -46,10 +46,10 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.empty(1, 2, 3, device="cuda", dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16)
         )
-    assert not any(map(runs_triton, (fp32, bf16)))  # stand-ins have no memory
+    assert not any(map(runs_triton, (fp32, bf16)))  # fake tensors have no memory
     monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     for agrees, runs_by_itself in ((True, True), (False, False)):
-        monkeypatch.setattr(dispatch, "verdicts", {0: agrees})
+        monkeypatch.setattr(dispatch, "triton_is_correct", {0: agrees})
         assert runs_triton(fp32) == runs_triton(bf16) == runs_by_itself
         with kernels.forced("triton"):
             assert runs_triton(fp32) and runs_triton(bf16)
@@ -61,12 +61,12 @@ def test_where_triton_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """The GPUs that were checked, of two that exist."""
+    """The GPUs that were checked, of two fake ones."""
     devices: list[torch.device] = []
-    verdicts: dict[int | None, bool] = {}
+    triton_is_correct: dict[int | None, bool] = {}
     monkeypatch.setattr(self_check, "agrees", lambda device: not devices.append(device))
     for module in (dispatch, self_check):
-        monkeypatch.setattr(module, "verdicts", verdicts)
+        monkeypatch.setattr(module, "triton_is_correct", triton_is_correct)
     monkeypatch.setattr(dispatch, "is_ordinary", lambda x: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return devices
@@ -79,9 +79,9 @@ def images(number: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def test_a_gpu_is_checked_once(tried: list[torch.device]) -> None:
     for number in (0, 0, 1):
-        self_check.try_out(images(number))
+        self_check.check_triton_kernels(images(number))
     assert tried == [torch.device("cuda", 0), torch.device("cuda", 1)]
-    assert self_check.verdicts == {0: True, 1: True}
+    assert self_check.triton_is_correct == {0: True, 1: True}
 
 
 def test_a_gpu_is_not_checked_where_triton_could_not_run(
@@ -92,31 +92,33 @@ def test_a_gpu_is_not_checked_where_triton_could_not_run(
         assert tried == []
 
     x = images(0)
-    nothing_after(lambda: self_check.try_out(torch.empty(1, 3, 8, 8)))
-    nothing_after(lambda: self_check.try_out(images(0, torch.float16)))
+    nothing_after(lambda: self_check.check_triton_kernels(torch.empty(1, 3, 8, 8)))
+    nothing_after(lambda: self_check.check_triton_kernels(images(0, torch.float16)))
     for kind in ("plain", "fast", "triton"):
         with kernels.forced(kind):
-            nothing_after(lambda: self_check.try_out(x))
-    nothing_after(lambda: torch.func.vmap(lambda y: self_check.try_out(x) or y)(torch.ones(2)))
-    nothing_after(lambda: torch.jit.trace(lambda y: self_check.try_out(x) or y + 1, torch.ones(2), check_trace=False))
+            nothing_after(lambda: self_check.check_triton_kernels(x))
+    nothing_after(lambda: torch.func.vmap(lambda y: self_check.check_triton_kernels(x) or y)(torch.ones(2)))
+    nothing_after(
+        lambda: torch.jit.trace(lambda y: self_check.check_triton_kernels(x) or y + 1, torch.ones(2), check_trace=False)
+    )
     for module, name in ((torch.compiler, "is_compiling"), (torch.cuda, "is_current_stream_capturing")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: True)
-            nothing_after(lambda: self_check.try_out(x))
+            nothing_after(lambda: self_check.check_triton_kernels(x))
     monkeypatch.setattr(dispatch, "is_ordinary", lambda x: False)
-    nothing_after(lambda: self_check.try_out(x))
+    nothing_after(lambda: self_check.check_triton_kernels(x))
 
 
 def test_a_model_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Tensor] = []
-    monkeypatch.setattr(training, "try_out", asked.append)
+    monkeypatch.setattr(training, "check_triton_kernels", asked.append)
     given = torch.randn(1, 3, 32, 32)
     tiny()(given)
     assert len(asked) == 1 and asked[0] is given
 
 
 def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an NVIDIA GPU, which need not exist, with the types of bf16 tokens and fp32 parameters."""
+    """Compiles for an NVIDIA GPU, which need not exist, with bf16 tokens and fp32 parameters."""
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton has no compiler for NVIDIA")
     compiled = set()
@@ -133,7 +135,7 @@ def test_every_kernel_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         source = triton.compiler.ASTSource(kernel, signature, constants)
         target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
         done = triton.compile(source, target=target, options={"num_warps": num_warps})
-        assert done.metadata.shared < 164_000  # what the GPUs of data centres have since 2020
+        assert done.metadata.shared < 164_000  # what the GPUs of data centers have since 2020
         missing = [here - there for here, there in zip(changed(kernel.fn), carried(done.asm["ttir"]), strict=True)]
         assert not any(missing), f"{kernel.fn.__name__}: {missing}"
         compiled.add(kernel.fn.__name__)
@@ -180,7 +182,7 @@ def read_before_written(statements: list[ast.stmt]) -> set[str]:
 
 
 def flat(statements: list[ast.stmt]) -> Iterator[ast.AST]:
-    """Each statement, and the statements of an if after its condition."""
+    """All statements, in order; of an if the condition, then its statements."""
     for statement in statements:
         if isinstance(statement, ast.If):
             yield statement.test

@@ -1,4 +1,4 @@
-"""What the tests of the models share: small models whose every weight matters, and files as others write them."""
+"""Helpers for tests of models: small models in which every weight changes the output, and files of other libraries."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from scripts.parity import make_weights_tell
 
 
 def tiny(**options: Any) -> xcit.XCiT:
-    """Two layers of the narrowest variant at patch 8, in eval mode; all its weights differ from their first values."""
+    """Two layers of the narrowest variant at patch 8, in evaluation mode, with weights unlike their initial values."""
     return copy.deepcopy(made(**options))
 
 
@@ -28,12 +28,12 @@ def made(**options: Any) -> xcit.XCiT:
 
 
 def moved(state: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
-    """The state with other numbers in every tensor, so that it cannot be taken for the first."""
+    """The state with different numbers in every tensor, to tell the two states apart."""
     return {key: value + by if value.is_floating_point() else value + int(10 * by) for key, value in state.items()}
 
 
 def authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names as the authors have them: `pos_embeder`, and one qkv in the class attention."""
+    """The state with the authors' names: `pos_embeder`, and one qkv in the class attention."""
     state = dict(state)
     for key in [key for key in state if key.startswith("cls_attn_blocks.") and ".attn.q." in key]:
         parts = [state.pop(key.replace(".q.", f".{name}.")) for name in "qkv"]
@@ -46,12 +46,12 @@ def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Bit by bit, and by the same names."""
+    """Whether names and tensors are equal, bit for bit."""
     return state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)
 
 
 class Intruder:
-    """In a pickle it is a call that leaves the file `intruded` behind."""
+    """Unpickling it calls a function that creates the file `intruded`."""
 
     def __init__(self, folder: Path) -> None:
         self.mark = folder / "intruded"

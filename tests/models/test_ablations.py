@@ -1,4 +1,4 @@
-"""Each switch of the paper's ablation takes out what it says, and what is left is a model that trains."""
+"""Each option of the paper's ablation removes what its name says, and the rest is a model that trains."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ from .examples import tiny
 BLOCK = [f"blocks.{layer}" for layer in range(2)]
 CLASS = [f"cls_attn_blocks.{layer}." for layer in range(2)]
 
-# What a switch takes out of XCiT and what it puts in, as prefixes of parameters' names.
+# The parameters that an option removes from XCiT and those that it adds, as prefixes of their names.
 SWITCHES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "XCiT": ({}, [], []),
     "linear patches": (
@@ -112,7 +112,7 @@ def test_other_sizes_are_taken(switch: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("switch", [switch for switch in SWITCHES if switch != "XCiT"])
 def test_every_switch_changes_the_function(switch: str) -> None:
-    """With the same numbers in what is left."""
+    """The remaining parameters have the same values in both models."""
     plain, changed = tiny(), tiny(**SWITCHES[switch][0])
     mine = plain.state_dict()
     shared = {
@@ -193,8 +193,8 @@ def test_attention_does_not_know_the_order_of_the_tokens(attention: nn.Module) -
 
 
 @pytest.mark.parametrize("attention", ["xca", "self_attention", "none"])
-def test_without_positions_and_neighbours_the_order_of_patches_does_not_matter(attention: str) -> None:
-    """And with either of them it does."""
+def test_without_positions_and_neighbors_the_order_of_patches_does_not_matter(attention: str) -> None:
+    """Without positions and LPI the model ignores the order of the patches; with either of them it does not."""
     images = images_of(32, 32)
     order = torch.tensor([2, 0, 3, 1])
     patches = images.unfold(2, 8, 8).unfold(3, 8, 8)  # (B, 3, 4, 4, 8, 8)
@@ -207,7 +207,7 @@ def test_without_positions_and_neighbours_the_order_of_patches_does_not_matter(a
             assert near is not matters, more
 
 
-def test_average_pooling_is_the_mean_of_the_normalised_patches() -> None:
+def test_average_pooling_is_the_mean_of_the_normalized_patches() -> None:
     model = tiny(pool="average")
     with torch.inference_mode():
         tokens = model.forward_features(images_of(24, 32))

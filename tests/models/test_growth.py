@@ -1,4 +1,4 @@
-"""Cost grows with the tokens and no faster: nothing in the model makes a tensor of tokens × tokens."""
+"""The cost is linear in the number of tokens: no tensor in the model has tokens × tokens elements."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def made(model: torch.nn.Module, side: int, training: bool) -> Made:
 
 
 def growth(model: torch.nn.Module, training: bool) -> tuple[float, float]:
-    """How much more four times the tokens cost, when what a size costs at least is taken off: 4 is linear."""
+    """Cost ratio for four times the tokens, without the fixed cost; 4 means linear."""
     small, middle, large = (made(model, side, training) for side in (192, 384, 768))
     fit = (large.elements - middle.elements) / (middle.elements - small.elements)
     return fit, large.largest / middle.largest

@@ -1,4 +1,4 @@
-"""The same weights make the same function as timm's; measured as scripts/parity.py prints it."""
+"""With the same weights, outputs equal timm's."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_logits_are_those_of_timm(name: str, patch_size: int) -> None:
 
 @pytest.mark.parametrize(("name", "patch_size"), [("xcit_n12", 8), ("xcit_t12", 16)])
 def test_patch_tokens_are_those_of_timm(name: str, patch_size: int) -> None:
-    """The logits do not show what becomes of the patches in the class attention (they double); the features do."""
+    """Class attention doubles the patch tokens. The features show that; the logits do not."""
     theirs, ours = pair(name, patch_size)
     assert isinstance(ours, xcit.XCiT)
     images = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(1))
@@ -43,7 +43,7 @@ def test_sizes_that_the_patch_does_not_divide_are_those_of_timm(size: tuple[int,
 
 @pytest.mark.parametrize("name", ["xcit_n12", "xcit_t24", "xcit_s12"])
 def test_gradients_are_those_of_timm(name: str) -> None:
-    """In train mode, with batch statistics: of every parameter, of the image, and of the running statistics after."""
+    """Gradients of parameters and images, and running statistics, equal timm's in training mode."""
     theirs, ours = (model.train() for model in pair(name, 16))
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(4, 3, 64, 96, generator=generator)
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_timm(name: str) -> None:
     assert set(expected) == {key for key, _ in ours.named_parameters()}
     largest = max(g.norm() for g in expected.values())
     for key, parameter in ours.named_parameters():
-        # Gradients that are zero but for rounding (a bias before a BatchNorm) are compared with the largest.
+        # Gradients that are zero except for rounding (a bias before a BatchNorm) are compared with the largest one.
         error = (parameter.grad - expected[key]).norm() / max(expected[key].norm(), 1e-5 * largest)
         assert error < 1e-3, key
     for (key, mine), other in zip(ours.named_buffers(), theirs.buffers(), strict=True):

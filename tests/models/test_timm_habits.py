@@ -1,4 +1,4 @@
-"""What users of timm do with a model works here, and gives what it gives there."""
+"""Calls that users of timm make work here too, and return the same."""
 
 import copy
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.parity import pair, timm_name
+from xcit.kernels import forced, forced_kernels
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.features import FeatureMaps
@@ -60,7 +61,7 @@ def test_a_new_classifier_is_like_the_rest_of_the_model(training: bool, device: 
 
 
 def test_a_new_classifier_takes_the_names_of_timms_arguments() -> None:
-    """model.reset_classifier(num_classes=…), as fine-tuning scripts write it."""
+    """Fine-tuning scripts call model.reset_classifier(num_classes=…)."""
     model = tiny()
     model.reset_classifier(num_classes=3)
     assert model(images_of(16, 16)).shape == (2, 3)
@@ -162,7 +163,7 @@ def test_what_timm_spares_from_decay_is_spared_here() -> None:
 
 
 class Bytes:
-    """What autograd keeps for the backward pass, each memory once."""
+    """Counts the bytes that autograd saves for the backward pass, each memory once."""
 
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}
@@ -174,7 +175,7 @@ class Bytes:
 
 
 def one_step(model: nn.Module) -> tuple[Tensor, dict[str, Tensor], int]:
-    """(loss, gradients, bytes kept) of one batch, from the same random numbers each time."""
+    """(loss, gradients, saved bytes) of one batch, from the same random numbers each time."""
     torch.manual_seed(3)
     kept = Bytes()
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
@@ -186,7 +187,7 @@ def one_step(model: nn.Module) -> tuple[Tensor, dict[str, Tensor], int]:
 
 @pytest.mark.parametrize("options", [{}, {"attention": "self_attention"}, {"pool": "average"}, {"l2_norm": False}])
 def test_checkpointing_changes_nothing_but_the_memory(options: dict) -> None:
-    """Neither loss, gradients nor the running statistics, with stochastic depth at work; two steps of it."""
+    """Checkpointing changes neither loss, gradients nor running statistics (two steps, with stochastic depth)."""
     plain = tiny(drop_path_rate=0.4, depth=4, **options).train()
     saving = copy.deepcopy(plain)
     switch_on_checkpointing(saving)
@@ -209,6 +210,16 @@ def test_checkpointing_keeps_frozen_statistics_as_they_are() -> None:
     before = snapshot(model.blocks[0])
     one_step(model)
     assert same(model.blocks[0].state_dict(), before)
+
+
+def test_checkpointing_recomputes_with_the_same_kernels() -> None:
+    """The backward pass runs outside `forced`. PyTorch raises an error if the recomputation saves other tensors."""
+    model = tiny().train()
+    model.set_grad_checkpointing()
+    with forced("plain"):
+        loss = model(images_of(32, 32)).sum()
+    loss.backward()
+    assert forced_kernels() == "auto"
 
 
 def test_checkpointing_can_be_switched_off_and_is_off_in_evaluation() -> None:
@@ -265,7 +276,7 @@ def test_a_dry_run_finds_nothing_against_a_model_that_takes_every_size(name: str
 
 
 def test_a_dry_run_names_the_key_whose_size_the_model_does_not_take() -> None:
-    """CaiT is built for one size, and has no switch for others."""
+    """CaiT is built for one size, and has no option for others."""
     options = {"name": "cait_xxs24_224", "image_size": 224}
     dry_run("timm", options, {"data.image_size": [224]})
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The architecture keeps the paper's promises, whatever the size of the image."""
+"""The architecture has the paper's properties for any image size."""
 
 import math
 
@@ -13,7 +13,7 @@ from xcit.models.stochastic_depth import StochasticDepth
 
 from ..test_rooms import MODULES, imports
 
-# FACTS of the paper: millions of parameters at patch 16 and 8, with 1000 classes.
+# From the paper: millions of parameters at patch 16 and 8, with 1000 classes.
 PARAMETERS = {
     "xcit_n12": (3.05, 3.05),
     "xcit_t12": (6.72, 6.71),
@@ -34,7 +34,7 @@ def small(**options: object) -> xcit.XCiT:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("xcit.models") and ".fast." not in name])
 def test_the_architecture_knows_no_kernels(name: str) -> None:
-    """The files of xcit/models hold the mathematics; their fused forms are in xcit/models/fast."""
+    """The files of xcit/models contain the mathematics; their fused forms are in xcit/models/fast."""
     assert not [imported for imported in imports(name) if imported.startswith("xcit.kernels")]
 
 
@@ -57,7 +57,7 @@ def test_parameter_counts_are_the_published_ones(name: str, patch_size: int) -> 
 def test_any_patch_size_takes_any_image_that_holds_a_patch(
     patch_embed: str, patch_size: int, size: tuple[float, float]
 ) -> None:
-    """Incomplete patches are padded: the grid is the size over the patch, rounded up, at every entry."""
+    """Incomplete patches are padded: the grid is the size over the patch, rounded up, in all methods."""
     model = small(patch_size=patch_size, patch_embed=patch_embed)
     height, width = (math.ceil(side * patch_size) for side in size)
     grid = math.ceil(height / patch_size), math.ceil(width / patch_size)
@@ -184,7 +184,7 @@ def test_drop_path_reaches_every_layer_and_no_class_attention() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_stays_near_fp32(dtype: torch.dtype) -> None:
-    """With tokens so large that the sum of their squares leaves fp16's range."""
+    """The tokens are so large that the sum of their squares overflows in fp16."""
     torch.manual_seed(0)
     attention = CrossCovarianceAttention(32, 4)
     x = 40 * torch.randn(1, 400, 32)

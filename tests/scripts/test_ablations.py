@@ -1,4 +1,4 @@
-"""One command trains the ablation and prints its table; called again, it goes on."""
+"""scripts/ablations.py trains the ablation and prints its table. A second call continues."""
 
 import csv
 from collections.abc import Callable

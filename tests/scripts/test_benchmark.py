@@ -1,4 +1,4 @@
-"""The benchmark measures both sides and writes what it printed; no test asserts how fast they are."""
+"""scripts/benchmark.py measures both sides and writes its rows. No test asserts a speed."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ COLUMNS = ["model", "image_size", "batch_size", "mode", "figure", "ours", "timm"
 
 
 def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) -> None:
-    # Memory last: what the compiler left behind is not to be counted.
+    # Memory comes last, to check that it does not count what the compiler left behind.
     figures = "inference,training_checkpointed,inference_compiled,memory"
     result = command(SCRIPT, "--cases", "n12/16@32x2", "--figures", figures, "--rounds", "1")
     assert result.status == 0, result.stderr
@@ -23,7 +23,7 @@ def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) ->
     assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)
 
 
-def test_a_case_or_figure_that_is_none_is_one_line(command: Command) -> None:
+def test_an_unknown_case_or_figure_is_one_line(command: Command) -> None:
     for arguments, message in (
         (("--cases", "s12"), "--cases=s12: must be MODEL/PATCH@PIXELSxBATCH"),
         (("--cases", "s13/16@224x8"), "--cases=xcit_s13: unknown; did you mean xcit_s12?"),

@@ -1,4 +1,4 @@
-"""Weights go from any format into any other and come back bit for bit."""
+"""scripts/convert_weights.py converts any format into any other and back, bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SCRIPT = "scripts/convert_weights.py"
 
 @pytest.fixture
 def authors(tmp_path: Path) -> Path:
-    """A file as the authors published theirs, of a real architecture."""
+    """A file in the authors' format, of a real architecture."""
     model = xcit.create_model("xcit_n12")
     make_weights_tell(model)
     path = tmp_path / "xcit_nano_12_p16_224.pth"
@@ -30,7 +30,7 @@ def authors(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("way", [("timm",), ("safetensors",), ("hub",), ("safetensors", "hub", "timm")])
-def test_the_way_there_and_back_changes_no_bit(command: Command, authors: Path, way: tuple[str, ...]) -> None:
+def test_a_round_trip_changes_no_bit(command: Command, authors: Path, way: tuple[str, ...]) -> None:
     suffixes = {"timm": "timm.pth", "safetensors": "safetensors", "hub": "hub"}
     stations = [authors.name, *(f"{number}.{suffixes[to]}" for number, to in enumerate(way)), "back.pth"]
     for (source, target), to in zip(pairwise(stations), (*way, "authors"), strict=True):
@@ -57,7 +57,7 @@ def test_a_run_becomes_a_folder_for_the_hub_with_its_recipe_and_results(command:
     assert all(f"| raw | digits | {row['resolution']} | 1 | {row['top1']:.4g} |" in card for row in rows)
 
 
-def test_what_cannot_be_done_is_said_in_a_line(command: Command, authors: Path, tmp_path: Path) -> None:
+def test_bad_arguments_end_with_one_line(command: Command, authors: Path, tmp_path: Path) -> None:
     (tmp_path / "there.pth").write_text("precious")
     torch.save({}, tmp_path / "empty.pth")
     torch.save(torch.load(authors)["model"], tmp_path / "unnamed.pth")
@@ -65,7 +65,10 @@ def test_what_cannot_be_done_is_said_in_a_line(command: Command, authors: Path, 
         (("nowhere.pth", "x.pth", "--to", "timm"), "nowhere.pth: no such file"),
         ((authors.name, "there.pth", "--to", "timm"), "there.pth: exists already"),
         ((authors.name, "no/where.pth", "--to", "timm"), "no/where.pth: its folder does not exist"),
-        ((authors.name, "x.pth", "--to", "timm", "--weights", "ema"), f"weights=ema: {authors.name} holds raw alone"),
+        (
+            (authors.name, "x.pth", "--to", "timm", "--weights", "ema"),
+            f"weights=ema: {authors.name} has only raw",
+        ),
         ((authors.name, "x", "--to", "safetensors"), "x: must end in .safetensors"),
         (("empty.pth", "x.pth", "--to", "timm"), "empty.pth: holds no state dict"),
         (("unnamed.pth", "x", "--to", "hub"), "--model: must be given for --to hub"),

@@ -1,4 +1,4 @@
-"""The figure of the README is the same whenever it is drawn, and needs no fonts."""
+"""scripts/draw_attention.py draws the same figure each time, and the figure needs no fonts."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shards are made alike by any number of processes, go on after a kill, and hold what the folder holds."""
+"""scripts/make_shards.py: reproducible shards with the contents of the folder, also after an interruption."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tr
         result = command(SCRIPT, str(tree), f"s{workers}", "--samples", "4", "--workers", workers)
         assert result.status == 0, result.stderr
         assert result.stdout.startswith(f"s{workers}/train: 6 shards, 23 images of 2 classes, ")
-        os.utime(tree / "train" / "red" / "000.JPEG")  # times are no part of it
+        os.utime(tree / "train" / "red" / "000.JPEG")  # shards do not depend on the files' times
     assert files(tmp_path / "s1") == files(tmp_path / "s3")
     with tarfile.open(tmp_path / "s1/train/000000.tar") as tar:
         assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "", 0o444)}
@@ -59,7 +59,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tr
 def test_the_list_of_images_is_taken_once_however_many_shards(
     command: Command, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taking it decodes every path: once for each image would be days for ImageNet."""
+    """Reading the list decodes every path. Doing so for each image would take days for ImageNet."""
     taken = []
     samples = ImageFiles.samples.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(ImageFiles, "samples", property(lambda images: taken.append(len(images)) or samples(images)))
@@ -75,7 +75,7 @@ def test_webdataset_reads_them(command: Command, tree: Path, tmp_path: Path) -> 
     found = [(int(s["cls"]), s["jpg"]) for s in webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False)]
     there = [(n, p.read_bytes()) for n, c in enumerate(("green", "red")) for p in (tree / "train" / c).iterdir()]
     assert sorted(found) == sorted(there)
-    assert found != sorted(found), "the classes are mixed"
+    assert found != sorted(found), "the classes are shuffled"
 
 
 def test_shards_of_so_many_bytes(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_shards_of_so_many_bytes(command: Command, tree: Path, tmp_path: Path) -
 def test_large_images_are_shrunk_and_small_ones_left_alone(
     command: Command, image_tree: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root = image_tree("mine", {"red": 8}, ".png")  # 24 wide, 20 to 27 high
+    root = image_tree("mine", {"red": 8}, ".png")  # 24 pixels wide, 20 to 27 pixels high
     assert command(SCRIPT, str(root), "shards", "--short-side", "22").status == 0
     originals = {path.read_bytes() for path in (root / "red").iterdir()}
     found = {name: data for name, data in members(tmp_path / "shards/000000.tar").items() if not name.endswith("cls")}
@@ -109,20 +109,20 @@ def test_large_images_are_shrunk_and_small_ones_left_alone(
         assert abs(before - np.asarray(image, dtype=float)).mean() < 12
 
 
-# In every process of the script: three shards are finished, then it dies as by `kill -9`, or Ctrl-C reaches them all.
+# Runs in every process of the script. After three shards, SIGKILL kills the script, or SIGINT reaches all processes.
 STOPS_AFTER_THREE = """
 import signal
 from contextlib import suppress
 from pathlib import Path
 import xcit.storage
 os.setsid()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background is started without
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
 main, number, write_text = os.getpid(), signal.{}, xcit.storage.write_text
 def write_and_stop(path, text):
     write_text(path, text)
     if len(list(path.parent.glob("*.tar.json"))) >= 3:
         with suppress(FileExistsError):
-            Path("stopping").mkdir()  # by one process alone
+            Path("stopping").mkdir()  # fails in all processes but the first
             os.kill(main, number) if number == signal.SIGKILL else os.killpg(main, number)
         signal.pause()
 xcit.storage.write_text = write_and_stop
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_and_keeps_what_was_finished(
     assert command(SCRIPT, str(tree), "whole", "--samples", "4").status == 0
     assert files(tmp_path / "shards") == files(tmp_path / "whole")
     again = command(*arguments)
-    assert again.stdout == "shards/train: finished already\nshards/val: finished already\n"
+    assert again.stdout == "shards/train: already finished\nshards/val: already finished\n"
 
 
 Finished = tuple[tuple[str, ...], dict[str, bytes]]
@@ -160,7 +160,7 @@ Finished = tuple[tuple[str, ...], dict[str, bytes]]
 
 @pytest.fixture
 def finished(command: Command, tree: Path, tmp_path: Path) -> Finished:
-    """(the command that has made all shards, their files)."""
+    """Make all shards. Return the arguments of the command and the files that it wrote."""
     arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
     assert command(*arguments).status == 0
     return arguments, files(tmp_path / "shards")
@@ -176,10 +176,10 @@ def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
     (train / "000003.tar").write_bytes(bytes(100))
     result = command(*arguments)
     assert result.status == 0, result.stderr
-    assert result.stdout.startswith("shards/train: 6 shards, 4 of them from before, 23 images of 2 classes, ")
+    assert result.stdout.startswith("shards/train: 6 shards, 4 of them kept, 23 images of 2 classes, ")
     assert {path: path.stat().st_ino for path in kept} == kept
     assert files(tmp_path / "shards") == before
-    assert command(*arguments).stdout == "shards/train: finished already\nshards/val: finished already\n"
+    assert command(*arguments).stdout == "shards/train: already finished\nshards/val: already finished\n"
 
 
 def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
@@ -187,7 +187,7 @@ def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
 ) -> None:
     arguments, before = finished
     (tmp_path / "shards/train/.unfinished").mkdir()
-    assert "6 shards, 6 of them from before" in command(*arguments).stdout
+    assert "6 shards, 6 of them kept" in command(*arguments).stdout
     assert files(tmp_path / "shards") == before
     assert not (tmp_path / "shards/train/.unfinished").exists()
 
@@ -195,14 +195,14 @@ def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
 def test_other_options_or_other_images_are_not_mixed_in(command: Command, tree: Path, tmp_path: Path) -> None:
     assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
     before = files(tmp_path / "shards")
-    line = "error: shards/train: holds shards of other images or options; give a new folder\n"
+    line = "error: shards/train: contains shards of other images or options; give a new folder\n"
     assert command(SCRIPT, str(tree), "shards", "--samples", "5").stderr == line
     (tree / "train" / "red" / "000.JPEG").unlink()
     assert command(SCRIPT, str(tree), "shards", "--samples", "4").stderr == line
     assert files(tmp_path / "shards") == before
     shutil.copytree(tree, tmp_path / "full" / "train")
     refused = command(SCRIPT, str(tree), "full")
-    assert (refused.status, refused.stderr) == (2, "error: full/train: holds something already; give a new folder\n")
+    assert (refused.status, refused.stderr) == (2, "error: full/train: is not empty; give a new folder\n")
 
 
 def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_class_whose_name_is_not_utf_8(command: Command, tree: Path, tmp_path:
     result = command(SCRIPT, str(tree), "shards")
     assert result.status == 0, result.stderr
     assert parse_index((tmp_path / "shards/train" / INDEX).read_bytes(), "").classes == [name, "green"]
-    assert command(SCRIPT, str(tree), "shards").stdout.startswith("shards/train: finished already\n")
+    assert command(SCRIPT, str(tree), "shards").stdout.startswith("shards/train: already finished\n")
 
 
 def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_disk_that_does_not_give_back_what_was_written(
     result = command(SCRIPT, str(tree), "shards")
     assert result.status == 2
     assert result.stderr == (
-        "error: shards/train/000000.tar: what is read back is not what was written; the disk may be damaged\n"
+        "error: shards/train/000000.tar: the data read back differs from the data written; the disk may be damaged\n"
     )
     assert not list((tmp_path / "shards").rglob("*.tar*"))
 
@@ -288,14 +288,14 @@ def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp
         ((str(tree), "new", "--samples", "5kB"), "--samples: 5kB: must be a whole number of at least 1"),
         ((str(tree), "new", "--bytes", "0MB"), "--bytes: 0MB: must be a whole number of at least 1; kB, MB or GB may"),
         ((str(tree), "new", "--seed", "-1"), "--seed: -1: must be a whole number of at least 0"),
-        ((str(tree), "new", "--classes", "one"), "--classes=one: goes with --index-only"),
-        ((str(tree), f"{tree}/train/new"), f"{tree}/train/new: lies in SOURCE"),
+        ((str(tree), "new", "--classes", "one"), "--classes=one: requires --index-only"),
+        ((str(tree), f"{tree}/train/new"), f"{tree}/train/new: is inside SOURCE"),
         ((str(tree), "--index-only", "made/train"), f"{tree}: --index-only takes a folder of shards, and no SOURCE"),
         ((str(tree), "one"), "one/train/.unfinished: cannot be written (Not a directory)"),
-        (("--index-only", "empty"), "empty: holds no shards (*.tar)"),
+        (("--index-only", "empty"), "empty: contains no shards (*.tar)"),
         (("--index-only", "zip"), "zip/a.tar: cannot be read as a tar that is not compressed"),
-        (("--index-only", "made/train", "--classes", "one"), "--classes=one: names 1 classes; the shards have "),
-        (("--index-only", "made/train", "--classes", "twice"), "--classes=twice: names a class twice"),
+        (("--index-only", "made/train", "--classes", "one"), "--classes=one: contains 1 classes; the shards have "),
+        (("--index-only", "made/train", "--classes", "twice"), "--classes=twice: contains a class twice"),
         (("--index-only", "made/train", "--classes", "none"), "--classes=none: cannot be read"),
     ):
         result = command(SCRIPT, *arguments)
@@ -305,7 +305,7 @@ def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp
     assert not (tmp_path / "new").exists()
 
 
-def test_flat_validation_images_of_imagenet_are_labelled_by_the_devkit(
+def test_flat_validation_images_of_imagenet_get_labels_from_the_devkit(
     command: Command, image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_tree("imagenet", {"train/n01": 3, "train/n02": 3}, ".JPEG")

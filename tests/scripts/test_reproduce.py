@@ -24,7 +24,7 @@ from ..conftest import ROOT, Result
 Command = Callable[..., Result]
 
 ROWS = list(paper_results.every_row())
-# command → its row, with the variables as a shell would fill them in
+# command with its shell variables replaced → its row
 RUNNABLE: dict[str, Row] = {
     row.command.replace("$IMAGENET", "/images").replace("$DATA", "/images"): row for _, row in ROWS if row.command
 }
@@ -40,7 +40,7 @@ def test_commands_are_of_the_two_entry_points() -> None:
 
 
 @pytest.mark.parametrize("command", TRAININGS)
-def test_a_training_is_one_of_the_model_that_it_stands_for(command: str) -> None:
+def test_a_training_command_trains_the_model_of_its_row(command: str) -> None:
     *starter, script = shlex.split(command)[:3]
     config = read_config(TrainConfig, composed(command), TABLES)
     assert starter == ["torchrun", "--nproc-per-node=8"] and (ROOT / script).is_file()
@@ -51,7 +51,7 @@ def test_a_training_is_one_of_the_model_that_it_stands_for(command: str) -> None
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
-def test_an_evaluation_is_one_of_the_model_that_it_stands_for(command: str) -> None:
+def test_an_evaluation_command_evaluates_the_model_of_its_row(command: str) -> None:
     starter, script = shlex.split(command)[:2]
     config = read_config(EvalConfig, composed(command), TABLES)
     assert starter == "python" and (ROOT / script).is_file()
@@ -65,12 +65,12 @@ def test_an_evaluation_is_one_of_the_model_that_it_stands_for(command: str) -> N
 
 
 @pytest.mark.parametrize("command", [c for c in EVALUATIONS if "timm/" in c])
-def test_an_evaluation_is_at_sizes_that_its_model_takes(command: str) -> None:
+def test_an_evaluation_uses_sizes_that_its_model_accepts(command: str) -> None:
     whole = evaluation.completed(read_config(EvalConfig, composed(command), TABLES), None, Path("weights"))
     assert (len(whole.resolutions) > 5) == ("resolutions" in command)
 
 
-def test_what_follows_a_run_names_the_folder_of_a_run_that_comes_before_it() -> None:
+def test_a_continued_run_names_the_folder_of_an_earlier_run() -> None:
     made: set[str] = set()
     for command in TRAININGS:
         config = read_config(TrainConfig, composed(command), TABLES)
@@ -149,38 +149,39 @@ def test_hours_follow_the_command(more: str, ratio: float) -> None:
 COSTLY = [path.stem for path in sorted((ROOT / "conf/recipe").glob("*.yaml")) if path.stem != "digits"]
 
 
-def recipe_lines(recipe: str) -> tuple[str, str]:
-    """The lines of a recipe's header that state its cost and its top-1."""
-    head = (ROOT / f"conf/recipe/{recipe}.yaml").read_text().partition("defaults:")[0].splitlines()
-    cost, expected = (next(line for line in head if line.startswith(f"# {word}: ")) for word in ("Cost", "Expect"))
+def stated(recipe: str) -> tuple[str, str]:
+    """What a recipe's header states as its cost and as its top-1."""
+    head = (ROOT / f"conf/recipe/{recipe}.yaml").read_text().partition("defaults:")[0]
+    cost, expected = head.partition("# Cost: ")[2].split("# Expect: ")
     return cost, expected
 
 
-def gpu_hours(recipe: str, *more: str) -> float:
-    """What the script estimates for xcit_s12 on the data set of the recipe's header, else on ImageNet."""
+def gpu_hours(recipe: str, *more: str) -> str:
+    """The script's estimate on the data set of the recipe's header, or on ImageNet, as the headers write it."""
     own = {"transfer": "cifar10", "folder": "cifar10"}  # for 50,000 images
     data = own.get(recipe) or (recipe if (ROOT / f"conf/data/{recipe}.yaml").is_file() else "imagenet")
     data = "imagenet" if data == "imagenet_shards" else data
     found = needs(shlex.join([*shlex.split(PAPER), f"data={data}", f"recipe={recipe}", *more]), DEFAULT_TFLOPS)
     assert found and found.hours
-    return found.gpus * found.hours
+    hours = found.gpus * found.hours
+    return f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
 
 
 @pytest.mark.parametrize("recipe", COSTLY)
 def test_a_recipe_states_the_cost_that_the_script_estimates(recipe: str) -> None:
-    cost, _ = recipe_lines(recipe)
-    stated = re.match(r"# Cost: ([\d.]+) GPU hours for xcit_s12\b", cost)
-    assert stated and "estimate of scripts/reproduce.py for A100s" in cost
-    assert f"{gpu_hours(recipe):.1f}" == stated[1]
-    for hours, choice in re.findall(r"([\d.]+) with (\w+=\w+)", cost):
-        assert f"{gpu_hours(recipe, choice):.1f}" == hours
+    cost, _ = stated(recipe)
+    hours = re.match(
+        r"([\d.]+) GPU hours with model=xcit_s12, ([\d.]+) with xcit_n12 \(A100s; estimate of scripts/reproduce\.py\)",
+        cost,
+    )
+    assert hours and hours.groups() == (gpu_hours(recipe), gpu_hours(recipe, "model=xcit_n12"))
+    for choice, *more in re.findall(r"With (\w+=\w+): ([\d.]+) and ([\d.]+) GPU hours", cost):
+        assert more == [gpu_hours(recipe, choice), gpu_hours(recipe, choice, "model=xcit_n12")]
 
 
 def test_a_recipe_states_the_top1_that_was_published() -> None:
-    stated = {
-        recipe: re.search(r"([\d.]+) % top-1 with xcit_s12\b.*\(published\)", recipe_lines(recipe)[1])
-        for recipe in COSTLY
-    }
+    top1 = r"([\d.]+) % top-1 with model=xcit_s12, ([\d.]+) % with xcit_n12 \(published\)"
+    found = {recipe: re.match(top1, stated(recipe)[1]) for recipe in COSTLY}
     published = {
         "paper_p16": "xcit_s12_p16.fb_in1k",
         "imagenet": "xcit_s12_p16.fb_in1k",
@@ -189,30 +190,23 @@ def test_a_recipe_states_the_top1_that_was_published() -> None:
         "distill_hard": "xcit_s12_p16.fb_dist_in1k",
         "finetune_384": "xcit_s12_p16.fb_dist_in1k_384",
     }
-    assert {recipe: float(found[1]) for recipe, found in stated.items() if found} == {
-        recipe: PUBLISHED[name].top1 for recipe, name in published.items()
+    assert {recipe: (float(values[1]), float(values[2])) for recipe, values in found.items() if values} == {
+        recipe: (PUBLISHED[name].top1, PUBLISHED[name.replace("s12", "n12")].top1) for recipe, name in published.items()
     }
-    others = {recipe_lines(recipe)[1] for recipe, found in stated.items() if not found}
-    assert others == {"# Expect: no result is published for this recipe, and it has not been run."}
+    others = {stated(recipe)[1] for recipe, values in found.items() if not values}
+    assert others == {"no result is published for this recipe, and it has not been run.\n"}
 
 
 def test_the_page_of_recipes_states_what_they_do() -> None:
     page = (ROOT / "docs/recipes.md").read_text()
     for recipe in COSTLY:
         (row,) = re.findall(rf"^\| `{recipe}` \|.*\| ([\d.]+) \| ([\d.]+|—) \|$", page, re.MULTILINE)
-        cost, expected = recipe_lines(recipe)
-        stated = re.search(r"([\d.]+) % top-1", expected)
-        assert row == (cost.split()[2], stated[1] if stated else "—")
+        cost, expected = stated(recipe)
+        top1 = re.search(r"([\d.]+) % top-1", expected)
+        assert row == (cost.split()[0], top1[1] if top1 else "—")
 
 
-def test_a_command_that_comes_later_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(paper_results.LATER, "knn", "python scripts/knn.py checkpoint={weights} size={size}")
-    commands = [row.command for _, row in paper_results.every_row() if row.command and "knn.py" in row.command]
-    assert len(commands) == 4
-    assert commands[0] == "python scripts/knn.py checkpoint=xcit_small_12_cp16_dino size=224"
-
-
-def test_text_is_a_comment_and_a_command_in_one_piece(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_a_comment_and_an_unbroken_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     result = command("scripts/reproduce.py", "--list", "--only", "xcit_small_12_p16_384_dist")
     assert result.status == 0, result.stderr
@@ -227,7 +221,7 @@ def test_text_is_a_comment_and_a_command_in_one_piece(command: Command, monkeypa
         ("table5", "xcit_m24_p8, Mask R-CNN, 3× schedule | box mAP 48.5, mask mAP 43.7 | needs: —\n# not built yet\n"),
         ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | — | needs: —\n# not built yet\n"),
         ("DINO", "xcit_m24_p8, linear at 384 | linear top-1 80.9 | needs: —\n# not built yet\n"),
-        ("figure 2", "xcit_s12_p16, memory and time an image, by resolution | — | needs: —\n# not built yet\n"),
+        ("figure 2", "xcit_s12_p16, memory and time per image, by resolution | — | needs: —\n# not built yet\n"),
     ],
 )
 def test_a_section_says_what_is_known(command: Command, only: str, shown: str) -> None:
@@ -266,7 +260,7 @@ def test_json_is_a_list_of_rows(command: Command) -> None:
         (["table4"], "table4"),
     ],
 )
-def test_what_cannot_be_used_ends_with_one_line(command: Command, arguments: list[str], message: str) -> None:
+def test_bad_arguments_end_with_one_line(command: Command, arguments: list[str], message: str) -> None:
     result = command("scripts/reproduce.py", *arguments)
     assert (result.status, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ") and message in result.stderr

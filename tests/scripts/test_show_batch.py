@@ -1,4 +1,4 @@
-"""The sheet shows the first batch as the model gets it."""
+"""scripts/show_batch.py shows the first batch as the model gets it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import train
+from data.loader import TrainLoader
 from data.views.labelled_crop import LabelledImages, RandomLabelledCrop
 from scripts.show_batch import FONT, GAP, LINE, caption, shortened
 from xcit.config import TrainConfig
@@ -27,10 +28,10 @@ class EnoughError(Exception):
 
 
 def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[LabelledImages]:
-    """Filled with the first batch that a run of train.py trains on; the run ends there."""
+    """A list for the first batch that a run of train.py trains on. The run ends there."""
     seen: list[LabelledImages] = []
 
-    def fit(trainer: object, batches: train.data.TrainLoader, *rest: object, **more: object) -> None:
+    def fit(trainer: object, batches: TrainLoader, *rest: object, **more: object) -> None:
         seen.append(next(batches.epoch(0)))
         raise EnoughError
 
@@ -47,7 +48,7 @@ def cells(path: Path, images: int, columns: int, side: int, lines: int) -> list[
     return [sheet[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)]
 
 
-def test_the_sheet_shows_the_very_pixels_that_training_sees(
+def test_the_sheet_shows_the_pixels_that_training_sees(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = command(SCRIPT, *FEW, *MIXED)
@@ -103,7 +104,7 @@ def test_batches_of_another_kind_are_refused(command: Command, tmp_path: Path, m
         ([0.2, 0.76, 0.04], [("dog", ": 76%"), ("cat", ": 20%")]),
     ],
 )
-def test_a_caption_tells_the_classes_of_a_target(target: list[float], lines: list[tuple[str, str]]) -> None:
+def test_a_caption_names_the_classes_of_a_target(target: list[float], lines: list[tuple[str, str]]) -> None:
     values: Tensor = torch.tensor(target)
     assert caption(values, ["cat", "dog", "owl"], smoothed=float(values.min())) == lines
 
@@ -124,18 +125,21 @@ def test_a_long_name_is_cut() -> None:
         ("data=imagenet", "data.root: must be given"),
         ("agument=deit", "agument: unknown key; did you mean augment?"),
         ("augment.hflip=2", "augment.hflip=2: must be less than or equal to 1"),
-        ("train.global_batch_size=7", "train.global_batch_size: gives batches of 7 a process; mixing needs pairs"),
+        (
+            "train.global_batch_size=7",
+            "train.global_batch_size: gives 7 images per process; mixup and CutMix need an even number",
+        ),
         ("run_dir=file/there", "file/there/batch.png: cannot be written (Not a directory)"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_line(command: Command, tmp_path: Path, argument: str, line: str) -> None:
+def test_bad_options_end_with_one_line(command: Command, tmp_path: Path, argument: str, line: str) -> None:
     (tmp_path / "file").write_text("precious")
     result = command(SCRIPT, *TINY, "augment.mixup=0.8", argument)
     assert (result.status, result.stdout, result.stderr) == (2, "", f"error: {line}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_help_tells_what_it_does_itself(command: Command) -> None:
+def test_help_is_the_scripts_own(command: Command) -> None:
     result = command("scripts/show_batch.py", "--help")
     assert result.status == 0
-    assert result.stdout.startswith("The first batch of a training run as a picture")
+    assert result.stdout.startswith("Save the first batch of a training run as a picture")

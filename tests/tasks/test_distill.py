@@ -1,4 +1,4 @@
-"""Distillation: what is learnt from the teacher, what it gets to see, and that it stays outside the student."""
+"""Distillation losses match their formulas. The teacher has its own preprocessing and is no part of the student."""
 
 import copy
 from pathlib import Path
@@ -28,9 +28,9 @@ TEACHER_MEAN, TEACHER_STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 
 
 class Recorder(nn.Module):
-    """A teacher that answers with set logits, counts its calls in a BatchNorm, and keeps the images that it was shown.
+    """A teacher with BatchNorm and dropout that records its input images.
 
-    Its settings are not the student's: other mean, other deviation, and images of 24 pixels.
+    Its preprocessing differs from the student's: another mean, another standard deviation, 24 × 24 pixels.
     """
 
     def __init__(self, classes: int = 3) -> None:
@@ -53,7 +53,7 @@ class Recorder(nn.Module):
 
 
 class Student(nn.Module):
-    """As small as a model can be that has the settings of ImageNet."""
+    """A tiny model with the default preprocessing, which is ImageNet's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Student(nn.Module):
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """What every teacher is in these tests; `asked` are the arguments that it was asked for with."""
+    """Replaces every teacher by one Recorder. `asked` lists the arguments of the calls that create it."""
     torch.manual_seed(1)
     model = Recorder()
     model.asked = []
@@ -94,7 +94,7 @@ def batch(size: int = 24) -> SimpleNamespace:
 
 
 def answers(task: Distill, of: SimpleNamespace, fake: Recorder) -> tuple[Tensor, Tensor]:
-    """(student's logits, teacher's), in the modes in which training has them."""
+    """Returns the student's and the teacher's logits, both in the modes that training uses."""
     with torch.no_grad():
         before = {key: value.clone() for key, value in task.model.state_dict().items()}
         student = task.model(of.images)
@@ -126,7 +126,7 @@ def test_soft_distillation_is_the_divergence_at_a_temperature(tau: float, fake: 
     torch.testing.assert_close(task(images)["loss"], tau**2 * (p * (p / q).log()).sum(1).mean())
 
 
-def test_soft_distillation_vanishes_where_the_two_agree(fake: Recorder) -> None:
+def test_soft_distillation_is_zero_if_student_and_teacher_agree(fake: Recorder) -> None:
     task = begun(kind="soft", tau=2.0)
     logits = torch.randn(4, 3)
     assert task.distance(logits, logits + 5).item() == pytest.approx(0, abs=1e-6)
@@ -143,12 +143,12 @@ def test_alpha_mixes_labels_and_teacher(alpha: float, loss: str, kind: str, fake
     torch.testing.assert_close(task(images)["loss"], (1 - alpha) * labels + alpha * task.distance(student, taught))
 
 
-def test_the_recipes_default_is_half_the_teachers_class() -> None:
+def test_hard_distillation_with_alpha_one_half_is_the_default() -> None:
     task = TASKS["distill"](Student(), target_of(3))
     assert (task.kind, task.alpha, task.tau, task.teacher_name) == ("hard", 0.5, 1.0, "regnety_160.deit_in1k")
 
 
-def test_binary_cross_entropy_takes_every_class_of_a_mixed_image_for_right() -> None:
+def test_binary_cross_entropy_counts_every_class_of_a_mixed_image_as_correct() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.4, 0.3]])
     task = TASKS["classify"](nn.Identity(), target_of(3), loss="binary_cross_entropy")
     p = 1 / (1 + (-logits).exp())
@@ -158,7 +158,7 @@ def test_binary_cross_entropy_takes_every_class_of_a_mixed_image_for_right() -> 
 
 
 @pytest.mark.parametrize("size", [24, 16, 40])
-def test_the_teacher_sees_the_images_as_it_is_used_to_them(size: int, fake: Recorder) -> None:
+def test_the_teacher_gets_images_in_its_own_preprocessing(size: int, fake: Recorder) -> None:
     task, images = begun(), batch(size)
     task(images)
     (seen,) = fake.images
@@ -174,20 +174,20 @@ def test_the_teacher_sees_the_images_as_it_is_used_to_them(size: int, fake: Reco
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
-def test_images_that_are_not_square_are_brought_to_its_size_too(shape: tuple[int, int], fake: Recorder) -> None:
+def test_images_that_are_not_square_are_resized_to_the_teachers_size(shape: tuple[int, int], fake: Recorder) -> None:
     task = begun()
     task.teacher(torch.zeros(1, 3, *shape))
     assert fake.images[0].shape == (1, 3, 24, 24)
 
 
-def test_its_size_can_be_set(fake: Recorder) -> None:
+def test_the_teachers_size_can_be_set(fake: Recorder) -> None:
     task = begun(teacher_image_size=20)
     assert fake.asked[-1][-1]["image_size"] == 20
     task(batch(24))
     assert fake.images[0].shape[-2:] == (20, 20)
 
 
-def test_a_teacher_with_the_students_settings_sees_the_students_images(fake: Recorder) -> None:
+def test_a_teacher_with_the_students_preprocessing_gets_the_same_images(fake: Recorder) -> None:
     plain = Preprocessing()
     fake.pretrained_cfg |= {"mean": plain.mean, "std": plain.std}
     task, images = begun(), batch()
@@ -195,8 +195,8 @@ def test_a_teacher_with_the_students_settings_sees_the_students_images(fake: Rec
     assert fake.images[0] is images.images
 
 
-def test_the_teacher_is_no_part_of_the_student(fake: Recorder) -> None:
-    """Not among its parameters, weights and modules; not in its average, its optimiser or its checkpoints."""
+def test_the_teacher_is_not_part_of_the_student(fake: Recorder) -> None:
+    """It is not in the student's parameters, state dict, modules, moving average, optimizer or checkpoints."""
     task, plain = begun(), TASKS["classify"](Student(), target_of(3))
     assert task.teacher is not None and task.teacher.model is fake
     assert task.state_dict().keys() == plain.state_dict().keys()
@@ -209,8 +209,8 @@ def test_the_teacher_is_no_part_of_the_student(fake: Recorder) -> None:
     assert saved["task"].keys() == saved["ema"].keys() == plain.state_dict().keys()
 
 
-def test_the_average_does_not_copy_the_teacher(fake: Recorder) -> None:
-    """As train.py orders it, the average is made before there is a teacher; after, it must not double its memory."""
+def test_the_moving_average_does_not_copy_the_teacher(fake: Recorder) -> None:
+    """train.py creates the moving average before the teacher, so memory holds the teacher once."""
     task = TASKS["distill"](Student(), target_of(3))
     average = ModelEmaV3(task, decay=0.9)
     task.begin_training(CPU)
@@ -219,7 +219,7 @@ def test_the_average_does_not_copy_the_teacher(fake: Recorder) -> None:
     assert task.teacher is not None
 
 
-def test_the_teacher_does_not_learn(fake: Recorder) -> None:
+def test_the_teacher_is_not_trained(fake: Recorder) -> None:
     before = copy.deepcopy(fake.state_dict())
     task = begun()
     assert not any(part.training for part in fake.modules()), "dropout is off, statistics stay"
@@ -234,7 +234,7 @@ def test_the_teacher_does_not_learn(fake: Recorder) -> None:
     assert all(p.grad is not None for p in task.parameters())
 
 
-def test_a_frozen_student_leaves_the_teacher_alone(fake: Recorder) -> None:
+def test_a_partly_frozen_student_trains_with_a_teacher(fake: Recorder) -> None:
     task = begun()
     freeze(task.model, ["norm"])
     task(batch())["loss"].backward()
@@ -244,7 +244,7 @@ def test_a_frozen_student_leaves_the_teacher_alone(fake: Recorder) -> None:
     ]
 
 
-def test_a_batch_before_the_teacher_is_there_is_an_error() -> None:
+def test_a_batch_before_begin_training_is_an_error() -> None:
     with pytest.raises(xcit.InputError, match="begin_training must come before the first batch"):
         TASKS["distill"](Student(), target_of(3))(batch())
 
@@ -258,7 +258,7 @@ def test_evaluation_never_needs_the_teacher(fake: Recorder) -> None:
     assert fake.asked == [] and fake.images == []
 
 
-def test_published_weights_are_asked_for_by_timms_name(fake: Recorder) -> None:
+def test_published_weights_are_requested_by_timms_name(fake: Recorder) -> None:
     begun(teacher="regnety_160.deit_in1k")
     assert fake.asked[-1] == (
         "timm",
@@ -266,13 +266,13 @@ def test_published_weights_are_asked_for_by_timms_name(fake: Recorder) -> None:
     )
 
 
-def test_a_teacher_of_other_classes_is_refused(fake: Recorder) -> None:
+def test_a_teacher_with_another_number_of_classes_is_refused(fake: Recorder) -> None:
     fake.pretrained_cfg["num_classes"] = 1000
     with pytest.raises(xcit.InputError, match=r"task\.teacher=some: has 1000 classes, the data have 3"):
         begun(teacher="some")
 
 
-# Teachers that are really built; timm's smallest.
+# Real teachers: timm's smallest models.
 
 
 def a_teacher(weights: Path, name: str = "test_resnet", **options: Any) -> Teacher:
@@ -280,7 +280,7 @@ def a_teacher(weights: Path, name: str = "test_resnet", **options: Any) -> Teach
     return Teacher(name, 3, **arguments | options)
 
 
-def test_a_teacher_has_the_weights_that_it_was_given(tmp_path: Path) -> None:
+def test_a_teacher_loads_the_given_weights(tmp_path: Path) -> None:
     source = xcit.create_model("timm", name="test_resnet", num_classes=3).eval()
     torch.save({"model": source.state_dict()}, tmp_path / "teacher.pth")
     ours = a_teacher(tmp_path / "teacher.pth")
@@ -290,7 +290,7 @@ def test_a_teacher_has_the_weights_that_it_was_given(tmp_path: Path) -> None:
 
 
 def ours_to_student(images: Tensor, of: Teacher) -> Tensor:
-    """The images, normalised for that teacher, as the student would have been given them."""
+    """Converts images that are normalized for this teacher to the student's normalization."""
     mine, student = of.preprocessing, Preprocessing()
     mean, std, student_mean, student_std = (
         torch.tensor(values)[:, None, None] for values in (mine.mean, mine.std, student.mean, student.std)
@@ -299,7 +299,7 @@ def ours_to_student(images: Tensor, of: Teacher) -> Tensor:
 
 
 @pytest.mark.parametrize("classes", [5, 0])
-def test_weights_for_other_classes_are_refused_and_no_classifier_starts_anew(classes: int, tmp_path: Path) -> None:
+def test_weights_for_other_classes_are_refused_instead_of_a_new_classifier(classes: int, tmp_path: Path) -> None:
     source = xcit.create_model("timm", name="test_resnet", num_classes=classes)
     torch.save(source.state_dict(), tmp_path / "other.pth")
     with pytest.raises(xcit.InputError, match=r"task\.teacher_weights=.*other\.pth: ") as caught:
@@ -313,7 +313,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         a_teacher(tmp_path / "vit.pth")
 
 
-def test_an_xcit_teaches_too(tmp_path: Path) -> None:
+def test_an_xcit_can_be_the_teacher(tmp_path: Path) -> None:
     source = xcit.create_model("xcit_n12", num_classes=3).eval()
     torch.save(source.state_dict(), tmp_path / "xcit.pth")
     ours = a_teacher(tmp_path / "xcit.pth", "xcit_nano_12_p16_224", image_size=32)

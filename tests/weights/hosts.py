@@ -1,4 +1,4 @@
-"""Hosts of weights, played by a local server: what they serve, and what was asked of them."""
+"""A local server in place of the hosts of weights. It records the requests."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from threading import Thread
 
 
 class Host:
-    """files: path → content. cut: whether the connection ends after half of what was promised.
+    """files: path → content. cut: whether the connection ends after half of the content.
 
-    It also says what the Hugging Face hub's client wants to hear of a file: a commit and an ETag.
+    Its answers have the headers that the Hugging Face hub's client needs: a commit and an ETag.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Host:
 
 @contextmanager
 def serve() -> Iterator[Host]:
-    """A host at 127.0.0.1, for as long as the block runs."""
+    """A host at 127.0.0.1, in this context."""
     host = Host()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Weights are found wherever training scripts keep them, and whichever of them are meant."""
+"""Finds weights in every layout that training scripts use."""
 
 import argparse
 from pathlib import Path
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
 
 RAW = tiny().state_dict()
 EMA = moved(RAW, 0.25)
-TAKEN = "holds raw weights and their moving average, which is taken"  # where none was asked for
+LOADED = "has raw weights and their moving average; the moving average is loaded"  # if the caller names neither
 
 
 def loaded(source: Any, kind: str | None = None) -> dict[str, torch.Tensor]:
-    """What a model holds after loading, without a notice."""
+    """The state dict of a model after loading. A notice fails the test."""
     model = tiny()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,7 +64,7 @@ def test_every_wrapping_is_taken_off(content: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [dict, authors_state, with_prefix])
 def test_the_moving_average_is_taken_where_there_is_one(raw: str, ema: str, form: Any, tmp_path: Path) -> None:
     torch.save({raw: form(RAW), ema: form(EMA)}, tmp_path / "both.pth")
-    with pytest.warns(xcit.Notice, match=TAKEN):
+    with pytest.warns(xcit.Notice, match=LOADED):
         assert same(loaded(tmp_path / "both.pth"), EMA)
     assert same(loaded(tmp_path / "both.pth", "ema"), EMA)
     assert same(loaded(tmp_path / "both.pth", "raw"), RAW)
@@ -72,12 +72,12 @@ def test_the_moving_average_is_taken_where_there_is_one(raw: str, ema: str, form
 
 def test_an_average_that_is_not_there_is_named(tmp_path: Path) -> None:
     torch.save({"model": RAW}, tmp_path / "raw.pth")
-    with pytest.raises(xcit.InputError, match=r"weights=ema: .*raw\.pth holds raw alone"):
+    with pytest.raises(xcit.InputError, match=r"weights=ema: .*raw\.pth has only raw weights"):
         xcit.load_weights(tiny(), tmp_path / "raw.pth", "ema")
 
 
 def test_the_authors_training_checkpoint_loads(tmp_path: Path) -> None:
-    """Beside the weights it holds the arguments of the command, as an argparse.Namespace."""
+    """It also contains the arguments of the command, as an argparse.Namespace."""
     arguments = argparse.Namespace(model="xcit_nano_12_p8", lr=5e-4, output_dir=None, distributed=True)
     content = {"model": authors_state(RAW), "model_ema": authors_state(EMA), "args": arguments, "epoch": 399}
     torch.save(content | {"optimizer": {"state": {}, "param_groups": []}}, tmp_path / "checkpoint.pth")
@@ -107,7 +107,7 @@ def test_weights_of_half_precision_load_as_the_models(tmp_path: Path) -> None:
 
 
 def a_run(folder: Path, *, ema: bool) -> Path:
-    """A run folder with its last checkpoint, by the code that training writes it with."""
+    """A run folder with its last checkpoint, written by the code that training uses."""
     task = TASKS["classify"](tiny(), 7)
     average = ModelEmaV3(task, decay=0.9) if ema else None
     if average:
@@ -122,7 +122,7 @@ def a_run(folder: Path, *, ema: bool) -> Path:
 @pytest.mark.parametrize("what", [".", LAST])
 def test_a_run_gives_its_average_or_what_it_trained(what: str | Path, tmp_path: Path) -> None:
     source = a_run(tmp_path / "run", ema=True) / what
-    with pytest.warns(xcit.Notice, match=TAKEN):
+    with pytest.warns(xcit.Notice, match=LOADED):
         assert same(loaded(source), EMA)
     assert same(loaded(source, "ema"), EMA)
     assert same(loaded(source, "raw"), RAW)
@@ -131,7 +131,7 @@ def test_a_run_gives_its_average_or_what_it_trained(what: str | Path, tmp_path: 
 def test_a_run_without_an_average_gives_what_it_trained(tmp_path: Path) -> None:
     source = a_run(tmp_path / "run", ema=False)
     assert same(loaded(source), RAW)
-    with pytest.raises(xcit.InputError, match=r"weights=ema: .*last\.pt holds raw alone"):
+    with pytest.raises(xcit.InputError, match=r"weights=ema: .*last\.pt has only raw weights"):
         xcit.load_weights(tiny(), source, "ema")
 
 
@@ -141,7 +141,7 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
 
 
 def test_dino_gives_the_teachers_backbone(tmp_path: Path) -> None:
-    """The published accuracies are the teacher's; the student's weights in one's place went unnoticed (dino#79)."""
+    """The published accuracies are the teacher's. Loading the student's weights gives no error (dino#79)."""
     backbone = authors_state(tiny(num_classes=0).state_dict())
     student, teacher = moved(backbone, 0.5), moved(backbone, 0.25)
     projection = {"head.mlp.0.weight": torch.ones(3, 128), "head.last_layer.weight_g": torch.ones(3, 1)}
@@ -158,7 +158,7 @@ def test_dino_gives_the_teachers_backbone(tmp_path: Path) -> None:
 
     classifier = tiny()
     head = {key: value for key, value in snapshot(classifier).items() if key.startswith("head.")}
-    with pytest.warns(xcit.Notice, match="holds no classifier; the model's of 7 classes starts anew"):
+    with pytest.warns(xcit.Notice, match="has no classifier; the model's classifier of 7 classes stays newly"):
         xcit.load_weights(classifier, content)
     assert same(authors_state(classifier.state_dict()), teacher | head)
 

@@ -1,4 +1,4 @@
-"""Published weights load from either naming, and nothing else does."""
+"""Published weights load with timm's or the authors' key names; other weights raise an error."""
 
 import pickle
 from pathlib import Path
@@ -19,7 +19,7 @@ def telling_model(**options: object) -> torch.nn.Module:
 
 
 def authors_file(model: torch.nn.Module, path: Path) -> Path:
-    """The weights as the authors' training saved them."""
+    """The weights in the format of the authors' training."""
     state = model.state_dict()
     for layer in range(2):
         for kind in ("weight", "bias"):

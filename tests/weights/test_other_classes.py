@@ -1,4 +1,4 @@
-"""Weights for another number of classes load without their classifier, with a notice; nothing else is let pass."""
+"""Weights for another number of classes load without their classifier, with a notice; other mismatches are errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def states(model: xcit.XCiT) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
 
 @contextmanager
 def refused(model: torch.nn.Module) -> Iterator[pytest.ExceptionInfo]:
-    """An InputError comes, and the model is as it was."""
+    """Loading raises an InputError, and the model is unchanged."""
     before = snapshot(model)
     with pytest.raises(xcit.InputError) as caught:
         yield caught
@@ -33,9 +33,13 @@ def refused(model: torch.nn.Module) -> Iterator[pytest.ExceptionInfo]:
 @pytest.mark.parametrize(
     ("here", "there", "notice"),
     [
-        (7, 5, "its classifier of 5 classes is left out; the model's of 7 starts anew"),
-        (0, 5, "its classifier of 5 classes is left out, as the model has none"),
-        (7, 0, "holds no classifier; the model's of 7 classes starts anew"),
+        (
+            7,
+            5,
+            "its classifier of 5 classes is not loaded; the model's classifier of 7 classes stays newly initialized",
+        ),
+        (0, 5, "its classifier of 5 classes is not loaded; the model has none"),
+        (7, 0, "has no classifier; the model's classifier of 7 classes stays newly initialized"),
     ],
 )
 def test_the_classifier_stays_and_a_notice_says_so(here: int, there: int, notice: str) -> None:
@@ -58,12 +62,15 @@ def test_the_same_number_of_classes_is_no_news(classes: int) -> None:
 
 
 def test_the_classifier_of_another_model_of_timms_is_found_under_its_name() -> None:
-    """ResNet's is `fc`."""
+    """ResNet's classifier is called `fc`."""
     model = xcit.create_model("timm", name="test_resnet", num_classes=7)
     classifier = model.default_cfg["classifier"]
     source = moved(xcit.create_model("timm", name="test_resnet", num_classes=5).state_dict(), 0.5)
     before = snapshot(model)
-    with pytest.warns(xcit.Notice, match="its classifier of 5 classes is left out; the model's of 7 starts anew"):
+    with pytest.warns(
+        xcit.Notice,
+        match="its classifier of 5 classes is not loaded; the model's classifier of 7 classes",
+    ):
         xcit.load_weights(model, source)
     for key, value in model.state_dict().items():
         assert torch.equal(value, (before if key.startswith(f"{classifier}.") else source)[key]), key

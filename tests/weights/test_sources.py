@@ -1,4 +1,4 @@
-"""Weights come by name or address: downloaded once, checked, and never half; where that fails, one line says why."""
+"""Weights are found by name or URL, downloaded once, and checked. Errors have one line."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def as_file(content: object) -> bytes:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    """In the place of the authors' host, with an empty cache on this side."""
+    """A local server in place of the authors' host, with an empty cache."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     with serve() as playing:
         monkeypatch.setattr(published, "HOST", f"{playing.url}/")
@@ -51,13 +51,13 @@ def cached(cache: Path) -> list[str]:
 
 
 def refused(source: str) -> str:
-    """The error that the source leads to: an InputError of one line, which also says what one can do."""
+    """The message of the InputError for this source: one line that also says what to do."""
     with pytest.raises(xcit.InputError) as caught:
         xcit.load_weights(tiny(), source)
     message = str(caught.value)
     assert "\n" not in message
     assert "cannot be downloaded (" in message
-    assert message.endswith("a file that is here already can be given by its path")
+    assert message.endswith("if you have the file, pass its path")
     return message
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_here_comes_before_a_name(host: Host, tmp_path: Path, mon
 
 @pytest.mark.parametrize("folder", ["weights/", "/no/such/", "./", "../"])
 def test_a_path_is_never_taken_for_a_name(folder: str, host: Host) -> None:
-    """Who writes a folder means a file of his own: a typing error must not become another file."""
+    """A path with a folder is never taken for a published name, so a typo raises an error."""
     for name in (FILE, FILE.removesuffix(".pth"), "xcit_nano_12_p8_224.fb_in1k", "xcit_n12_p8.fb_in1k"):
         with pytest.raises(xcit.InputError, match="no such file"):
             locate(f"{folder}{name}")
@@ -167,7 +167,7 @@ def test_a_name_that_is_nearly_one_is_answered_with_it() -> None:
         locate("xcit_s12_p16.fb_in1")
 
 
-# The Hugging Face hub. Its client reads where it is when it is imported: each of these has a process of its own.
+# The Hugging Face hub. Its client reads the address of the hub when it is imported, so each test starts a process.
 
 LOAD = """
 import sys, time, warnings
@@ -190,7 +190,7 @@ ON_THE_HUB = f"/timm/{TIMM_NAME}/resolve/main/model.safetensors"
 
 
 def in_a_process(tmp_path: Path, *sources: str, **environment: str) -> str:
-    """What it prints; a traceback fails the test."""
+    """What the process prints. A traceback fails the test."""
     safetensors.torch.save_file(STATE, tmp_path / "expected.safetensors")
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path / "expected.safetensors"), *sources],

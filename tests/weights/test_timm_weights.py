@@ -1,4 +1,4 @@
-"""Weights pass between the authors' files, timm's models and ours, both ways, to the bit, in all 14 architectures."""
+"""Weights convert between the authors' files, timm's models and ours, bit for bit, in all 14 architectures."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from ..models.examples import authors_state, same
 ARCHITECTURES = [(name, patch_size) for name in xcit.list_models() for patch_size in (16, 8)]
 
 
-def uninitialised(name: str, patch_size: int) -> tuple[nn.Module, nn.Module]:
-    """(timm's model, ours), built at no cost, on the meta device."""
+def uninitialized(name: str, patch_size: int) -> tuple[nn.Module, nn.Module]:
+    """(timm's model, ours), built on the meta device, which needs no memory."""
     with torch.device("meta"):
         return timm.create_model(timm_name(name, patch_size)), xcit.create_model(name, patch_size=patch_size)
 
 
 @torch.no_grad()
 def random_state(model: nn.Module) -> dict[str, Tensor]:
-    """Other numbers in each tensor, the counters of BatchNorm included."""
+    """A state dict with different numbers in each tensor, including BatchNorm's counters."""
     generator = torch.Generator().manual_seed(0)
     state = model.to_empty(device="cpu").state_dict()
     for number, value in enumerate(state.values()):
@@ -38,7 +38,7 @@ def random_state(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("name", "patch_size"), ARCHITECTURES)
 def test_an_authors_file_of_timms_model_is_ours_to_the_bit_and_back(name: str, patch_size: int, tmp_path: Path) -> None:
-    theirs, ours = uninitialised(name, patch_size)
+    theirs, ours = uninitialized(name, patch_size)
     expected = random_state(theirs)
     published = authors_state(expected)
 

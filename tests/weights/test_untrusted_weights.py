@@ -1,4 +1,4 @@
-"""A pickle can carry code. Whatever reads weights refuses such a file before any of it runs."""
+"""A pickle can contain code. Everything that reads weights refuses such a file before the code runs."""
 
 import pickle
 from collections.abc import Callable
@@ -24,14 +24,14 @@ REFUSAL = r"not a file of weights \(tensors and plain data are read, code is not
 
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path: Path) -> object:
-    """After each test the mark that the code would leave is not there; reading it carelessly leaves it."""
+    """The marker file that malicious code would create must not exist after a test."""
     yield
     assert not Intruder(tmp_path).mark.exists()
 
 
 @pytest.fixture(params=["bare", "model", "DINO", "run", "beside the weights", "pickle", "legacy"])
 def evil(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
-    """The content of a file that torch saved, with the code at some place in it."""
+    """The content of a file that torch saved, with malicious code somewhere in it."""
     code, path, weights = Intruder(tmp_path), tmp_path / "made.pth", tiny().state_dict()
     content = {
         "bare": {"head.weight": code},
@@ -53,7 +53,7 @@ def test_the_code_would_run_where_it_is_read_carelessly(evil: bytes, tmp_path: P
     path.write_bytes(evil)
     try:
         torch.load(path, weights_only=False)
-    except RuntimeError:  # a plain pickle is none of torch's
+    except RuntimeError:  # a plain pickle is not in torch's format
         pickle.loads(evil)
     assert Intruder(tmp_path).mark.exists()
     Intruder(tmp_path).mark.unlink()

@@ -1,4 +1,4 @@
-"""Other processes: the only module that asks whether there are any."""
+"""Rank, world size and collectives. Other modules use these functions."""
 
 import os
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """One process of each machine runs the block first: a download that the others then find in the cache."""
+    """One process of each machine runs the block first, so that the others find its downloads in the cache."""
     first = int(os.environ.get("LOCAL_RANK", rank())) == 0
     if world_size() > 1 and not first:
         dist.barrier()
@@ -110,7 +110,7 @@ def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager:
-    """A context for a pass whose gradients are not averaged yet, because more will be added to them."""
+    """Skip DDP's gradient averaging; used for all but the last accumulation step."""
     return module.no_sync() if stay and isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 

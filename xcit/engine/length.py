@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Length:
@@ -10,21 +12,25 @@ class Length:
     epochs: int | None = None
     updates: int | None = None
 
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.updates is None):
+            raise InputError(f"train.epochs={self.epochs}, train.updates={self.updates}: exactly one must be given")
+
     def num_updates(self, updates_per_epoch: int) -> int:
         """Updates of the whole run."""
-        return (self.epochs or 0) * updates_per_epoch if self.updates is None else self.updates
+        return self.updates if self.epochs is None else self.epochs * updates_per_epoch  # type: ignore[return-value]
 
     def num_epochs(self, updates_per_epoch: int) -> int:
-        """Epochs that the run begins."""
-        return self.epochs or 0 if self.updates is None else -(-self.updates // updates_per_epoch)
+        """Number of epochs, including a partial last one."""
+        return -(-self.num_updates(updates_per_epoch) // updates_per_epoch)
 
     def is_reached(self, *, step: int, epoch: int, seen: int) -> bool:
-        """Whether a run with so many updates and epochs done, and images seen of the next epoch, is at its end."""
-        if self.updates is None:
-            return epoch >= (self.epochs or 0)
-        # A run that was stopped between its last update and the validation still has that to do.
-        return step >= self.updates and not seen
+        """Whether the run is complete after `step` updates, `epoch` epochs and `seen` images of the next epoch."""
+        if self.epochs is not None:
+            return epoch >= self.epochs
+        # A run that was stopped between its last update and the validation must still validate.
+        return self.updates is not None and step >= self.updates and not seen
 
-    def cut(self, num_updates: int, *, step: int) -> int:
-        """As many of the updates that are left of an epoch as the run still makes."""
+    def limit_updates(self, num_updates: int, *, step: int) -> int:
+        """Limit an epoch's remaining updates to those of the run."""
         return num_updates if self.updates is None else min(num_updates, self.updates - step)

@@ -22,7 +22,7 @@ from .task import Losses, Position, Task
 
 
 class EpochLoader(Protocol):
-    """Batches of one process. Those of an epoch follow from its number alone; the first `start` are left out."""
+    """Batches of one process. The epoch number alone determines them. The first `start` are skipped."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class EpochLoader(Protocol):
 
 @dataclass(frozen=True)
 class Trainer:
-    """How an update is made; what it changes is in the `TrainingState`.
+    """Runs updates. They change only `state`.
 
     Args:
         module: the state's task as it is called in training (compiled, in DDP).
@@ -57,7 +57,7 @@ class Trainer:
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> Iterator[None]:
         """Make the updates that are left of an epoch, yielding after each.
 
-        Nothing waits for the device except logging (and fp16's scaler).
+        Only logging (and the fp16 scaler) waits for the device.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -68,10 +68,10 @@ class Trainer:
             part.eval()
         state.loss_sums = {name: total.to(self.device) for name, total in state.loss_sums.items()}
 
-        # Where the epoch stands, and how much of it the run still makes.
+        # Find the position in this epoch, and the last update to run in it.
         updates_per_epoch = len(loader) // self.accumulate
         done = state.seen // self.global_batch_size
-        last = done + self.length.cut(updates_per_epoch - done, step=state.step)
+        last = done + self.length.limit_updates(updates_per_epoch - done, step=state.step)
         batches = loader.epoch(state.epoch, start=done * self.accumulate)
 
         timed_step, timed_at = state.step, time.perf_counter()
@@ -105,7 +105,7 @@ class Trainer:
         state = self.state
         totals: Losses = {}
 
-        # Gradients: a forward and a backward pass over each share of the batch.
+        # Compute gradients: a forward and a backward pass over each share of the batch.
         for part in range(self.accumulate):
             batch = next(batches)
             # After the loader, which may use the same generator in this process.
@@ -118,7 +118,7 @@ class Trainer:
                 share = loss.detach() / self.accumulate
                 totals[name] = totals[name] + share if name in totals else share
 
-        # The step, between the task's hooks.
+        # Take the optimizer step, with a task hook before and after it.
         state.scaler.unscale_(state.optimizer)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(state.task.parameters(), self.clip_norm)
@@ -144,23 +144,23 @@ def fit(
     save_every: int | None = None,
     asked_to_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Train from where the state stands to the end; validate both sets of weights after each epoch.
+    """Train from the current state to the end of the run; validate both sets of weights after each epoch.
 
     Args:
-        save_every: write a checkpoint after so many updates within an epoch, too, or None.
-        asked_to_stop: called by all processes after each update and each validation; returns who asks, if anybody.
+        save_every: updates between two checkpoints within an epoch, or None.
+        asked_to_stop: called by all processes after each update and each validation; returns the name of the signal
+            that asks the run to stop, or None.
 
     Raises:
-        TrainingError: a loss is not finite, or somebody asked to stop, and the checkpoint to continue from is written.
+        TrainingError: a loss is not finite, or a signal stopped the run; then its checkpoint is written.
     """
     state, length = trainer.state, trainer.length
     updates_per_epoch = len(loader) // trainer.accumulate
-    begun = state.seen // trainer.global_batch_size
     bar = Progress(
         length.num_epochs(updates_per_epoch),
         length.num_updates(updates_per_epoch),
         epochs_done=state.epoch,
-        updates_done=state.epoch * updates_per_epoch + begun,
+        updates_done=state.step,
         shown=distributed.is_main(),
     )
     with bar as progress:
@@ -179,7 +179,8 @@ def fit(
             for weights, measured in results.items():
                 row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
                 recorder.log(row | measured)
-            if any(not math.isfinite(value) for measured in results.values() for value in measured.values()):
+            decisive = ("loss", state.headline)  # others may be NaN: the IoU of a class that never occurs
+            if any(not math.isfinite(measured.get(key, 0.0)) for measured in results.values() for key in decisive):
                 raise not_finite(f"validation after epoch {state.epoch} measured {results}")
 
             # The epoch's checkpoint.
@@ -195,8 +196,8 @@ def fit(
 
 def stopped(asking: str, state: TrainingState, folder: RunFolder) -> TrainingError:
     return TrainingError(
-        f"stopped by {asking} after update {state.step}, which is in {folder.last}; "
-        f"the same command with resume={folder.path} goes on from there"
+        f"stopped by {asking} after update {state.step}; checkpoint: {folder.last}; "
+        f"to continue, add resume={folder.path} to the same command"
     )
 
 
@@ -211,7 +212,7 @@ def require_finite(state: TrainingState) -> None:
 
 def not_finite(what: str) -> TrainingError:
     return TrainingError(
-        f"{what}: the run stops here, and a checkpoint that it has is from before; "
+        f"{what}: training stopped; any existing checkpoint is from an earlier update; "
         "try a lower optim.lr or train.precision=fp32"
     )
 

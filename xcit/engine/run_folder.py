@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and who may write there. The main process alone makes it."""
+"""Creates and finds run folders. Only the main process writes."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class RunFolder:
         abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.last.exists()
         if names and not abandoned:
             raise InputError(
-                f"run_dir={self.path}: holds something already; give a new folder (a training run goes on with resume=)"
+                f"run_dir={self.path}: is not empty; choose a new folder, or continue its run with resume="
             )
         require_writable(self.path)
 
@@ -57,7 +57,7 @@ class RunFolder:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
 
     def describe(self, config_yaml: str, classes: list[str] | None = None) -> None:
-        """Write down what is about to run, and remove files that a killed run left half-written."""
+        """Write config.yaml, environment.json and classes.json; remove files that a killed run left half-written."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
         write_text(self.path / "config.yaml", config_yaml)

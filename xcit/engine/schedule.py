@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 def make_schedule(
     optimizer: Optimizer,
     *,
-    epochs: float,
+    num_updates: int,
     updates_per_epoch: int,
     warmup_epochs: float,
     warmup_lr: float,
@@ -17,10 +17,11 @@ def make_schedule(
     """timm's schedule; call `step_update(updates done)` before each update.
 
     The rate rises linearly from warmup_lr during the warm-up, then follows a cosine that starts at update 0 (as in
-    DeiT), reaches min_lr cooldown_epochs before the end, and stays there. `epochs` counts all three. If warm-up and
-    cool-down would fill the run, both shrink in proportion, so that half of it is left for the cosine. If the peak is
-    below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
+    DeiT), reaches min_lr cooldown_epochs before the end, and stays there. `num_updates` counts all three. If warm-up
+    and cool-down would fill the run, both shrink in proportion, so that half of it is left for the cosine. If the peak
+    is below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
     """
+    epochs = num_updates / updates_per_epoch
     peak = max(group["lr"] for group in optimizer.param_groups)
     shrink = 1.0
     if warmup_epochs + cooldown_epochs >= epochs:

@@ -18,13 +18,13 @@ from ..storage import load_exactly, read_tensors
 from . import distributed
 from .task import Losses, Task
 
-# What a parameter group holds by configuration, besides the optimizer's own arguments.
+# Keys of a parameter group that come from the configuration. They are not restored.
 OF_GROUPS = ("params", "initial_lr", "lr_scale", "use_fallback")
 
 
 @dataclass
 class TrainingState:
-    """What a run has learnt and where it stands.
+    """Weights, optimizer state and position of a run.
 
     It holds no generator state and no schedule: order, augmentation, mixing and drop path follow from
     (seed, epoch, step), and the learning rate from the step. One number, `seen`, tells where an unfinished epoch
@@ -49,7 +49,7 @@ class TrainingState:
     logged: int = 0
     """The update after which the last row of training metrics was written."""
     loss_sums: Losses = field(default_factory=dict)
-    """By name, the sums of this process's losses over the updates since then, on the device."""
+    """Loss name → this process's sum since the last logged row, on the device."""
     best: float | None = None
     """The best value of the task's headline metric so far; of the EMA weights if there are any."""
 
@@ -78,7 +78,7 @@ class TrainingState:
         self.loss_sums, self.logged = {}, self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes. All processes make it together, and any one may save it."""
+        """What `load_state_dict` takes. A collective call: all processes must make it. Any one may save the result."""
         return {
             "format": FORMAT,
             "backbone": self.task.backbone,
@@ -97,11 +97,14 @@ class TrainingState:
         }
 
     def load_state_dict(self, content: Mapping[str, Any], origin: str) -> None:
-        """Continue where `content` stood. `origin` names it in the errors.
+        """Restore the state in `content`. `origin` names it in the errors.
 
         The optimizer's moments are restored; learning rates and weight decay are the configured ones.
         """
-        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=False):
+        num_now, num_before = len(self.identity["classes"]), len(content["identity"]["classes"])
+        if num_now != num_before:
+            raise InputError(f"{origin}: was trained with {num_before} classes, the data have {num_now}")
+        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=True):
             if now != before:
                 raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
         seen = content.get("seen", 0)  # older checkpoints are of the end of an epoch
@@ -122,7 +125,7 @@ class TrainingState:
         self.identity["tracker"] = content["identity"].get("tracker")
 
     def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
-        """Refuse to continue within an epoch whose order has changed: nobody could tell what is left of it."""
+        """Refuse to continue within an epoch whose order has changed, because the remaining images would be unknown."""
         for key, before in content["identity"]["order"].items():
             now = self.identity["order"].get(key)
             if now != before:
@@ -132,7 +135,7 @@ class TrainingState:
                 )
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state by the names of parameters, and what LAMB and others count for all of them."""
+        """The optimizer's state by the names of parameters, and group-level counters such as LAMB's step."""
         names = {id(parameter): name for name, parameter in self.task.named_parameters()}
         return {
             "name": type(self.optimizer).__name__,
@@ -164,7 +167,7 @@ class TrainingState:
 
 
 def own_share(sums: Sequence[dict[str, float]]) -> Losses:
-    """This process's sums of losses; with another number of processes than before, the mean of all."""
+    """This process's sums of losses. If the number of processes changed, each gets the mean."""
     if len(sums) == distributed.world_size():
         own = sums[distributed.rank()]
     else:
@@ -173,10 +176,10 @@ def own_share(sums: Sequence[dict[str, float]]) -> Losses:
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint that one of our runs wrote, as of the present version."""
+    """Read a checkpoint and convert it to the current format."""
     content = read_tensors(path)
     if content.get("format") == FORMAT_2:
-        # Version 2 knew one loss, and neither "backbone" nor "preprocessing", which a resumed run has of its own.
+        # Version 2 has one loss, and neither "backbone" nor "preprocessing". A resumed run sets both itself.
         return {**content, "loss_sums": [{"loss": total} for total in content.get("loss_sums", [0.0])]}
     if content.get("format") != FORMAT:
         given = content.get("format", "not given")
@@ -187,5 +190,5 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:
-    """Seed what is random inside the model for one forward pass, on every device."""
+    """Seed torch on every device for one forward pass (drop path, dropout)."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, part, rank]).generate_state(1)[0]))

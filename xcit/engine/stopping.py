@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """In this context a signal that asks the process to end is only noted; SIGQUIT (Ctrl-\\) and SIGKILL end it.
+    """In this context SIGINT, SIGTERM and SIGUSR1 only set a flag; SIGQUIT (Ctrl-\\) and SIGKILL end the process.
 
-    Under torchrun one Ctrl-C arrives twice, so a second signal means no more than the first.
+    Further signals have no effect, because torchrun delivers one Ctrl-C twice.
     """
 
     def __init__(self) -> None:

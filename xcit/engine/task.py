@@ -1,4 +1,4 @@
-"""What the loop needs of a task, and of what evaluates it."""
+"""Interfaces of the training loop: Task, Evaluator, Target, Position."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Target:
-    """What a data set's examples are labelled with."""
+    """The kind of target in a data set, and the names of its classes."""
 
     kind: str
     """"class", "classes", "values", "boxes", "mask" or "none"."""
     classes: tuple[str, ...] = ()
-    """The names of the classes by number; empty if the targets have none."""
+    """The names of the classes by number, or of the values; empty if the targets have none."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, for whatever follows a schedule."""
+    """The progress of a run, for schedules in a task's hooks."""
 
     update: int
     """Updates done."""
@@ -45,9 +45,9 @@ class Position:
 
 
 class Evaluator(Protocol):
-    """Measures a task: it is fed batch by batch and asked once.
+    """Measures a task. `update` is called for each batch, `compute` once at the end.
 
-    `compute` sums over all processes; its dictionary holds "images", their number.
+    `compute` sums over all processes. Its result must contain "images", the number of images.
     """
 
     def update(self, batch: Any) -> None: ...
@@ -56,9 +56,10 @@ class Evaluator(Protocol):
 
 
 class Task(nn.Module):
-    """A model with what it learns. Called with a batch it returns named losses, means over the batch.
+    """A model with its training objective. `forward(batch)` returns named losses, averaged over the batch.
 
-    Everything that must survive a crash is in the state dict: further modules (a momentum teacher), buffers (a center).
+    The state dict must hold everything that must survive a crash. Store it in modules (a momentum teacher) or buffers
+    (a center), and register these in `__init__`.
     """
 
     view: ClassVar[str]
@@ -84,21 +85,24 @@ class Task(nn.Module):
         """Raise an InputError if the task's options contradict the view's."""
 
     def forward(self, batch: Any) -> Losses:
-        raise NotImplementedError  # each task has its own
+        raise NotImplementedError
 
     def evaluator(self) -> Evaluator:
-        raise NotImplementedError  # likewise
+        raise NotImplementedError
 
     # Hooks, which the engine calls without knowing why.
 
     def begin_training(self, device: torch.device) -> None:
-        """Called once before the first update, and not before an evaluation: fetch what only training needs."""
+        """Called once before the first update, not before an evaluation. Fetch what only training needs.
+
+        The state dict must stay the same: the optimizer and the EMA exist already.
+        """
 
     def before_step(self, position: Position, optimizer: torch.optim.Optimizer) -> None:
-        """Called when the gradients are complete: cancel some, or schedule a parameter group's weight decay."""
+        """Called after backward and clipping, before the optimizer step: cancel gradients, or schedule weight decay."""
 
     def after_update(self, position: Position) -> None:
-        """Called after each update: move a momentum teacher, or anneal a temperature."""
+        """Called after each update: update a momentum teacher, or anneal a temperature."""
 
 
 def require_target(name: str, task: type[Task], data_name: str, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The stem's BatchNorm with the GELU after it; and the running statistics, for kernels that compute a BatchNorm."""
+"""The stem's BatchNorm with the GELU after it, and functions that update the running statistics of any BatchNorm."""
 
 from typing import Any, TypeGuard
 
@@ -15,7 +15,7 @@ from .dispatch import backend_for
 
 
 def batchnorm_gelu(image: Tensor, bn: nn.Module) -> Tensor:
-    """gelu(bn(image)), (B, C, H, W) → (B, C, H, W). Where a kernel runs, only the input is saved for backward."""
+    """gelu(bn(image)), (B, C, H, W) → (B, C, H, W). If a kernel runs, it saves only the input for the backward pass."""
     x = image.permute(0, 2, 3, 1)
     if not uses_batch_statistics(bn, x) or not runs_on_cpu(x, *bn.parameters(), *running_statistics(bn)):
         return F.gelu(bn(image))
@@ -26,7 +26,7 @@ def batchnorm_gelu(image: Tensor, bn: nn.Module) -> Tensor:
 
 
 class BatchNormGELU(torch.autograd.Function):
-    """mean and rstd are those of x. They get no gradients: the gradient of x contains their part."""
+    """mean and rstd are functions of x. They get no gradients; the gradient of x takes them into account."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ def runs_on_cpu(x: Tensor, *parameters: Tensor) -> bool:
 
 
 def uses_batch_statistics(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether bn is an nn.BatchNorm2d in training mode, with all parameters and buffers, and takes x, (…, C).
+    """Whether bn is an nn.BatchNorm2d in training mode with all parameters and buffers, and accepts x, (…, C).
 
-    It refuses one value per channel.
+    BatchNorm raises an error for one value per channel.
     """
     if type(bn) is not nn.BatchNorm2d or not bn.training or not bn.affine or x.shape[:-1].numel() < 2:
         return False
@@ -90,7 +90,7 @@ def count_batch(bn: nn.BatchNorm2d) -> float:
 
 
 def update_running_statistics(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, num_places: int) -> None:
-    """Update the running statistics with those of a batch of so many places. var: biased; the running one is not."""
+    """Update the running statistics with those of a batch. var is biased; the running variance is not."""
     momentum = count_batch(bn)
     with torch.no_grad():
         for running, found in zip(running_statistics(bn), (mean, var * (num_places / (num_places - 1))), strict=True):

@@ -1,7 +1,8 @@
-"""Class attention without keys and values of the patches: there is one query, so that both projections can wait.
+"""Class attention without keys and values of the patches.
 
-The scores are qᵀ(Wₖ x) = (Wₖᵀ q)ᵀ x, and the output is Σ aₙ (Wᵥ xₙ) = Wᵥ Σ aₙ xₙ. That takes about heads · N · C
-multiplications instead of N · C².
+There is one query, so the projections of keys and values can be applied to it instead of to every token. The scores
+are qᵀ(Wₖ x) = (Wₖᵀ q)ᵀ x, and the output is Σ aₙ (Wᵥ xₙ) = Wᵥ Σ aₙ xₙ. That takes about heads · N · C multiplications
+instead of N · C².
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Cross-covariance attention through the covariance of the tokens: fewer multiplications where there are many tokens.
 
-With X the normalised tokens (N × C) the scores of a head are Wq (XᵀX) Wkᵀ. The squared norms of its queries and keys
+With X the normalized tokens (N × C) the scores of a head are Wq (XᵀX) Wkᵀ. The squared norms of its queries and keys
 are the diagonals of Wq (XᵀX) Wqᵀ and Wk (XᵀX) Wkᵀ. Its output is X (Wp A Wv)ᵀ. The biases add terms of rank one,
 through the column sums of X. So an image needs one product for XᵀX and one for the output, 2 N C² multiplications
 instead of 4 N C². Queries, keys and values of the tokens are never computed.
@@ -37,7 +37,7 @@ def is_cheaper(x: Tensor, heads: int, training: bool) -> bool:
 def attend_by_covariance(
     x: Tensor, temperature: Tensor, weight: Tensor, bias: Tensor, proj_weight: Tensor, proj_bias: Tensor
 ) -> Tensor:
-    """Cross-covariance attention with both projections, of normalised tokens: (B, N, C) → (B, N, C). Saves x alone.
+    """Cross-covariance attention with both projections, of normalized tokens: (B, N, C) → (B, N, C). Saves x alone.
 
     weight, bias: of queries, keys and values together, (3C, C) and (3C,).
     """

@@ -8,24 +8,30 @@ from torch.autograd.function import once_differentiable
 
 from .cpu.cross_covariance import attend_backward as cpu_backward
 from .cpu.cross_covariance import attend_forward as cpu_forward
-from .cpu.cross_covariance import fits
-from .dispatch import Backend, backend_for, is_compiling
+from .cpu.cross_covariance import fits as fits_cpu
+from .dispatch import Backend, backend_for, overflows, without_autocast
 
 WIDEST_IN_TRITON = 128
-"""Channels of a head. Wider ones do not fit into a GPU's registers."""
+"""Channels of a head. Wider heads do not fit into a GPU's registers."""
 
 
 def attend(qkv: Tensor, temperature: Tensor) -> Tensor:
-    """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Saves qkv and d × d matrices."""
+    """V · softmax(K̂ᵀ Q̂ / τ) of every head: (B, N, 3C), (heads, 1, 1) → (B, N, C). Saves qkv and d × d matrices.
+
+    In fp16 the sums over the tokens would overflow, so it computes in fp32.
+    """
+    if overflows(qkv):
+        with without_autocast(qkv):
+            return attend(qkv.float(), temperature.float()).to(qkv.dtype)
     if not torch.is_grad_enabled():
-        return attend_forward(qkv, temperature, choose_backend(qkv, temperature))[0]
+        return attend_forward(qkv, temperature, backend_for("attend", qkv, temperature, fits=fits))[0]
     return Attend.apply(qkv, temperature)
 
 
 class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, temperature: Tensor) -> Tensor:
-        ctx.backend = choose_backend(qkv, temperature)
+        ctx.backend = backend_for("attend", qkv, temperature, fits=fits)
         attended, *saved = attend_forward(qkv, temperature, ctx.backend)
         ctx.save_for_backward(qkv, temperature, *saved)
         return attended
@@ -40,13 +46,11 @@ class Attend(torch.autograd.Function):
         return (cpu_backward if ctx.backend == "cpu" else torch_backward)(grad, *ctx.saved_tensors)
 
 
-def choose_backend(qkv: Tensor, temperature: Tensor) -> Backend:
-    backend = backend_for("attend", qkv, temperature)
-    if backend == "triton" and qkv.shape[-1] > 3 * WIDEST_IN_TRITON * len(temperature):
-        return "torch"
-    if backend == "cpu" and not fits(qkv, temperature, compiled=is_compiling()):
-        return "torch"
-    return backend
+def fits(qkv: Tensor, temperature: Tensor, *, backend: Backend, compiled: bool) -> bool:
+    """Whether the backend's kernels accept these shapes and strides."""
+    if backend == "triton":
+        return qkv.shape[-1] <= 3 * WIDEST_IN_TRITON * len(temperature)
+    return fits_cpu(qkv, temperature, compiled)
 
 
 def attend_forward(qkv: Tensor, temperature: Tensor, backend: Backend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +82,7 @@ def torch_backward(
     grad_scores = torch._softmax_backward_data(grad_attention, attention, -1, attention.dtype)
     grad_cosines = grad_scores * temperature
     grad_products = (grad_cosines * (inverse[:, 0, :, :, None] * inverse[:, 1, :, None])).to(q.dtype)
-    # A normalised column does not change when the column grows: its own direction is taken out of the gradient.
+    # Scaling a column does not change the normalized one, so the gradient has no component along the column.
     along = grad_cosines * cosines
     along_q = (along.sum(-1) * inverse[:, 0].square()).to(q.dtype)[..., None, :]
     along_k = (along.sum(-2) * inverse[:, 1].square()).to(q.dtype)[..., None, :]

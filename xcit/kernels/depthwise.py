@@ -1,7 +1,7 @@
 """Depthwise 3 × 3 convolutions of tokens, with the norm before them, by torch or by Triton.
 
-Tokens (B, N, C) are a map with its channels last: torch convolves them without a copy. The norms and the GELU are
-computed again in the backward pass.
+Tokens (B, N, C) are a map in channels-last memory format, which torch convolves without a copy. The backward pass
+recomputes the norms and the GELU.
 """
 
 from typing import Any
@@ -40,9 +40,9 @@ def norm_depthwise(x: Tensor, norm: nn.LayerNorm, conv: nn.Conv2d, grid: Grid) -
 
 
 def gelu_batchnorm_depthwise(x: Tensor, bn: nn.Module, conv: nn.Conv2d, scale: Tensor, grid: Grid) -> Tensor:
-    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Saves x alone where bn is an ordinary one.
+    """scale · conv(bn(gelu(x))) over the grid, (B, N, C) → (B, N, C). Saves only x if bn is an ordinary nn.BatchNorm2d.
 
-    Any other bn is called as a module, and so is one that refuses x.
+    Any other bn is called as a module, and so is one that raises an error for x.
     """
     weight, bias = scale_convolution(conv, scale)
     if not uses_batch_statistics(bn, x):
@@ -150,7 +150,7 @@ def gelu_batchnorm_depthwise_backward(
     grid: Grid,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, scale, shift, weight and bias. mean and rstd: those of gelu(x), (C,)."""
-    # Compute the normalised map again.
+    # Recompute the normalized map.
     activated, slope = gelu(x), scale * rstd
     normed = torch.addcmul((shift - mean * slope).to(x.dtype), activated, slope.to(x.dtype))
     # Go back through the convolution, the BatchNorm and the GELU.
@@ -163,7 +163,7 @@ def gelu_batchnorm_depthwise_backward(
 
 
 def scale_convolution(conv: nn.Conv2d, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of scale · conv. Their gradients have the strides of the parameters, as DDP wants."""
+    """Weight and bias of scale · conv. Their gradients have the strides of the parameters, which DDP expects."""
     assert conv.bias is not None
     return (scale[:, None] * conv.weight.flatten(1)).view_as(conv.weight), scale * conv.bias
 
@@ -184,7 +184,7 @@ def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, grid: Grid) -> tu
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) → (B, C, H, W), a view with the channels last, also by its strides where there is a single image."""
+    """(B, N, C) → (B, C, H, W), a view whose strides are channels-last even for a single image."""
     return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 

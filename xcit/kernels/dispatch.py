@@ -1,13 +1,13 @@
 """Decides what runs: a layer's plain or fast form, and for each operation torch, a CPU kernel or a Triton kernel.
 
-This is the only file of the package that asks about devices, types, autocast, compilers, tracers, hooks and processors.
-`chosen` answers for a layer, `backend_for` for an operation and its inputs. Conditions on shapes and strides stand
-beside the operation.
+No other file here or in models/fast asks about devices, types, autocast, compilers, tracers, hooks and processors.
+`runs_fast_form` decides for a layer, `backend_for` for an operation and its inputs.
 """
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,8 @@ from ..errors import InputError
 Kernels = Literal["auto", "plain", "fast", "triton"]
 KINDS: tuple[Kernels, ...] = ("auto", "plain", "fast", "triton")
 Backend = Literal["torch", "cpu", "triton"]
+Fits = Callable[..., bool]
+"""Takes an operation's tensors, `backend` and `compiled`. Whether the backend's kernel accepts shapes and strides."""
 
 TRITON = {"attend", "depthwise", "folded_local_patch", "gelu_backward", "layer_norm", "layer_norm_backward"}
 """Operations that have a Triton kernel, for fp32 and bf16 on a GPU."""
@@ -29,12 +31,12 @@ CPP = {"attend", "batchnorm_gelu", "folded_local_patch", "gelu", "gelu_backward"
 ONEDNN_OPERATIONS = {"convolution", "grad_input", "grad_weight", "product"}
 """Operations that oneDNN does on an x86 CPU."""
 EAGER_ONLY = {"batchnorm_gelu", "grad_bias", "layer_norm_backward"}
-"""Operations whose CPU kernel compiled code does not call: there the compiler's own is as fast."""
+"""Operations whose CPU kernel compiled code does not call, because the compiler's own code is as fast."""
 OPERATIONS = TRITON | CPP | ONEDNN_OPERATIONS | {"covariance", "grad_bias"}
 
 
 def is_made_by_intel() -> bool:
-    """Whether the CPU is Intel's, for which MKL is at its best."""
+    """Whether this is a CPU of Intel's, where MKL's backward products are faster than oneDNN's."""
     info = Path("/proc/cpuinfo")
     return "GenuineIntel" in (info.read_text() if info.is_file() else platform.processor())
 
@@ -51,19 +53,26 @@ ONEDNN_BACKWARD = ONEDNN and not is_made_by_intel()
 """Whether products of the backward pass do. On Intel's CPUs MKL is 5 to 20 % faster there."""
 FP32 = {torch.float32}
 ONEDNN_DTYPES = {torch.float32}
-if HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+if HAS_ONEDNN and getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)():
     ONEDNN_DTYPES.add(torch.bfloat16)
 
 HAS_TRITON = find_spec("triton") is not None
 has_cpp = False
-"""Whether compiled C++ kernels were loaded, see `announce_cpp`."""
-verdicts: dict[int | None, bool] = {}
+"""Whether compiled C++ kernels were loaded; `announce_cpp` sets it."""
+triton_is_correct: dict[int | None, bool] = {}
 """Whether the Triton kernels agree with torch, by the number of the GPU. self_check.py fills it."""
 
-_kind: Kernels = "auto"
+# Private functions of torch that have no public counterpart. If a version of torch lacks one, the default says that
+# nothing unusual is going on.
+count_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+get_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
+is_in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda x: True)
+
+_forced: Kernels = "auto"
+_forced_here = threading.local()
 _without: frozenset[str] = frozenset()
 
-ORDINARY = (Tensor, nn.Parameter)
 BATCHNORMS = nn.modules.batchnorm._BatchNorm
 FORM = {
     nn.Linear: ("bias",),
@@ -73,10 +82,7 @@ FORM = {
 }
 """The options of a part that the kernels rely on."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
-
-
-# What the user asks for.
+GLOBAL_HOOKS: tuple[dict, ...] = tuple(getattr(modules, f"_global{name}", {}) for name in HOOKS)
 
 
 @contextmanager
@@ -90,19 +96,29 @@ def forced(wanted: Kernels) -> Iterator[None]:
 
     Second derivatives and forward-mode derivatives need "plain".
     """
-    global _kind
+    global _forced
     if wanted not in KINDS:
         raise InputError(f"kernels={wanted!r}: must be one of {', '.join(KINDS)}")
-    before, _kind = _kind, wanted
+    before, _forced = _forced, wanted
     try:
         yield
     finally:
-        _kind = before
+        _forced = before
 
 
-def kind() -> Kernels:
-    """What `forced` asks for here, or "auto"."""
-    return _kind
+@contextmanager
+def forced_in_this_thread(wanted: Kernels) -> Iterator[None]:
+    """Like `forced`, but in the current thread only, where it has precedence. For autograd's threads."""
+    before, _forced_here.kernels = getattr(_forced_here, "kernels", None), wanted
+    try:
+        yield
+    finally:
+        _forced_here.kernels = before
+
+
+def forced_kernels() -> Kernels:
+    """What is forced in this thread; "auto" by default."""
+    return getattr(_forced_here, "kernels", None) or _forced
 
 
 @contextmanager
@@ -118,19 +134,16 @@ def without(*operations: str) -> Iterator[None]:
         _without = before
 
 
-# A layer: plain or fast.
-
-
-def chosen(layer: nn.Module, x: Tensor) -> bool:
+def runs_fast_form(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer runs its fast form on x."""
-    return _kind != "plain" and possible(x) and untouched(layer)
+    return forced_kernels() != "plain" and allows_fast_operations(x) and is_unmodified(layer)
 
 
-def possible(x: Tensor) -> bool:
+def allows_fast_operations(x: Tensor) -> bool:
     """Whether anything but plain torch operations may run on x.
 
-    Not in fp16, which overflows in products over the tokens. Not where somebody wants to see torch's operations:
-    torch.export, torch.jit, torch.func, and dispatch modes such as FLOP counters and fake tensors. Not in code that
+    False in fp16, where sums over the tokens overflow. False under tools that need to see PyTorch's operations:
+    torch.export, torch.jit, torch.func, and dispatch modes such as FLOP counters and fake tensors. False in code that
     torch.compile compiles for a GPU, because its own kernels are faster there.
     """
     device = "cpu" if x.is_cpu else "cuda"
@@ -139,19 +152,35 @@ def possible(x: Tensor) -> bool:
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return False
     if is_compiling():
-        return device == "cpu" and not is_exporting()
+        # In torch 2.11 the public torch.compiler.is_exporting is true in torch.compile, too.
+        return device == "cpu" and not getattr(torch.compiler, "_is_exporting_flag", False)
     return not is_observed()
 
 
 def may_fold(x: Tensor) -> bool:
     """Whether a call on x may use tensors that were derived from the parameters, folded weights for example.
 
-    Not for compilers, tracers and torch.func, which need to see how the output depends on the parameters, nor under
-    global hooks, which FLOP counters use. fp16 is possible: no gradients are computed.
+    False under compilers, tracers and torch.func, which need to see how the output depends on the parameters, and under
+    global hooks, which FLOP counters use. True in fp16: see `overflows`.
     """
-    if is_compiling() or is_observed() or _kind == "plain" or any(getattr(modules, name) for name in GLOBAL_HOOKS):
+    if is_compiling() or is_observed() or forced_kernels() == "plain" or any(GLOBAL_HOOKS):
         return False
-    return possible(x) or compute_dtype(x) == torch.float16
+    return allows_fast_operations(x) or compute_dtype(x) == torch.float16
+
+
+def overflows(x: Tensor) -> bool:
+    """Whether sums over the tokens overflow in the type of x."""
+    return x.dtype == torch.float16
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on the device of x."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def compiles_whole_model(x: Tensor) -> bool:
+    """Whether to compile a stem and class attention with the parameter x: on a CPU that takes 20 s and gains 1 %."""
+    return x.is_cuda
 
 
 def is_compiling() -> bool:
@@ -159,38 +188,31 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling()
 
 
-def is_exporting() -> bool:
-    """Whether torch.export is at work. In torch 2.11 torch.compiler.is_exporting is true in torch.compile, too."""
-    return torch.compiler._is_exporting_flag
-
-
 def is_observed() -> bool:
     """Whether torch.jit.trace, torch.func or a dispatch mode sees each operation of this call."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
+    return count_dispatch_modes() > 0 or get_tracing_state() is not None or is_in_functorch()
 
 
-def untouched(layer: nn.Module) -> bool:
-    """Whether the layer has the parts that it was made with, and none of them is watched.
+def is_unmodified(layer: nn.Module) -> bool:
+    """Whether the layer has the parts that it was made with, without hooks on them.
 
-    A part may have been replaced by one that does something else: LoRA, quantisation, another activation.
+    A part may have been replaced by one that does something else: LoRA, quantization, another activation.
     """
-    if parts_of(layer) != getattr(layer, "made_of", None) or any(getattr(modules, name) for name in GLOBAL_HOOKS):
+    if parts_of(layer) != getattr(layer, "original_parts", None) or any(GLOBAL_HOOKS):
         return False
-    return not any(is_watched(part) for part in layer.modules() if part is not layer)
+    return not any(has_hooks(part) for part in layer.modules() if part is not layer)
 
 
-def is_watched(part: nn.Module) -> bool:
-    """Whether the module has hooks, or a `forward` of its own instead of its class's."""
+def has_hooks(part: nn.Module) -> bool:
+    """Whether the module has hooks, or a `forward` that replaces that of its class."""
     return "forward" in vars(part) or any(getattr(part, name) for name in HOOKS)
 
 
 def parts_of(layer: nn.Module) -> tuple[object, ...]:
     """The types and options of the layer's parts, as far as the kernels rely on them.
 
-    A layer stores this as `made_of` when it is made. A layer without it, from an older pickle, runs its plain form.
-    BatchNorms are left out: the kernels call them where they are not ordinary ones.
+    A layer stores this as `original_parts` when it is made. A layer without it, from an older pickle, runs its plain
+    form. BatchNorms are left out: operations call them as modules unless they are ordinary nn.BatchNorm2d.
     """
     return tuple(
         (name, type(part), *(form_of(part, key) for key in FORM.get(type(part), ())))
@@ -204,36 +226,39 @@ def form_of(part: nn.Module, key: str) -> object:
     return value is not None if key == "bias" else value
 
 
-# An operation: torch, a CPU kernel or a Triton kernel.
-
-
 def announce_cpp(loaded: bool) -> None:
-    """cpu/library.py tells whether it loaded the C++ kernels."""
+    """Called by cpu/library.py to say whether it loaded the C++ kernels."""
     global has_cpp
     has_cpp = loaded
 
 
-def backend_for(operation: str, x: Tensor, *others: Tensor | None) -> Backend:
-    """Which implementation of the operation may run on these tensors; None stands for an argument that is missing."""
-    if _kind == "plain" or operation in _without or not possible(x):
+def backend_for(operation: str, x: Tensor, *others: Tensor | None, fits: Fits | None = None) -> Backend:
+    """Which implementation of the operation runs on these tensors. None stands for an optional one that is missing."""
+    if forced_kernels() == "plain" or operation in _without or not allows_fast_operations(x):
         return "torch"
+    backend: Backend = "torch"
     if runs_triton(x):
-        return "triton" if operation in TRITON else "torch"
-    return "cpu" if runs_on_cpu(operation, x, *others) else "torch"
+        backend = "triton" if operation in TRITON else "torch"
+    elif runs_on_cpu(operation, x, *others):
+        backend = "cpu"
+    if backend != "torch" and fits and not fits(x, *others, backend=backend, compiled=is_compiling()):
+        return "torch"
+    return backend
 
 
 def runs_triton(x: Tensor) -> bool:
     """Whether Triton kernels run on x."""
-    if not x.is_cuda or not HAS_TRITON or _kind == "fast" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not x.is_cuda or not HAS_TRITON or x.dtype not in (torch.float32, torch.bfloat16) or not is_ordinary(x):
         return False
-    return is_ordinary(x) and (_kind == "triton" or verdicts.get(x.device.index, False))
+    forced = forced_kernels()
+    return forced == "triton" or (forced == "auto" and triton_is_correct.get(x.device.index, False))
 
 
-def awaits_verdict(images: Tensor) -> bool:
+def awaits_self_check(images: Tensor) -> bool:
     """Whether Triton kernels could run on the images, but self_check.py has not checked their GPU yet."""
-    if not images.is_cuda or not HAS_TRITON or images.device.index in verdicts or _kind != "auto":
+    if not images.is_cuda or not HAS_TRITON or images.device.index in triton_is_correct or forced_kernels() != "auto":
         return False
-    return possible(images) and is_ordinary(images) and not torch.cuda.is_current_stream_capturing()
+    return allows_fast_operations(images) and is_ordinary(images) and not torch.cuda.is_current_stream_capturing()
 
 
 def runs_on_cpu(operation: str, *tensors: Tensor | None) -> bool:
@@ -253,8 +278,8 @@ def runs_on_cpu(operation: str, *tensors: Tensor | None) -> bool:
 
 
 def is_ordinary(x: Tensor) -> bool:
-    """Whether x is a tensor with memory: not a fake, distributed or mapped one, and of no other subclass."""
-    return type(x) in ORDINARY and torch._C._has_storage(x)
+    """Whether x is a plain tensor with memory: not a fake or distributed tensor, and of no other subclass."""
+    return type(x) in (Tensor, nn.Parameter) and has_storage(x)
 
 
 def allows_covariance(x: Tensor) -> bool:
@@ -262,13 +287,13 @@ def allows_covariance(x: Tensor) -> bool:
 
     Its norms are differences of products that bf16 would round too early.
     """
-    if _kind == "plain" or "covariance" in _without or not possible(x):
+    if forced_kernels() == "plain" or "covariance" in _without or not allows_fast_operations(x):
         return False
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which to compute products with x: what autocast asks for. Autocast leaves fp64 alone."""
+    """The type in which autocast computes products with x: the type of x without autocast, and in fp64."""
     device = x.device.type
     if x.dtype == torch.float64:
         return x.dtype

@@ -1,6 +1,6 @@
-"""LayerNorm forward and backward, without a graph: for functions that compute it again in their backward pass.
+"""LayerNorm forward and backward without a graph, for functions that recompute it in their backward pass.
 
-backend: what `backend_for("layer_norm", x)` answered in the forward pass; it holds for both passes.
+backend: the result of `backend_for("layer_norm", x)` in the forward pass, for both passes.
 """
 
 import torch
@@ -36,7 +36,7 @@ def layer_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, with the residual added to it, of scale and of shift, given that of the norm.
 
-    needed: which of the three to compute, at least.
+    needed: which of the three must be computed.
     """
     if backend == "triton":
         from .triton.layer_norm import layer_norm_backward as triton_backward

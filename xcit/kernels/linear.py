@@ -1,4 +1,7 @@
-"""Linear layers with the norm, the activation or the LayerScale around them: the backward pass recomputes these."""
+"""Linear layers with a norm or activation before them, or a LayerScale after them.
+
+The backward pass recomputes norms and activations instead of saving their outputs.
+"""
 
 from typing import Any
 
@@ -15,7 +18,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def scaled_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
-    """scale · layer(x), (…, I) → (…, O). The scale multiplies the weight, not the tokens: nothing is saved for it."""
+    """scale · layer(x), (…, I) → (…, O). The scale multiplies the weight, so nothing is saved for it."""
     return Linear.apply(x, scale[:, None] * layer.weight, scale * layer.bias, compute_dtype(x))
 
 
@@ -27,8 +30,8 @@ def gelu_linear(x: Tensor, layer: nn.Linear, scale: Tensor) -> Tensor:
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """x and layer(norm(x)), (…, C) → (…, C), (…, O). Saves x alone.
 
-    Use the x that it returns in what follows, but do not change it in place: the backward pass then adds the gradient
-    of the residual connection while it computes the norm's.
+    Use the returned x for the residual connection, and do not change it in place. The backward pass then adds the
+    gradient of the residual connection while it computes that of the norm.
     """
     return NormLinear.apply(x, norm.weight, norm.bias, layer.weight, layer.bias, norm.eps, compute_dtype(x))
 
@@ -101,6 +104,6 @@ class NormLinear(torch.autograd.Function):
 
 
 def parameter_gradients(ctx: Any, index: int, grad: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the weight, which is input number `index`, and of the bias, the one after it, where needed."""
+    """The gradients of the weight, input number `index`, and of the bias, the input after it, if they are needed."""
     weight, bias = ctx.needs_input_grad[index : index + 2]
     return grad_weight(grad, x) if weight else None, grad_bias(grad) if bias else None

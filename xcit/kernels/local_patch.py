@@ -1,6 +1,6 @@
-"""Local patch interaction (LPI): in C++ for fp32 tokens on an x86 CPU, elsewhere one operation after another.
+"""Local patch interaction (LPI): in C++ for fp32 tokens on an x86 CPU, elsewhere as a sequence of operations.
 
-The C++ kernels compute in fp32 also under autocast: that is faster than torch's convolutions in bf16.
+The C++ kernels compute in fp32 even under autocast, which is faster than torch's convolutions in bf16.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def add_local_patch(
 
     Saves x and the output of the first convolution.
 
-    keep_scale: stochastic depth's factor of each image's branch, (B,), 0 or 1 / (1 - rate); None for 1.
+    keep_scale: the factor of stochastic depth for each image's branch, (B,), 0 or 1 / (1 - rate); None for 1.
     """
     parameters = [parameter for part in (norm, first, bn, second) for parameter in part.parameters()]
     backend = backend_for("local_patch", x, keep_scale, scale, *parameters)
@@ -75,14 +75,14 @@ def add_local_patch_on_cpu(
     with torch.no_grad():
         convolved, mean, rstd, bn_mean, bn_var = norm_depthwise_statistics(*inputs, grid)
     update_running_statistics(bn, bn_mean, bn_var, x.shape[:2].numel())
-    # The rest of the branch, and the gradients of everything.
+    # The rest of the branch, as a function with gradients for the whole branch.
     parameters = norm.weight, norm.bias, first.weight, first.bias, bn.weight, bn.bias
     saved = convolved, mean, rstd, bn_mean, (bn_var + bn.eps).rsqrt()
     return LocalPatch.apply(x, *parameters, *scale_convolution(second, scale), *saved, keep_scale, grid)
 
 
 class LocalPatch(torch.autograd.Function):
-    """LPI in C++. convolved and the statistics were computed from x before; the gradient of x contains their part."""
+    """LPI in C++. convolved and the statistics are functions of x, which the gradient of x takes into account."""
 
     @staticmethod
     def forward(
@@ -115,7 +115,7 @@ class LocalPatch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         keep_scale, *saved = ctx.saved_tensors
-        # Asked again: the gradient may be of another kind than x, and saved tensors may come back as others.
+        # Check again: the gradient's dtype may differ from x's, and hooks may replace saved tensors.
         on_cpu = backend_for("local_patch", grad, keep_scale, *saved) == "cpu"
         backward: Callable[..., Gradients] = local_patch_backward if on_cpu else torch_backward
         return *backward(grad, keep_scale, *saved, ctx.grid), *[None] * 7

@@ -1,7 +1,7 @@
 """Products of tokens with a matrix, and 3 × 3 convolutions, by the fastest library. Without a graph.
 
-On x86 CPUs torch's linear layer calls MKL. dispatch.py sends it to oneDNN on CPUs with AVX-512: on every AMD CPU that
-we measured it was faster there, by 10 to 130 %, and it can apply a GELU to the result.
+On x86 CPUs torch's linear layer calls MKL. With AVX-512 dispatch.py chooses oneDNN: it was 10 to 130 % faster on every
+AMD CPU that we measured, and can apply a GELU to the result.
 """
 
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .gelu import gelu as apply_gelu
 
 
 def by_onednn(x: Tensor) -> bool:
-    """Whether oneDNN computes `product(x, …)`. Only then the weight may come from `pack_weight`."""
+    """Whether oneDNN computes `product(x, …)`. Only oneDNN accepts a weight from `pack_weight`."""
     return backend_for("product", x) == "cpu"
 
 

@@ -1,7 +1,7 @@
-"""Checks that the Triton kernels, as this machine compiles them for its GPU, compute the same as torch's.
+"""Checks that the Triton kernels, as this machine compiles them for its GPU, compute the same as PyTorch's operations.
 
-Compilers have faults: one in Triton 3.6 and 3.8 made gradients wrong without an error. So the first time that a GPU is
-used, two small batches run forward and backward with both. Until then torch's kernels run.
+Compilers have faults: one in Triton 3.6 and 3.8 made gradients wrong without an error. So when a GPU is used for the
+first time, two small batches run forward and backward with both. Until then PyTorch's operations run.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .cross_covariance import attend
 from .depthwise import gelu_batchnorm_depthwise, norm_depthwise
-from .dispatch import Kernels, awaits_verdict, forced, verdicts
+from .dispatch import Kernels, awaits_self_check, forced, triton_is_correct
 from .linear import gelu_linear, norm_linear
 from .local_patch import add_folded_local_patch
 
@@ -27,42 +27,43 @@ TOLERANCES = {torch.float32: 0.05, torch.bfloat16: 0.1}
 _one_at_a_time = threading.Lock()
 
 
-def try_out(images: Tensor) -> None:
-    """Check the kernels of the images' GPU, once in a process.
+def check_triton_kernels(images: Tensor) -> None:
+    """Check the kernels on the images' GPU, once in a process.
 
-    Not where they could not run anyway: in fp16, traced, within torch.func, while something is compiled or captured.
+    Does nothing if Triton cannot run here: in fp16, in torch.func, in a trace, while code is compiled or captured.
     """
-    if not awaits_verdict(images):
+    if not awaits_self_check(images):
         return
     with _one_at_a_time:
         device = images.device
-        if device.index not in verdicts:
-            verdicts[device.index] = agrees(device)
+        if device.index not in triton_is_correct:
+            triton_is_correct[device.index] = agrees(device)
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether both agree in fp32 and bf16. Warns if they differ, or if Triton cannot run."""
+    """Whether the kernels and PyTorch's operations agree in fp32 and bf16. Warns if not, or if Triton cannot run."""
     problem = None
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would set that of the GPUs, too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs, too
         for d, grid in SHAPES:
             parts = Parts(d, grid).to(device, torch.float32)
             x = torch.randn(2, grid[0] * grid[1], HEADS * d, dtype=torch.float32).to(device)
             problem = problem or next(find_problems(parts, x), None)
     if problem:
         versions = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "triton"))
-        warnings.warn(f"Triton's kernels on {device}: {problem}; torch's run instead ({versions})", stacklevel=2)
+        message = f"Triton kernels failed the self-check on {device} ({problem}); using PyTorch operations instead"
+        warnings.warn(f"{message} ({versions})", stacklevel=2)
     return problem is None
 
 
 class Parts(nn.Module):
-    """A layer's parameters, in a composition that calls every Triton kernel."""
+    """A module with a layer's parameters that calls every Triton kernel."""
 
     def __init__(self, d: int, grid: tuple[int, int]) -> None:
         super().__init__()
         dim, self.grid = HEADS * d, grid
         self.norm, self.other_norm, self.bn = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.BatchNorm2d(dim)
-        self.still_bn = nn.BatchNorm2d(dim).eval()  # one that is called as a module, as a synchronised one is
+        self.still_bn = nn.BatchNorm2d(dim).eval()  # called as a module, like a SyncBatchNorm
         self.qkv, self.fc1, self.fc2 = nn.Linear(dim, 3 * dim), nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.conv1, self.conv2 = (nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim) for _ in range(2))
         self.temperature, self.scale = nn.Parameter(torch.ones(HEADS, 1, 1)), nn.Parameter(torch.ones(dim))
@@ -90,7 +91,7 @@ def find_problems(parts: Parts, x: Tensor) -> Iterator[str]:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # a compiler may raise anything
-                yield f"they do not run ({type(error).__name__}: {error}".splitlines()[0] + ")"
+                yield f"{type(error).__name__}: {error}".splitlines()[0]
                 return
         for name, expected in torchs.items():
             distance = float((tritons[name] - expected).norm() / expected.norm())

@@ -57,7 +57,9 @@ def create_model(
         model = build(num_classes=num_classes, pretrained=True, **options)
         trained = pretrained_cfg(model)["num_classes"]
         if trained != num_classes:
-            warnings.warn(f"timm's classifier of {trained} classes is left out; {num_classes} start anew", Notice, 2)
+            left_out = f"timm's classifier of {trained} classes is not loaded"
+            new = f"the model's classifier of {num_classes} classes stays newly initialized"
+            warnings.warn(f"{left_out}; {new}", Notice, 2)
         return model
     source = "fb_in1k" if pretrained is True else pretrained or None
     published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")

@@ -8,7 +8,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_lpi": ("no local patch interaction", {"lpi": False}),
     "no_xca": ("no cross-covariance attention", {"attention": "none"}),
     "linear": ("linear patch projection", {"patch_embed": "linear"}),
-    "no_l2_norm": ("no L2 normalisation", {"l2_norm": False}),
+    "no_l2_norm": ("no L2 normalization", {"l2_norm": False}),
     "no_temperature": ("no learned temperature", {"temperature": False}),
     "self_attention": ("self-attention between tokens", {"attention": "self_attention"}),
     "average_pool": ("average pooling, no class attention", {"pool": "average"}),

@@ -34,7 +34,7 @@ class ClassAttentionLayer(nn.Module):
     """Class attention and a feed-forward network on the class token (paper, section 3.3; CaiT, arXiv 2103.17239).
 
     Attention and the feed-forward network update the class token only. The published weights fix what happens to the
-    patch tokens: the first residual connection adds their normalised and scaled values, and the second adds them to
+    patch tokens: the first residual connection adds their normalized and scaled values, and the second adds them to
     themselves, so they double in each layer. With `tokens_norm` the second norm runs over all tokens, otherwise over
     the class token alone.
 

@@ -21,7 +21,7 @@ class CrossCovarianceAttention(nn.Module):
     only the diagonal blocks of the covariance matrix are used ("block-diagonal cross-covariance attention"). The
     learned `temperature` is 1 / τ, one for each head.
 
-    The paper's ablation (table 4) leaves out the normalisation (l2_norm=False) or the temperature (temperature=False:
+    The paper's ablation (table 4) leaves out the normalization (l2_norm=False) or the temperature (temperature=False:
     τ is 1 and not learned).
 
     Input and output: (B, N, C).
@@ -47,7 +47,7 @@ class CrossCovarianceAttention(nn.Module):
         return self.proj((attention.to(v.dtype) @ v).permute(0, 3, 1, 2).reshape(B, N, C))
 
     def no_weight_decay(self) -> set[str]:
-        """The optimiser does not decay these parameters."""
+        """The optimizer does not decay these parameters."""
         return {"temperature"}
 
 

@@ -1,4 +1,4 @@
-"""Check without computing anything that a model can be built and takes certain image sizes."""
+"""Builds a model on the meta device to check its options and image sizes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -10,7 +10,7 @@ from .timm_interface import TimmInterface
 class FeatureMaps(nn.Module):
     """An XCiT that returns the feature maps after some of its layers, all (B, C, ⌈H / p⌉, ⌈W / p⌉).
 
-    It is what timm's models become with features_only=True. Parts that no map depends on are dropped.
+    The counterpart of timm's models with features_only=True. Parts that no map depends on are removed.
     """
 
     def __init__(self, model: TimmInterface, out_indices: Sequence[int]) -> None:
@@ -27,7 +27,7 @@ class FeatureMaps(nn.Module):
 
 
 class FeatureInfo:
-    """channels(), reduction() and module_name() of the maps, as in timm."""
+    """The feature maps' channels, reduction and module names. The counterpart of timm's class."""
 
     def __init__(self, entries: Sequence[dict]) -> None:
         self.entries = entries

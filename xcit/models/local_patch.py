@@ -1,4 +1,4 @@
-"""Local patch interaction (LPI): convolutions that exchange information between neighbouring patches."""
+"""Local patch interaction (LPI): convolutions that exchange information between neighboring patches."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class LocalPatchInteraction(nn.Module):
     """Two depthwise 3 × 3 convolutions over the token grid (paper, section 3.3).
 
-    XCA mixes tokens only through their covariance; LPI adds the exchange between neighbours. The order is convolution,
+    XCA mixes tokens only through their covariance; LPI adds the exchange between neighbors. The order is convolution,
     GELU, BatchNorm, convolution, as in the published weights.
 
     Input and output: (B, N, C) with N = H · W, the tokens in row-major order of the grid (H, W).

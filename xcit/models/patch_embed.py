@@ -1,6 +1,6 @@
 """From pixels to tokens: the paper's convolutional stem, and the linear projection of its ablation.
 
-Both follow one rule for image sizes: if the patch does not divide the image, zeros are padded at the bottom and the
+Both accept any image size: if the patch does not divide the image, zeros are padded at the bottom and the
 right, and the grid is ⌈H / p⌉ × ⌈W / p⌉.
 """
 

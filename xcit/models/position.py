@@ -56,7 +56,7 @@ class LearnedPositionEncoding(nn.Module):
         return F.interpolate(self.table, grid, mode="bicubic", antialias=True)
 
     def no_weight_decay(self) -> set[str]:
-        """The optimiser does not decay these parameters."""
+        """The optimizer does not decay these parameters."""
         return {"table"}
 
 

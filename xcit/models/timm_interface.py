@@ -1,4 +1,4 @@
-"""What timm's tools and training scripts expect of a model, apart from `forward`."""
+"""The methods and attributes of a model that timm's tools and training scripts use."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,11 +39,11 @@ class TimmInterface(nn.Module):
         ]
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens, (B, N, C), and their grid: the model's own."""
+        """Patch tokens, (B, N, C), and their grid. Implemented by the model."""
         raise NotImplementedError
 
     def init_options(self) -> dict[str, Any]:
-        """The keyword arguments that build the model: `HubMixin`'s."""
+        """The keyword arguments that build the model. Implemented by HubMixin."""
         raise NotImplementedError
 
     def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
@@ -69,7 +69,7 @@ class TimmInterface(nn.Module):
         return [index % depth for index in indices]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Save memory in training: keep only each layer's input, and compute its activations again when needed."""
+        """Save memory in training: keep only each layer's input, and recompute its activations in the backward pass."""
         self.grad_checkpointing = enable
 
     def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
@@ -84,7 +84,7 @@ class TimmInterface(nn.Module):
         """Replace the head by a new one for `num_classes` classes; 0 removes it.
 
         Raises:
-            InputError: num_classes is negative, or global_pool is not the model's own: that cannot be changed.
+            InputError: num_classes is negative, or global_pool differs from the model's, which cannot be changed.
         """
         if num_classes < 0:
             raise InputError(f"num_classes={num_classes}: must be at least 0")
@@ -101,7 +101,7 @@ class TimmInterface(nn.Module):
         self.init_options()["num_classes"] = num_classes
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters of more than one dimension without weight decay. Each part of the model names its own."""
+        """Parameters of more than one dimension without weight decay. Submodules have methods of the same name."""
         return {"cls_token"} if self.pool == "class_attention" else set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

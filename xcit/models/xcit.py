@@ -40,7 +40,7 @@ class XCiT(HubMixin, TimmInterface):
         patch_embed: "conv" or "linear" projection of the patches.
         attention: "xca", "self_attention" between tokens (ViT), or "none".
         lpi: whether there is local patch interaction.
-        l2_norm, temperature: whether XCA normalises queries and keys, and learns a temperature.
+        l2_norm, temperature: whether XCA normalizes queries and keys, and learns a temperature.
         position: "sine", "learned" or "none".
         pool: "class_attention", or "average" of the patch tokens: no class token, no class-attention layers.
 
@@ -121,7 +121,7 @@ class XCiT(HubMixin, TimmInterface):
         return self.forward_head(self.forward_features(images, class_only=True))
 
     def forward_features(self, images: Tensor, class_only: bool = False) -> Tensor:
-        """Normalised tokens, (B, 1 + N, C): the class token, then the patches in row-major order.
+        """Normalized tokens, (B, 1 + N, C): the class token, then the patches in row-major order.
 
         With `class_only` it returns the class token alone, (B, 1, C), and the last layer computes nothing else. With
         pool="average" there is no class token, and the result is (B, N, C).

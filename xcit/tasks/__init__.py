@@ -9,3 +9,5 @@ TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "distill": Distill,
 }
+BARE_WEIGHTS = "classify"
+"""The task as which eval.py evaluates a file that holds only a model's weights, unless task= names another."""

@@ -1,1 +1,1 @@
-"""Between a file and a model: formats, sources, published names, the hub."""
+"""Finds, reads, converts and loads weights: file formats, sources, published names and the Hugging Face hub."""

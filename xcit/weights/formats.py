@@ -29,9 +29,11 @@ class Weights:
         if kind is None:
             kind = "ema" if "ema" in self.kinds else "raw"
             if len(self.kinds) > 1:
-                warnings.warn(f"{self.origin}: holds raw weights and their moving average, which is taken", Notice, 2)
+                warnings.warn(
+                    f"{self.origin}: has raw weights and their moving average; the moving average is loaded", Notice, 2
+                )
         if kind not in self.kinds:
-            raise InputError(f"weights={kind}: {self.origin} holds {' and '.join(self.kinds)} alone")
+            raise InputError(f"weights={kind}: {self.origin} has only {' and '.join(self.kinds)} weights")
         return self.kinds[kind]
 
 

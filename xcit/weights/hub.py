@@ -23,7 +23,7 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
-        """`strict` is ignored: weights of another model are always refused."""
+        """`strict` is ignored: weights of another model always raise an error."""
         for retired in ("proxies", "resume_download"):  # arguments of huggingface_hub before 1.0
             rest.pop(retired, None)
         download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
@@ -67,16 +67,16 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
             f"---\n{header.to_yaml()}\n---\n# {name}",
             f"A cross-covariance image transformer (XCiT, {PAPER}) with {parameters:.2f} M parameters.",
             f'```python\nimport xcit\n\nmodel = xcit.XCiT.from_pretrained("{repo_id}")\n```',
-            f"Images: (B, 3, H, W), mean {settings.mean} and deviation {settings.std} taken out. Any size will do; "
-            f"it is made for {settings.size[0]} × {settings.size[1]} pixels (crop ratio {settings.crop_ratio}, "
-            f"{settings.interpolation}).",
+            f"Images: (B, 3, H, W), normalized with mean {settings.mean} and std {settings.std}. The model accepts any "
+            f"size; its training size is {settings.size[0]} × {settings.size[1]} pixels (crop ratio "
+            f"{settings.crop_ratio}, {settings.interpolation}).",
             f"## Architecture\n\n{table(options)}",
         ]
         if results:
             measured = [{key: value for key, value in row.items() if key != "checkpoint"} for row in results]
             parts.append(f"## Results\n\n{table(measured)}")
         if recipe:
-            parts.append(f"## Recipe\n\nThe configuration that it was trained by:\n\n```yaml\n{recipe.strip()}\n```")
+            parts.append(f"## Recipe\n\nThe training configuration:\n\n```yaml\n{recipe.strip()}\n```")
         return ModelCard("\n\n".join(parts) + "\n")
 
 

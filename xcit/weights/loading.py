@@ -17,14 +17,14 @@ from .sources import locate
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind: str | None = None) -> None:
     """Load weights into a model, in place.
 
-    If the weights are for another number of classes, or have no classifier, the model keeps its own classifier and a
+    If the weights are for another number of classes, or have no classifier, the model keeps its classifier and a
     `Notice` says so.
 
     Args:
         model: the model to load into.
         source: anything that `locate` finds (a file, a run folder, the name of published weights), or the content of
-            such a file. Key names may be timm's or the authors'. Files are torch's or safetensors; a file that carries
-            code is refused.
+            such a file. Key names may be timm's or the authors'. Files are torch's or safetensors. Pickle files that
+            contain code raise an InputError.
         kind: "raw" or "ema". The default is the moving average if the file has one, else the raw weights.
 
     Raises:
@@ -47,7 +47,7 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
 
 
 def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
-    """The state with the model's own classifier if the state's has another number of classes; and the notice of it."""
+    """The state, with the model's classifier if the numbers of classes differ; and a notice about that, or None."""
     own = model.state_dict()
     head = head_prefix(model)
     here = {key: value for key, value in own.items() if key.startswith(head)}
@@ -58,13 +58,13 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
         return state, None  # a classifier with other keys is an error, which `load_exactly` reports
     rest = {key: value for key, value in state.items() if key not in there}
     if not here:
-        notice = f"its classifier of {num_outputs(there)} classes is left out, as the model has none"
+        notice = f"its classifier of {num_outputs(there)} classes is not loaded; the model has none"
     elif not there:
-        notice = f"holds no classifier; the model's of {num_outputs(here)} classes starts anew"
+        notice = f"has no classifier; the model's classifier of {num_outputs(here)} classes stays newly initialized"
     else:
         notice = (
-            f"its classifier of {num_outputs(there)} classes is left out; "
-            f"the model's of {num_outputs(here)} starts anew"
+            f"its classifier of {num_outputs(there)} classes is not loaded; "
+            f"the model's classifier of {num_outputs(here)} classes stays newly initialized"
         )
     return rest | here, f"{origin}: {notice}"
 

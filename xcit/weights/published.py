@@ -67,8 +67,6 @@ class Published:
     knn: float | None = None
     linear: float | None = None
     """k-NN and linear top-1 in percent; backbones only."""
-    crop_ratio: float = 1.0
-    """Image size / length of the resized short side. 1.0 is the authors' full crop."""
 
     @property
     def name(self) -> str:

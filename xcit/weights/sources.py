@@ -1,4 +1,4 @@
-"""Find and download weights: from a file, a run folder, the hub, an address, or a published name."""
+"""Find and download weights: from a file, a run folder, the hub, a URL, or a published name."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ def locate(source: str) -> Path:
             - a name of `list_pretrained()`, or the authors' file name with or without .pth: the authors' file;
             - a name in timm, xcit_small_12_p16_224.fb_in1k, or timm/NAME for any other model: the copy on the hub;
             - hf-hub:OWNER/NAME: a repository that `push_to_hub` wrote;
-            - an address (http, https).
+            - a URL (http, https).
 
     Raises:
         InputError: the source is none of these, or cannot be downloaded.
@@ -44,7 +44,7 @@ def locate(source: str) -> Path:
     if urlparse(source).scheme in ("http", "https"):
         return download(source, cached_as(source))
     if source.startswith(HUB_PREFIX):
-        with suppress(InputError):  # put it beside the weights, for eval.py; there may be none
+        with suppress(InputError):  # eval.py reads the configuration beside the weights, if there is one
             from_hub(source.removeprefix(HUB_PREFIX), HUB_CONFIG)
         return from_hub(source.removeprefix(HUB_PREFIX))
     entry = find_published(source)
@@ -66,7 +66,7 @@ def find_in_folder(folder: Path) -> Path:
 
 
 def cached_as(url: str) -> str:
-    """A file name in the cache that is unique to the address: many files are called model.safetensors."""
+    """A file name in the cache that is unique to the URL: many files are called model.safetensors."""
     name = Path(urlparse(url).path).name
     if not name:
         raise InputError(f"{url}: names no file")
@@ -74,7 +74,7 @@ def cached_as(url: str) -> str:
 
 
 def download(url: str, name: str) -> Path:
-    """The file at an address, from torch.hub's cache or downloaded. A hash in its name is checked."""
+    """The file at a URL, from torch.hub's cache or downloaded. A hash in its name is checked."""
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():
         print(f"downloading {url} to {path}", file=sys.stderr)
@@ -87,7 +87,7 @@ def download(url: str, name: str) -> Path:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download an address to a file. The file appears only when it is complete."""
+    """Download a URL to a file. The file appears only when it is complete."""
     stated_hash, length = STATED_HASH.search(path.name), stated_length(url)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -100,7 +100,7 @@ def fetch(url: str, path: Path) -> None:
 
 
 def stated_length(url: str) -> int | None:
-    """The number of bytes that the server announces; torch.hub does not notice that a transfer broke off."""
+    """The number of bytes that the server announces. torch.hub does not notice an incomplete download."""
     with urlopen(Request(url, method="HEAD")) as answer:
         length = answer.headers.get("Content-Length")
     return int(length) if length else None
@@ -116,4 +116,4 @@ def from_hub(repository: str, file: str = HUB_FILE) -> Path:
 
 def cannot_download(what: str, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"{what}: cannot be downloaded ({reason}); a file that is here already can be given by its path")
+    return InputError(f"{what}: cannot be downloaded ({reason}); if you have the file, pass its path")

@@ -1,4 +1,4 @@
-"""Data sets as they lie on the disk: what is read, and what is said when they are not as expected."""
+"""Data sets are read from their files as documented. Anything unexpected is reported in one line."""
 
 import tarfile
 from collections import Counter
@@ -29,7 +29,7 @@ def test_digits_are_split_once_and_for_all() -> None:
     with pytest.raises(InputError, match="not those of the model"):
         Digits().val(["cat", "dog"])
     counts = Counter(val[i].target for i in range(len(val)))
-    assert min(counts.values()) >= 34, "each class has its share"
+    assert min(counts.values()) >= 34, "the split is stratified"
     fingerprints = [
         {val_or_train[i].image.tobytes() for i in range(len(val_or_train))} for val_or_train in (train, val)
     ]
@@ -42,7 +42,7 @@ def test_a_folder_with_train_and_val(image_tree: Tree) -> None:
     val = Folder(root=str(root)).val(train.classes)
     assert train.classes == val.classes == ["cat", "dog"]
     assert (len(train), len(val)) == (7, 2)
-    assert [val[i].target for i in range(2)] == [1, 1], "labels are numbered as in training"
+    assert [val[i].target for i in range(2)] == [1, 1], "labels are indices into the classes of training"
     assert val[0].image.rgb().mode == "RGB"
     assert val[0].key == str(root / "val" / "dog" / "000.png")
 
@@ -78,7 +78,7 @@ def test_a_class_folder_without_images_is_named(image_tree: Tree) -> None:
 
 def test_a_class_that_training_lacks_is_named(image_tree: Tree) -> None:
     root = image_tree("mine", {"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/wolf": 1})
-    with pytest.raises(InputError, match="val/wolf: a class that training lacks"):
+    with pytest.raises(InputError, match="val/wolf: class is not in the training split"):
         Folder(root=str(root)).val(["cat", "dog"])
 
 
@@ -99,8 +99,8 @@ def test_an_image_that_cannot_be_decoded_is_named(image_tree: Tree, damage: byte
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
 def test_any_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
-    grey = Image.fromarray(np.full((8, 8), 90, np.uint8))
-    image = Image.fromarray(np.full((8, 8), 90 * 257, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    gray = Image.fromarray(np.full((8, 8), 90, np.uint8))
+    image = Image.fromarray(np.full((8, 8), 90 * 257, np.uint16)) if mode == "I;16" else gray.convert(mode)
     (tmp_path / "train" / "cat").mkdir(parents=True)
     image.save(tmp_path / "train" / "cat" / ("a.jpg" if mode == "CMYK" else "a.png"))
     found = Folder(root=str(tmp_path)).train()[0].image.rgb()
@@ -111,7 +111,7 @@ def test_any_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
 def test_an_image_is_upright_as_its_exif_has_it(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir(parents=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.jpg", exif=exif)
     assert Folder(root=str(tmp_path)).train()[0].image.rgb().size == (8, 12)
 
@@ -128,7 +128,7 @@ WNIDS = {1: "n02119789", 2: "n02100735", 3: "n02110185"}
 
 
 def write_flat_imagenet(image_tree: Tree, truth: list[int]) -> Path:
-    """val/ as it is distributed: flat, its labels in the development kit by ILSVRC2012_ID."""
+    """Write ImageNet as in the official archives: val/ has no class folders, its labels are in the development kit."""
     root = image_tree("imagenet", {f"train/{wnid}": 1 for wnid in WNIDS.values()} | {"loose": len(truth)}, ".JPEG")
     (root / "val").mkdir()
     for number, path in enumerate(sorted((root / "loose").iterdir()), start=1):
@@ -161,7 +161,7 @@ def test_flat_imagenet_takes_its_labels_from_the_devkit(image_tree: Tree, packed
 def test_flat_imagenet_without_its_devkit_says_what_is_needed(image_tree: Tree) -> None:
     root = write_flat_imagenet(image_tree, [1])
     (root / "ILSVRC2012_devkit_t12").rename(root / "elsewhere")
-    with pytest.raises(InputError, match="is flat, so ILSVRC2012_devkit_t12/ or"):
+    with pytest.raises(InputError, match="no class folders, so the labels must come from ILSVRC2012_devkit_t12/ or"):
         ImageNet(root=str(root)).val()
 
 

@@ -1,4 +1,4 @@
-"""The list of a folder's images: kept, and never out of date; and what it takes of a worker's memory."""
+"""The cached list of images is never stale and uses little memory."""
 
 import os
 import pickle
@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.caches import cache_folder
+from data.cache_folder import cache_folder
 from data.datasets import listing
 from data.datasets.folder import Folder
 from data.datasets.listing import list_images
-from data.datasets.packed_texts import PackedTexts
+from data.datasets.packed_strings import PackedStrings
 from xcit.errors import InputError
 
 Tree = Callable[..., Path]
@@ -22,14 +22,14 @@ Tree = Callable[..., Path]
 
 @pytest.fixture
 def root(image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tree that is looked at an hour after its last change, and a cache of its own."""
+    """Make a tree of images and an empty cache. The module under test sees a clock that is one hour ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(listing, "time", SimpleNamespace(time=lambda: time.time() + 3600))
     return image_tree("mine", {"cat": 3, "dog": 2, "dog/old": 1})
 
 
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows with every folder that is looked through."""
+    """Return a list. Each folder that is read from now on is appended to it."""
     seen: list[str] = []
     scan = listing.scan
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_what_is_added_anywhere_is_found(root: Path, change: str) -> None:
 
 
 def test_a_time_stamp_that_is_set_back_hides_no_change(root: Path) -> None:
-    """As tar and rsync do with another version of a data set."""
+    """tar and rsync set the time stamps of folders back when they unpack another version of a data set."""
     before = (root / "cat").stat()
     list_images(root)
     (root / "cat" / "000.png").rename(root / "cat" / "other.png")
@@ -112,18 +112,18 @@ def test_a_cache_that_cannot_be_written_is_told_of(
     assert "the list of images cannot be kept" in capsys.readouterr().err
 
 
-def test_texts_are_what_they_were_in_two_arrays() -> None:
-    texts = ["a", "", "grün/ß.jpg", "odd\udcff.png"]
-    packed = PackedTexts.of(texts, "root/")
-    assert list(packed) == [f"root/{text}" for text in texts]
-    assert packed[-1] == f"root/{texts[-1]}"
+def test_packed_strings_equal_the_originals() -> None:
+    strings = ["a", "", "grün/ß.jpg", "odd\udcff.png"]
+    packed = PackedStrings.pack(strings, "root/")
+    assert list(packed) == [f"root/{string}" for string in strings]
+    assert packed[-1] == f"root/{strings[-1]}"
     assert list(packed.take(np.array([2, 0]))) == ["root/grün/ß.jpg", "root/a"]
     with pytest.raises(IndexError):
         packed[4]
 
 
 def test_a_data_set_holds_no_object_for_each_image(root: Path) -> None:
-    """Pickled with its buffers apart, a million images take as little as these."""
+    """The pickle without its buffers has the same size for any number of images."""
     images = Folder(root=str(root)).train()
     buffers: list[pickle.PickleBuffer] = []
     few = len(pickle.dumps(images, protocol=5, buffer_callback=buffers.append))

@@ -1,4 +1,4 @@
-"""The paper's transfer data sets, in small files as they really lie on the disk, through torchvision's own readers."""
+"""The paper's transfer data sets: torchvision's readers read small data sets in the official file layouts."""
 
 import pickle
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ..as_distributed import ANIMALS, CAR_NAMES, write_cars, write_cifar, write_
 
 
 def levels(images: Any) -> list[int]:
-    """The grey level of each image, to the nearest ten, for JPEG is not exact."""
+    """Return the gray level of each image, rounded to tens because JPEG is lossy."""
     return [round(np.asarray(rgb(images[index].image)).mean() / 10) * 10 for index in range(len(images))]
 
 
@@ -33,7 +33,7 @@ def labels(images: Any) -> list[int]:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DataSource]:
-    """make("cars") writes the small data set below tmp_path and opens it."""
+    """Return a function: make("cars") writes the small data set below tmp_path and opens it."""
     writers = {
         "cifar10": lambda: write_cifar(tmp_path, monkeypatch, hundred=False),
         "cifar100": lambda: write_cifar(tmp_path, monkeypatch, hundred=True),
@@ -81,7 +81,7 @@ def test_inat_is_divided_by_the_official_lists(tmp_path: Path, year: Any) -> Non
     source = INat(root=str(write_inat(tmp_path, year)), year=year)
     train, val = source.train(), source.val()
     assert train.classes == val.classes == ["Plantae/0", "Aves/1", "Aves/2"]
-    assert (levels(train), labels(train)) == ([90, 40, 80, 120], [1, 0, 1, 2]), "in the order of the list"
+    assert (levels(train), labels(train)) == ([90, 40, 80, 120], [1, 0, 1, 2]), "the order is that of the JSON list"
     assert (levels(val), labels(val)) == ([130], [2])
 
 
@@ -92,13 +92,13 @@ def test_validation_is_numbered_as_in_training(make: Callable[[str], DataSource]
     turned = source.val([*own.classes[::-1], "another"])
     assert [turned.classes[label] for label in labels(turned)] == [own.classes[label] for label in labels(own)]
     assert labels(turned) != labels(own)
-    with pytest.raises(InputError, match=r"a class that training lacks \(\d+ such\); the 2 known ones: wolf, bear"):
+    with pytest.raises(InputError, match=r"not in the training split \(\d+ such classes\); known classes: wolf, bear$"):
         source.val(["wolf", "bear"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_workers_read_what_one_process_reads(make: Callable[[str], DataSource], name: str) -> None:
-    """Items are RGB images, and the data set travels: to a worker by a fork, and pickled."""
+    """Items are RGB images. The data set can be pickled, and forked workers can use it."""
     val = make(name).val()
     assert all(rgb(val[index].image).mode == "RGB" for index in range(len(val)))
     assert levels(pickle.loads(pickle.dumps(val))) == levels(val)
@@ -129,7 +129,7 @@ def refusal(read: Callable[[], object]) -> str:
     with pytest.raises(InputError) as caught:
         read()
     assert "\n" not in str(caught.value)
-    assert "download=True" not in str(caught.value), "torchvision's advice is none here"
+    assert "download=True" not in str(caught.value), "torchvision's advice does not apply here"
     return str(caught.value)
 
 
@@ -142,7 +142,7 @@ def test_absent_data_are_told_with_what_is_expected_and_where_it_is(tmp_path: Pa
         for split in (DATASETS[name](root=str(root)).train, DATASETS[name](root=str(root)).val):
             assert HOMES[name] in refusal(split)
         assert refusal(DATASETS[name](root=str(root)).train).startswith(start)
-    assert not list(tmp_path.iterdir()), "looking leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "reading writes no files"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_stray_file_in_the_tree_is_named(make: Callable[[str], DataSource], tm
 def test_an_image_that_cannot_be_decoded_is_named(
     make: Callable[[str], DataSource], tmp_path: Path, name: str, broken: str
 ) -> None:
-    """Only when it is asked for: opening a data set decodes nothing."""
+    """The error is raised when the image is decoded. Opening a data set decodes no image."""
     source = make(name)
     (tmp_path / broken).write_bytes(b"broken")
     val = source.val()

@@ -1,4 +1,4 @@
-"""HTTP servers on this machine that misbehave as told."""
+"""Local HTTP servers that fail in a given way."""
 
 import threading
 from collections import Counter
@@ -11,7 +11,10 @@ from typing import Any
 
 
 class Faults:
-    """What happens to the first `times` requests for each shard (or for `names` alone)."""
+    """Makes the first `times` requests of each path that ends with `suffix` fail.
+
+    `kind` is an HTTP status code or a fault that `Handler` knows.
+    """
 
     def __init__(self, kind: str = "none", times: int = 0, suffix: str = ".tar") -> None:
         self.kind, self.times, self.suffix = kind, times, suffix
@@ -41,9 +44,9 @@ class Handler(SimpleHTTPRequestHandler):
             half = content[: len(content) // 2]
             told, sent = {
                 "dropped": (content, half),  # the connection ends in the middle
-                "shorter": (half, half),  # a body that is whole by its own header
+                "shorter": (half, half),  # the header matches the shorter body
                 "flipped": (content, half + bytes([content[len(half)] ^ 1]) + content[len(half) + 1 :]),
-                "silent": (content, b""),  # nothing comes
+                "silent": (content, b""),  # no byte is sent
             }[fault]
             self.send_response(200)
             self.send_header("Content-Length", str(len(told)))
@@ -52,16 +55,16 @@ class Handler(SimpleHTTPRequestHandler):
             self.wfile.flush()
             if fault == "silent":
                 self.connection.settimeout(5)
-                self.rfile.read(1)  # until the other side gives up
+                self.rfile.read(1)  # wait until the client gives up
             self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
-        """Nothing, as the tests read what is printed."""
+        """Print nothing, because tests check what is printed."""
 
 
 @contextmanager
 def serving(folder: Path, faults: Faults | None = None) -> Iterator[str]:
-    """The address of a folder."""
+    """Serve a folder and yield its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder), faults=faults or Faults()))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

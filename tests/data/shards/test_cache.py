@@ -1,25 +1,24 @@
-"""Shards from elsewhere are kept: within bounds, by several processes, whatever the disk does."""
+"""The cache of remote shards keeps its size limit, is shared by processes, and reports disk errors."""
 
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data.shards.cache import Ahead, Cache
-from data.shards.fetching import Patience
+from data.shards.cache import Cache, Prefetcher
+from data.shards.fetching import RetryPolicy
 from data.shards.index import ShardError
 from xcit.errors import InputError
 
 from .servers import Faults, serving
-from .sharded import PATIENCE, SIZE, located
+from .sharded import RETRY, SIZE, located, record_requests
 
 
 def kept(tmp_path: Path) -> set[str]:
-    """The first byte of each file in the cache: the number of the shard."""
+    """Return the numbers of the shards in the cache. The first byte of a shard is its number."""
     return {str(path.read_bytes()[0]) for path in (tmp_path / "cache").glob("*.tar")}
 
 
@@ -136,7 +135,7 @@ def test_who_waited_for_a_process_that_failed_does_not_try_all_over_again(
 ) -> None:
     faults = Faults("503", times=99)
     with serving(folder, faults) as base:
-        cache = cache_of(patience=Patience(retries=2, timeout=20, backoff=0.3))
+        cache = cache_of(retry=RetryPolicy(retries=2, timeout=20, backoff=0.3))
         context = multiprocessing.get_context("fork")
         lines = context.SimpleQueue()
         processes = [context.Process(target=fail_to_open, args=(cache, base, lines)) for _ in range(4)]
@@ -151,17 +150,14 @@ def test_who_waited_for_a_process_that_failed_does_not_try_all_over_again(
 
 
 def test_a_thread_fetches_ahead_and_leaves_failures_to_the_reader(
-    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    finished = record_requests(monkeypatch)
     faults = Faults("403", times=99, suffix="1.tar")
     with serving(folder, faults) as base:
         cache = cache_of()
-        ahead = Ahead(cache)
-        ahead.fetch([located(base, 1), located("/of/this/disk", 2), located(base, 3)])
-        for _ in range(1000):
-            if kept(tmp_path) == {"3"}:
-                break
-            threading.Event().wait(0.005)
+        Prefetcher(cache).fetch([located(base, 1), located("/of/this/disk", 2), located(base, 3)])
+        assert [finished.get(timeout=30) for _ in range(2)] == [f"{base}/1.tar", f"{base}/3.tar"]
         assert kept(tmp_path) == {"3"}
         assert faults.requests == {"/1.tar": 1, "/3.tar": 1}
         with pytest.raises(ShardError, match="HTTP 403"):
@@ -205,22 +201,20 @@ def test_a_failure_that_cannot_be_noted_is_told_all_the_same(folder: Path, cache
 
 
 def test_the_thread_outlives_what_the_folder_refuses(
-    folder: Path, cache_of: Callable[..., Cache], tmp_path: Path
+    folder: Path, cache_of: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    finished = record_requests(monkeypatch)
     with serving(folder) as base:
         cache = cache_of()
         cache.path(located(base, 1).shard).mkdir()
-        ahead = Ahead(cache)
-        ahead.fetch([located(base, 1), located(base, 3)])
-        for _ in range(400):
-            if cache.path(located(base, 3).shard).exists():
-                break
-            threading.Event().wait(0.005)
+        prefetcher = Prefetcher(cache)
+        prefetcher.fetch([located(base, 1), located(base, 3)])
+        assert [finished.get(timeout=30) for _ in range(2)] == [f"{base}/1.tar", f"{base}/3.tar"]
         assert cache.path(located(base, 3).shard).exists()
-        assert ahead.thread and ahead.thread.is_alive()
+        assert prefetcher.thread and prefetcher.thread.is_alive()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^data\.cache_dir=.*/file/cache: cannot be written \("):
-        Cache(tmp_path / "file" / "cache", SIZE, PATIENCE)
+        Cache(tmp_path / "file" / "cache", SIZE, RETRY)

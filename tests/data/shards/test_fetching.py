@@ -1,4 +1,4 @@
-"""From servers that fail to files that are whole; against real servers on this machine."""
+"""Fetching from servers that fail, for a while or for good. The servers run on this machine."""
 
 import ssl
 import sys
@@ -9,12 +9,12 @@ import pytest
 from botocore.exceptions import NoCredentialsError
 
 from data.shards.cache import Cache
-from data.shards.fetching import Patience, fetch
+from data.shards.fetching import RetryPolicy, fetch
 from data.shards.index import ShardError
 from xcit.errors import InputError
 
 from .servers import Faults, serving
-from .sharded import PATIENCE, SIZE, located
+from .sharded import RETRY, SIZE, located
 
 
 @pytest.mark.parametrize("fault", ["dropped", "shorter", "flipped", "silent", "503", "500", "429", "408"])
@@ -22,8 +22,8 @@ def test_what_fails_for_a_while_is_fetched_in_the_end(
     folder: Path, cache_of: Callable[..., Cache], tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults = Faults(fault, times=1 if fault == "silent" else 3)
-    patience = Patience(3, timeout=0.2, backoff=0.001) if fault == "silent" else PATIENCE
-    with serving(folder, faults) as base, cache_of(patience=patience).open(located(base, 4)) as file:
+    retry = RetryPolicy(3, timeout=0.2, backoff=0.001) if fault == "silent" else RETRY
+    with serving(folder, faults) as base, cache_of(retry=retry).open(located(base, 4)) as file:
         assert file.read() == bytes([4]) * SIZE
     assert faults.requests["/4.tar"] == faults.times + 1
     notes = capsys.readouterr().err.splitlines()
@@ -61,7 +61,7 @@ def test_what_fails_for_good_is_one_line_and_leaves_nothing(
 def test_a_server_that_is_not_there_and_a_file_that_is_not(folder: Path, cache_of: Callable[..., Cache]) -> None:
     with serving(folder) as base:
         (folder / "2.tar").unlink()
-        with pytest.raises(ShardError, match=r"2\.tar: no such file, though the index beside it has it"):
+        with pytest.raises(ShardError, match=r"2\.tar: no such file, but the index beside it lists it"):
             cache_of().open(located(base, 2))
     with pytest.raises(ShardError, match=r"cannot be fetched \(Cannot connect.*; tried 4 times\)"):
         cache_of().open(located(base, 3))
@@ -75,12 +75,12 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=f"^{url}: .*{missing}.*; install this project's extra: shards$"):
-        fetch(url, tmp_path / "a.tar", PATIENCE, lambda path: None)
+        fetch(url, tmp_path / "a.tar", RETRY, lambda path: None)
 
 
 def test_an_address_that_cannot_be_read_is_tried_once(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"^http://host:port/a\.tar: cannot be fetched \(.*; tried 1 time\)$"):
-        fetch("http://host:port/a.tar", tmp_path / "a.tar", PATIENCE, lambda path: None)
+        fetch("http://host:port/a.tar", tmp_path / "a.tar", RETRY, lambda path: None)
 
 
 @pytest.mark.parametrize("scheme", ["https", "s3"])
@@ -93,10 +93,11 @@ def test_tls_that_the_server_does_not_speak_is_tried_once(
             for name, value in (("ENDPOINT_URL", url), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test")):
                 monkeypatch.setenv(f"AWS_{name}", value)
             monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            monkeypatch.setattr("s3fs.S3FileSystem._cache", {})  # fsspec would give the next test this one's endpoint
+            # Use an empty cache. Otherwise fsspec would give the next test this endpoint.
+            monkeypatch.setattr("s3fs.S3FileSystem._cache", {})
             url = "s3://shards/1.tar"
         with pytest.raises(ShardError, match=rf"^{url}: cannot be fetched \(.*; tried 1 time\)$"):
-            fetch(url, tmp_path / "a.tar", PATIENCE, lambda path: None)
+            fetch(url, tmp_path / "a.tar", RETRY, lambda path: None)
 
 
 @pytest.mark.parametrize(
@@ -116,20 +117,20 @@ def test_what_is_hopeless_is_tried_once(
 
     monkeypatch.setattr("data.shards.fetching.download", fail)
     with pytest.raises(ShardError, match=f"; tried {tries} time"):
-        fetch("s3://bucket/a.tar", tmp_path / "a.tar", PATIENCE, lambda path: None)
+        fetch("s3://bucket/a.tar", tmp_path / "a.tar", RETRY, lambda path: None)
 
 
 def test_the_pauses_double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("data.shards.fetching.time.sleep", pauses.append)
     with pytest.raises(ShardError):
-        fetch("http://127.0.0.1:9/x.tar", tmp_path / "x", Patience(9, 0.5, 0.5), lambda path: None)
+        fetch("http://127.0.0.1:9/x.tar", tmp_path / "x", RetryPolicy(9, 0.5, 0.5), lambda path: None)
     assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """The endpoint of an S3 with a bucket named shards."""
+    """Run an S3 server with a bucket named shards. Yield its endpoint."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -153,7 +154,7 @@ def test_shards_come_from_a_bucket(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with cache_of().open(located("s3://shards/train", 2)) as file:
         assert file.read() == bytes([2]) * SIZE
-    with pytest.raises(ShardError, match=r"^s3://shards/train/3\.tar: no such file, though"):
+    with pytest.raises(ShardError, match=r"^s3://shards/train/3\.tar: no such file, but"):
         cache_of().open(located("s3://shards/train", 3))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     import fsspec

@@ -1,4 +1,4 @@
-"""Which shards are meant, and what is said of those that are not what they should be."""
+"""Addresses and patterns find the right shards. Missing and invalid shards are reported in one line."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def test_patterns_name_shards_by_the_index(shards: Path, tree: Path) -> None:
         ),
         (
             "BASE/test",
-            "BASE/test/index.json: no such file; shards are used by the index beside them, which `python scr",
+            "BASE/test/index.json: no such file; shards need an index.json beside them; create it with `py",
         ),
         ("BASE/{1..", "BASE/{1..: cannot be read (Unbalanced braces"),
     ],
@@ -105,7 +105,7 @@ def test_options_out_of_range(option: dict[str, Any], line: str) -> None:
 def test_validation_is_numbered_as_training(shards: Path) -> None:
     val = source(shards).val(["blue", "red", "green"])
     assert {label for _, label in contents(val)} == {1, 2}
-    with pytest.raises(InputError, match="val/green: a class that training lacks"):
+    with pytest.raises(InputError, match="val/green: class is not in the training split"):
         source(shards).val(["red"])
 
 
@@ -124,7 +124,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
         ({"a.cls": b"0"}, "a has cls; must have one image and its class, .cls"),
         ({"a.cls": b"0", "a.jpg": b"x", "a.png": b"x"}, "a has cls, jpg, png; must have one image"),
         ({"a.cls": b"cat", "a.jpg": b"x"}, "holds b'cat'; must be the number of a class"),
-        ({"a.cls": b"7", "a.jpg": b"x"}, "is class 7, and the index has 2, from 0"),
+        ({"a.cls": b"7", "a.jpg": b"x"}, "is class 7, but the index has only the classes 0 to 1"),
         ({"a.cls": b"1", "a.jpg": b"x", "b.jpg": b"x", "b.cls": b"1"}, "has 2 samples where index.json has 1"),
         ({}, "has 0 samples where index.json has 1"),
     ],
@@ -147,7 +147,7 @@ def test_a_local_shard_that_was_changed_or_is_gone(shards: Path) -> None:
     with pytest.raises(ShardError, match=r"000000\.tar: has 0 samples where index\.json has 5"):
         source(shards).train()[0]
     path.write_bytes(whole[:-512])
-    # At once, in all processes; or by the one that meets it, where it happens in an epoch.
+    # When a data set is opened, all processes raise the error. During an epoch, the process that reads the shard does.
     for error, look in ((InputError, source(shards).train), (ShardError, lambda: images[0][0])):
         with pytest.raises(error, match=r"000000\.tar: has .* bytes where index\.json has "):
             look()
@@ -158,7 +158,7 @@ def test_a_local_shard_that_was_changed_or_is_gone(shards: Path) -> None:
 
 
 def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:
-    """Long names in folders, further members, metadata, the class after the image."""
+    """Shards may contain long names in folders, additional members, metadata, and the class after the image."""
     deep = "d" * 90 + ".x/" + "e" * 120
     write_tar(
         tmp_path / "a.tar",

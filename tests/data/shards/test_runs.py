@@ -1,4 +1,4 @@
-"""Shards in several processes, and whole runs on them."""
+"""Shards in forked processes, and whole runs on shards."""
 
 import json
 import multiprocessing
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from data.datasets.imagenet_shards import ShardImages
-from data.shards.reader import Recent
+from data.shards.reader import LRUCache
 
 from ...conftest import ROOT, launch
 from .servers import Faults, serving
@@ -26,8 +26,8 @@ def test_images_go_to_other_processes_and_back(shards: Path) -> None:
 
 def read_in_a_fork(images: ShardImages) -> None:
     images[1]
-    assert images.reader and images.reader.ahead and images.reader.ahead.thread
-    sys.exit(0 if images.reader.ahead.thread.is_alive() else 1)
+    assert images.reader and images.reader.prefetcher and images.reader.prefetcher.thread
+    sys.exit(0 if images.reader.prefetcher.thread.is_alive() else 1)
 
 
 def test_a_fork_of_a_process_that_has_read_gets_a_thread_of_its_own(shards: Path, tmp_path: Path) -> None:
@@ -41,13 +41,13 @@ def test_a_fork_of_a_process_that_has_read_gets_a_thread_of_its_own(shards: Path
 
 
 def test_what_is_kept_stays_within_its_weight() -> None:
-    recent: Recent[str] = Recent(5)
+    cache: LRUCache[str] = LRUCache(5)
     for key in (1, 2, 3):
-        recent.keep(key, str(key), 2)
-    assert recent.get(1) is None
-    assert recent.get(2) == "2"
-    recent.keep(4, "4", 2)
-    assert (recent.get(3), recent.get(2), recent.weight) == (None, "2", 4)
+        cache.keep(key, str(key), 2)
+    assert cache.get(1) is None
+    assert cache.get(2) == "2"
+    cache.keep(4, "4", 2)
+    assert (cache.get(3), cache.get(2), cache.weight) == (None, "2", 4)
 
 
 ENDS_WHILE_FETCHING = """
@@ -106,7 +106,7 @@ def test_a_run_whose_server_fails_for_good_ends_in_one_clear_line(
     assert last.startswith(f"error: {base}/train/0000")
     assert last.endswith(".tar: cannot be fetched (HTTP 503 Service Unavailable; tried 2 times)")
     assert "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) < 8, "nothing is tried again once it is hopeless"
+    assert len(result.stderr.splitlines()) < 8, "after the failure nothing is tried again"
 
 
 def losses(run: Path) -> list[float]:
@@ -117,7 +117,7 @@ def test_three_processes_with_two_workers_learn_what_one_learns(command: Command
     with serving(shards, Faults("dropped", times=1)) as base:
         urls = (f"data.urls={base}/train", f"data.val_urls={base}/val", f"data.cache_dir={tmp_path}/cache")
         arguments = (*SMALL, *urls, "data.backoff=0.001", "data.workers=2", "train.global_batch_size=12")
-        arguments += ("train.precision=fp32",)  # bf16 rounds otherwise in batches of other sizes
+        arguments += ("train.precision=fp32",)  # bf16 rounds differently for other batch sizes
         together = launch("train.py", *arguments, "run_dir=three", processes=3, cwd=tmp_path)
         assert together.status == 0, together.stderr
         alone = command("train.py", *arguments, "run_dir=one")

@@ -1,4 +1,4 @@
-"""torch.compile changes how fast a model is and nothing else; and it compiles one layer, not each."""
+"""torch.compile does not change results, and compiles all layers once."""
 
 import copy
 

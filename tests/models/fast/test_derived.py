@@ -1,4 +1,4 @@
-"""Folded tensors are those of the parameters at hand, whatever is done with the model after its first call."""
+"""Folded tensors always match the current parameters."""
 
 import copy
 import io
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xcit.kernels import dispatch, forced
-from xcit.models.fast.derived import KeepsDerived
+from xcit.models.fast.derived import CachesDerived
 from xcit.models.fast.inference import fuse_for_inference
 
 from ..examples import moved, tiny
@@ -31,7 +31,7 @@ def load_in_inference_mode(fused: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def exchange_data(fused: nn.Module, state: dict[str, Tensor]) -> None:
-    """Twice, so that the second memory may be that of the first."""
+    """Replaces the data twice, so that the second memory may be at the first one's address."""
     for name, tensor in (*fused.named_parameters(), *fused.named_buffers()):
         tensor.data = tensor.data + 1
         tensor.data = state[name].clone()
@@ -47,7 +47,7 @@ def put_new_parameters(fused: nn.Module, state: dict[str, Tensor]) -> None:
 @pytest.mark.usefixtures("each_product_route")
 @pytest.mark.parametrize("change", [load, assign, load_in_inference_mode, exchange_data, put_new_parameters])
 def test_weights_changed_after_use(change: Callable[[nn.Module, dict[str, Tensor]], None]) -> None:
-    """Also those of single tensors, one after another: each is in what is derived."""
+    """Changing the weights invalidates the cache."""
     images, model, other = images_of(32, 32), tiny(), tiny(layer_scale_init=0.5)
     fused = fuse_for_inference(model)
     state = moved(other.state_dict(), 0.01)
@@ -60,6 +60,7 @@ def test_weights_changed_after_use(change: Callable[[nn.Module, dict[str, Tensor
 
 @pytest.mark.parametrize("key", list(tiny().state_dict()))
 def test_a_single_tensor_changed_after_use(key: str) -> None:
+    """Changing any single tensor invalidates the cache."""
     fused = fuse_for_inference(tiny())
     with torch.no_grad():
         before = fused(images_of(32, 32))
@@ -67,13 +68,13 @@ def test_a_single_tensor_changed_after_use(key: str) -> None:
         changed += 1
         found = fused(images_of(32, 32))
         assert torch.equal(found, copy.deepcopy(fused)(images_of(32, 32)))
-    # The keys' bias of attention cannot matter to a softmax, and the counter of batches matters to training alone.
+    # The keys' bias does not change a softmax, and only training uses the counter of batches.
     if not key.endswith(("attn.k.bias", "num_batches_tracked")):
         assert not torch.equal(found, before)
 
 
 def test_new_tensors_cannot_be_taken_for_old_ones() -> None:
-    """A tensor at the address of the one that it replaces would go unnoticed, so the old memory stays in use."""
+    """A new tensor at the old address would not be detected, so the cache keeps the old memory in use."""
     fused = fuse_for_inference(tiny())
     fused(images_of(32, 32))
     scale = fused.blocks[0].gamma2
@@ -88,17 +89,17 @@ def test_positions_of_one_grid_are_kept() -> None:
     fused = fuse_for_inference(tiny())
     for size in (32, 48, 64):
         fused(images_of(size, size))
-        assert [grid for grid, _ in fused.pos_embed.kept.values] == [(size // 8, size // 8)]
+        assert [grid for grid, _ in fused.pos_embed.cache.values] == [(size // 8, size // 8)]
 
 
 def test_folded_tensors_are_kept() -> None:
     fused = fuse_for_inference(tiny())
     fused(images_of(32, 32))
-    parts = [part for part in fused.modules() if isinstance(part, KeepsDerived)]
-    kept = [part.kept for part in parts]
+    parts = [part for part in fused.modules() if isinstance(part, CachesDerived)]
+    kept = [part.cache for part in parts]
     fused(images_of(24, 40))
     assert len(parts) == 4 and None not in kept
-    assert [part.kept for part in parts] == kept
+    assert [part.cache for part in parts] == kept
 
 
 def test_cast_after_use() -> None:
@@ -111,7 +112,7 @@ def test_cast_after_use() -> None:
         torch.testing.assert_close(fused(images), fuse_for_inference(model)(images), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(dispatch.ONEDNN is False, reason="weights are packed by oneDNN alone")
+@pytest.mark.skipif(dispatch.ONEDNN is False, reason="only oneDNN packs weights")
 def test_what_is_kept_is_neither_copied_nor_saved() -> None:
     sizes = []
     fused = fuse_for_inference(tiny())
@@ -120,7 +121,7 @@ def test_what_is_kept_is_neither_copied_nor_saved() -> None:
         buffer = io.BytesIO()
         torch.save(thing, buffer)
         sizes.append(buffer.tell())
-        assert copy.deepcopy(thing).blocks[0].kept is None
+        assert copy.deepcopy(thing).blocks[0].cache is None
     parameters = sum(4 * p.numel() for p in fused.parameters())
     assert max(sizes) < 1.2 * parameters + 50_000
 
@@ -153,7 +154,7 @@ def test_a_part_that_is_replaced_after_folding_is_called() -> None:
 
 
 def test_a_replica_of_data_parallel_uses_its_own_weights() -> None:
-    """A replica shares its attributes with the original but has parameters of its own."""
+    """A replica shares its attributes with the original, but has its own parameters."""
     layer = fuse_for_inference(tiny()).blocks[0]
     x = torch.randn(2, 16, 128)
     layer(x, (4, 4))

@@ -1,4 +1,4 @@
-"""The folded copy for inference says what the model says, and leaves the model alone."""
+"""The folded copy for inference has the model's outputs, and the model is unchanged."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ def images_of(height: int, width: int) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-SHAPES = [(32, 32), (40, 24), (37, 21)]  # one patch does not divide
+SHAPES = [(32, 32), (40, 24), (37, 21)]  # the patch does not divide the last one
 
 
 def both(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def test_with_a_norm_over_all_tokens_and_more_heads(name: str) -> None:
 
 
 def test_tokens_and_maps_too() -> None:
-    """A layer may write over what it was given only if nobody else holds it."""
+    """A layer must not change its input in place."""
     model, images = tiny(depth=3), images_of(40, 24)
     fused = fuse_for_inference(model)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_tokens_and_maps_too() -> None:
 
 @pytest.mark.usefixtures("each_product_route")
 def test_batch_after_batch_size_after_size_type_after_type() -> None:
-    """What it keeps, weights laid out anew and positions, is that of the input at hand."""
+    """Cached weights and positions match the current input."""
     model = tiny()
     fused = fuse_for_inference(model)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_moved_copied_and_pickled_after_use() -> None:
     fused = fuse_for_inference(model)
     with torch.no_grad():
         expected = model(images)
-        fused(images)  # it has packed its weights
+        fused(images)  # packs the weights
         torch.testing.assert_close(copy.deepcopy(fused)(images), expected, atol=1e-5, rtol=1e-4)
         buffer = io.BytesIO()
         torch.save(fused, buffer)
@@ -134,20 +134,20 @@ def test_its_state_dict_is_the_models() -> None:
 
 
 def test_parameters_are_not_kept_twice() -> None:
-    """Where nothing is packed, only weights that are scaled have a second tensor."""
+    """If no weights are packed, only scaled weights have a second tensor."""
     fused = fuse_for_inference(tiny())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "ONEDNN", False)
         fused(images_of(32, 32))
-        weights = fused.blocks[0].kept.values[torch.float32]
+        weights = fused.blocks[0].cache.values[torch.float32]
         mlp = fused.blocks[0].mlp
         assert weights.fc1.weight.data_ptr() == mlp.fc1.weight.data_ptr()
         assert weights.fc2.weight.data_ptr() != mlp.fc2.weight.data_ptr()
 
 
 def test_operations_are_counted_as_in_the_model() -> None:
-    """With positions that are kept, and with fused operators that the counter does not know."""
-    model = tiny().requires_grad_(False)  # for parameters with gradients torch takes other operations
+    """Positions are cached, and the counter does not know the fused operators."""
+    model = tiny().requires_grad_(False)  # torch uses other operations for parameters with gradients
     fused = fuse_for_inference(model)
     with torch.no_grad():
         fused(images_of(32, 32))

@@ -7,7 +7,7 @@ from .library import TILE, call
 
 
 def fits(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether the kernels take x, (…, C), and parameters that are each (C,)."""
+    """Whether the kernels accept x, (…, C), and the parameters, (C,) each."""
     if x.shape[-1] % TILE or not x.is_contiguous():
         return False
     return all(t.is_contiguous() and t.shape == x.shape[-1:] for t in parameters)

@@ -190,7 +190,7 @@ static float attend_head_backward(const float* q, const float* k, const float* v
         along_q[i] = reduce(along_row, std::plus<float>());
         for (int64_t j = 0; j < d; ++j) transposed[j * d + i] = row[j];
     }
-    // A normalised column does not change when the column grows: its own direction is taken out of the gradient.
+    // Scaling a column does not change the normalized one, so the gradient has no component along the column.
     for (int64_t j = 0; j < d; ++j) {
         along_q[j] *= inverse_q[j] * inverse_q[j];
         along_k[j] *= inverse_k[j] * inverse_k[j];

@@ -7,7 +7,7 @@ from .library import TILE, call_dense, custom_op, is_dense
 
 
 def fits(qkv: Tensor, temperature: Tensor, compiled: bool) -> bool:
-    """Whether the kernels take qkv, (B, N, 3C). Eagerly they run only where every thread has a head."""
+    """Whether the kernels accept qkv, (B, N, 3C). Eager code needs at least one head for each thread."""
     heads = len(temperature)
     if qkv.shape[-1] % (3 * heads * TILE):
         return False

@@ -3,31 +3,18 @@
 import torch
 from torch import Tensor
 
-from .library import TILE, call, custom_op, is_dense
+from .library import TILE, call, custom_op, is_dense, unless_compiled
 
 
 def fits(x: Tensor, *others: Tensor, compiled: bool) -> bool:
-    """Whether the kernels take tensors of these shapes and strides.
+    """Whether the kernels accept tensors of these shapes and strides.
 
-    In compiled code they are copied where they are not contiguous, but a map with its channels last is left to the
-    compiler, which chooses how it lies in memory.
+    In compiled code they copy tensors that are not contiguous. Maps with channels last are left to the compiler, which
+    chooses their strides.
     """
     if x.numel() % TILE:
         return False
     return x.dim() < 4 if compiled else all(is_dense(t) and t.stride() == x.stride() for t in (x, *others))
-
-
-def gelu_(x: Tensor) -> Tensor:
-    """gelu(x), in place."""
-    call("gelu", x, x, x.numel())
-    return x
-
-
-def gelu_backward_(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """(gelu(x), the gradient of x), given the gradient of gelu(x), which is overwritten."""
-    activated = torch.empty_like(x)
-    call("gelu_backward", x, grad, activated, grad, x.numel())
-    return activated, grad
 
 
 def gelu_fake(x: Tensor, grad: Tensor | None = None) -> Tensor:
@@ -51,6 +38,21 @@ def gelu_backward(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return activated, grad_x
 
 
+@unless_compiled(gelu)
+def gelu_(x: Tensor) -> Tensor:
+    """gelu(x), in place. Compiled code makes a copy: its operators cannot change an argument and return it."""
+    call("gelu", x, x, x.numel())
+    return x
+
+
+@unless_compiled(gelu_backward)
+def gelu_backward_(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Like `gelu_backward`, but the gradient of x overwrites that of gelu(x)."""
+    activated = torch.empty_like(x)
+    call("gelu_backward", x, grad, activated, grad, x.numel())
+    return activated, grad
+
+
 @custom_op("xcit::gelu_grad_x", gelu_fake)
 def gelu_grad_x(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient of x, given the gradient of gelu(x)."""
@@ -61,5 +63,5 @@ def gelu_grad_x(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself, or a copy where compiled code brings a tensor that is not dense."""
+    """x itself, or a contiguous copy: compiled code may pass a tensor that is not dense."""
     return x if is_dense(x) else x.contiguous()

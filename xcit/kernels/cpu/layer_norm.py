@@ -7,7 +7,7 @@ from .library import TILE, call_dense
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernel takes tokens (…, C) of this shape. It copies what is not contiguous."""
+    """Whether the kernel accepts tokens (…, C) of this shape. It copies tensors that are not contiguous."""
     return x.shape[-1] % TILE == 0
 
 

@@ -1,7 +1,7 @@
 """Loads the C++ kernels (*.cpp), calls them, and makes them operators that compiled code calls.
 
-pip compiles the kernels for x86 CPUs where it finds a compiler: _kernels_avx2 and _kernels_avx512. Where they are
-missing, torch's operations run. The wrappers in this folder take what dispatch.py and the `fits` of each of them allow.
+pip compiles the kernels for x86 CPUs if it finds a compiler: _kernels_avx2 and _kernels_avx512. If they are missing,
+torch's operations run. The wrappers in this folder assume inputs that dispatch.py and `fits` have accepted.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..dispatch import INSTRUCTIONS, announce_cpp, is_compiling
 
 TILE = 16
-"""The kernels take so many numbers at a time: the number of channels is a multiple of it."""
+"""Kernels process 16 floats at a time; the number of channels must be a multiple of 16."""
 
 FUNCTIONS = (
     "gelu",
@@ -51,13 +51,13 @@ announce_cpp(LIBRARY is not None)
 
 
 def call(function: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a C++ function. A tensor is passed as a pointer to its memory: its strides are the caller's business."""
+    """Call a C++ function. A tensor is passed as a pointer to its memory. The caller must check its strides."""
     assert LIBRARY is not None
     getattr(LIBRARY, function)(*map(to_c, arguments))
 
 
 def call_dense(function: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a C++ function with copies of tensors that are not contiguous. Outputs have to be contiguous."""
+    """Call a C++ function with contiguous copies of its input tensors. Outputs must be contiguous."""
     call(function, *(given.contiguous() if isinstance(given, Tensor) else given for given in arguments))
 
 
@@ -70,16 +70,16 @@ def to_c(argument: Tensor | int | float | None) -> Any:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether x fills its memory without gaps, as it is or with its channels last."""
+    """Whether x is contiguous, as it is or with its channels last."""
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def custom_op(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function of tensors, without a graph, so that compiled code calls it as the operator `name`.
 
-    torch.compile does not look into it. Eager code calls the function itself: an operator takes tens of microseconds
-    more. Arguments and results are of types that torch.library knows. The function changes no argument, and returns
-    neither an argument nor a view of one.
+    torch.compile does not trace the function. Eager code calls it directly, because an operator takes tens of
+    microseconds longer. The types of arguments and results must be known to torch.library. The function must not change
+    an argument, nor return one or a view of one.
 
     fake: takes the same arguments and returns empty tensors with the shapes, strides and types of the results.
     """
@@ -88,6 +88,15 @@ def custom_op(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
         operator = torch.library.custom_op(name, function, mutates_args=())
         operator.register_fake(fake)
 
+        return unless_compiled(operator)(function)
+
+    return decorate
+
+
+def unless_compiled(operator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function of tensors, so that compiled code calls the operator in its place."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*arguments: Any) -> Any:
             return (operator if is_compiling() else function)(*arguments)

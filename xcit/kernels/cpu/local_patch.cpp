@@ -79,7 +79,7 @@ static inline std::pair<float, float> statistics(const float* token, int64_t C, 
     return {mean, 1.0f / std::sqrt(reduce(squares, std::plus<>()) / C + eps)};
 }
 
-static inline void normalise(const float* token, std::pair<float, float> mean_rstd, const float* scale,
+static inline void normalize(const float* token, std::pair<float, float> mean_rstd, const float* scale,
                              const float* shift, int64_t C, float* to) {
     for (int64_t j = 0; j < C; j += LANES)
         store(to + j, (load(token + j) - mean_rstd.first) * mean_rstd.second * load(scale + j) + load(shift + j));
@@ -99,7 +99,7 @@ extern "C" void norm_depthwise(const float* x, const float* scale, const float* 
             for (int64_t n = 0; n < W; ++n) {
                 const int64_t token = (image * H + row) * W + n;
                 const auto mean_rstd = statistics(x + token * C, C, W * C, eps);
-                normalise(x + token * C, mean_rstd, scale, shift, C, to + n * shape.stride());
+                normalize(x + token * C, mean_rstd, scale, shift, C, to + n * shape.stride());
                 if (row >= first && row < last) mean[token] = mean_rstd.first, rstd[token] = mean_rstd.second;
             }
         });
@@ -191,7 +191,7 @@ extern "C" void gelu_affine_sums(const float* grad, const float* keep_scale, con
 
 // grad_x, given grad, the gradient of y = x + keep_scale (branch of x); and the sums over the first convolution's taps,
 // (2, 9, C): of its output's gradient x (x - mean) rstd, and of that gradient alone. mean_grad and mean_grad_hat (C)
-// are the means of the gradient of the BatchNorm's output, and of that times its normalised input.
+// are the means of the gradient of the BatchNorm's output, and of that times its normalized input.
 extern "C" void local_patch_backward(const float* grad, const float* keep_scale, const float* x, const float* mean,
                                      const float* rstd, const float* scale, const float* first_weight, const float* a,
                                      const float* bn_mean, const float* bn_rstd, const float* bn_scale,
@@ -273,7 +273,7 @@ extern "C" void local_patch(const float* x, const float* branch, const float* sc
                 const int64_t from = tokens + (row * W + n) * C;
                 for (int64_t j = 0; j < C; j += LANES)
                     store(t + j, load_prefetch(x + from + j, W * C) + load_prefetch(branch + from + j, W * C));
-                normalise(t, statistics(t, C, 0, eps), scale, shift, C, to + n * shape.stride());
+                normalize(t, statistics(t, C, 0, eps), scale, shift, C, to + n * shape.stride());
             }
         });
         Window affine(scratch, shape, first, [&](int64_t row, float* to) {

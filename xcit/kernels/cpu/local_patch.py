@@ -1,4 +1,4 @@
-"""Local patch interaction in C++ (local_patch.cpp). ../local_patch.py puts these functions together.
+"""Local patch interaction in C++ (local_patch.cpp). ../local_patch.py calls these functions.
 
 Maps are tokens (B, N, C) of the grid (H, W); weights are (C, 1, 3, 3).
 """
@@ -13,7 +13,7 @@ from .library import TILE, call_dense, custom_op
 
 
 def fits(x: Tensor, grid: Sequence[int], keep_scale: Tensor | None, *parameters: Tensor) -> bool:
-    """Whether the kernels take tensors of these shapes. They copy what is not contiguous."""
+    """Whether the kernels accept tensors of these shapes. They copy tensors that are not contiguous."""
     B, N, C = x.shape
     if grid[0] * grid[1] != N or C % TILE or (keep_scale is not None and keep_scale.shape != (B,)):
         return False

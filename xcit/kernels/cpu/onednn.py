@@ -14,7 +14,7 @@ def product_fake(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> 
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-@custom_op("xcit::product", product_fake)  # the compiler would send it to MKL, or refuse it
+@custom_op("xcit::product", product_fake)  # the compiler would call MKL, or fail
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *pointwise(gelu))
 
@@ -27,7 +27,7 @@ def grad_weight_fake(grad: Tensor, x: Tensor) -> Tensor:
 def grad_weight(grad: Tensor, x: Tensor) -> Tensor:
     """Σ over tokens of grad ⊗ x, (N, O), (N, I) → (O, I): the weight gradient of a 1 × 1 convolution.
 
-    oneDNN is fast at it where the tokens are several images.
+    oneDNN computes it fast if the tokens are treated as several images.
     """
     num_images = math.gcd(len(x), 16)
     if num_images < 4:
@@ -46,10 +46,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: in
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """The weight in oneDNN's own layout, for `product`, which otherwise converts it at every call."""
+    """The weight in oneDNN's layout. `product` converts any other weight in each call."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
 
 def pointwise(gelu: bool) -> Pointwise:
-    """What oneDNN does to the result."""
+    """The arguments that tell oneDNN what to apply to the result."""
     return ("gelu", [], "none") if gelu else ("none", [], "")

@@ -176,7 +176,7 @@ def grad_scores_kernel(
     q_inverse = tl.load(inverse + head_inverse, inside, other=0.0)
     k_inverse = tl.load(inverse + head_inverse + width, inside, other=0.0)
     tl.store(grad_products + square, grad_cosines * (q_inverse[:, None] * k_inverse[None, :]), in_square)
-    # A normalised column does not change when the column grows: its own direction is taken out of the gradient.
+    # Scaling a column does not change the normalized one, so the gradient has no component along the column.
     cosine_gradients = grad_cosines * cosine
     tl.store(along + head_inverse, tl.sum(cosine_gradients, 1) * q_inverse * q_inverse, inside)
     tl.store(along + head_inverse + width, tl.sum(cosine_gradients, 0) * k_inverse * k_inverse, inside)

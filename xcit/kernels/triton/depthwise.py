@@ -140,16 +140,16 @@ def convolve_kernel(
     here = start
     for row in tl.range(first - 1, last + 1, num_stages=stages):
         left = input_row(x, mean, rstd, scale, shift, row, columns - 1, channel, height, width, channels, norm)
-        centre = input_row(x, mean, rstd, scale, shift, row, columns, channel, height, width, channels, norm)
+        center = input_row(x, mean, rstd, scale, shift, row, columns, channel, height, width, channels, norm)
         right = input_row(x, mean, rstd, scale, shift, row, columns + 1, channel, height, width, channels, norm)
-        done = above + left * lower[0] + centre * lower[1] + right * lower[2]
+        done = above + left * lower[0] + center * lower[1] + right * lower[2]
         at, there = row_offsets(row - 1, columns, channel, width, channels)
         if gelu:
             below, _ = normal_distribution(done)
             done *= below
         tl.store(y + at, done, there & (row > first))
-        above = here + left * middle[0] + centre * middle[1] + right * middle[2]
-        here = start + left * upper[0] + centre * upper[1] + right * upper[2]
+        above = here + left * middle[0] + center * middle[1] + right * middle[2]
+        here = start + left * upper[0] + center * upper[1] + right * upper[2]
 
 
 @triton.jit
@@ -188,9 +188,9 @@ def grad_input_kernel(
     here = above
     for row in tl.range(first - 1, last + 1, num_stages=stages):
         left = load_row(grad, row, columns - 1, channel, height, width, channels)
-        centre = load_row(grad, row, columns, channel, height, width, channels)
+        center = load_row(grad, row, columns, channel, height, width, channels)
         right = load_row(grad, row, columns + 1, channel, height, width, channels)
-        done = above + left * upper[2] + centre * upper[1] + right * upper[0]
+        done = above + left * upper[2] + center * upper[1] + right * upper[0]
         at, there = row_offsets(row - 1, columns, channel, width, channels)
         there = there & (row > first)
         if x is not None:
@@ -200,8 +200,8 @@ def grad_input_kernel(
             done = slope * (done - grad_shift - normed * grad_scale)
             done *= below + value * density
         tl.store(grad_x + at, done, there)
-        above = here + left * middle[2] + centre * middle[1] + right * middle[0]
-        here = left * lower[2] + centre * lower[1] + right * lower[0]
+        above = here + left * middle[2] + center * middle[1] + right * middle[0]
+        here = left * lower[2] + center * lower[1] + right * lower[0]
 
 
 @triton.jit
@@ -237,11 +237,11 @@ def sums_kernel(
     for row in tl.range(first - 1, last + 1, num_stages=stages):
         below = load_row(grad, row + 1, columns, channel, last, width, channels)
         left = normed_row(x, mean, rstd, row, columns - 1, channel, height, width, channels, norm)
-        centre = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
+        center = normed_row(x, mean, rstd, row, columns, channel, height, width, channels, norm)
         right = normed_row(x, mean, rstd, row, columns + 1, channel, height, width, channels, norm)
-        upper = upper[0] + below * left, upper[1] + below * centre, upper[2] + below * right
-        middle = middle[0] + here * left, middle[1] + here * centre, middle[2] + here * right
-        lower = lower[0] + above * left, lower[1] + above * centre, lower[2] + above * right
+        upper = upper[0] + below * left, upper[1] + below * center, upper[2] + below * right
+        middle = middle[0] + here * left, middle[1] + here * center, middle[2] + here * right
+        lower = lower[0] + above * left, lower[1] + above * center, lower[2] + above * right
         inside = tl.where((row >= 0) & (row < height), 1.0, 0.0)
         upper_inside += below * inside
         middle_inside += here

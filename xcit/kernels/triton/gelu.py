@@ -90,11 +90,11 @@ def gelu_statistics_kernel(
     value *= below
     tl.store(activated + at, value, there)
     average = tl.sum(value, 0) / tl.minimum(tokens - program * tile, tile)
-    centred = tl.where(there, value - average[None, :], 0.0)
+    centered = tl.where(there, value - average[None, :], 0.0)
     partial += program * channels + channel
     tl.store(partial, average, channel < channels)
     partial += tl.num_programs(0).to(tl.int64) * channels
-    tl.store(partial, tl.sum(centred * centred, 0), channel < channels)
+    tl.store(partial, tl.sum(centered * centered, 0), channel < channels)
 
 
 @triton.jit

@@ -105,12 +105,12 @@ def layer_norm_kernel(
     at = token[:, None] * channels + channel[None, :]
     value = tl.load(x + at, there, other=0.0).to(tl.float32)
     average = tl.sum(value, 1) / channels
-    centred = tl.where(there, value - average[:, None], 0.0)
-    inverse = 1 / tl.sqrt_rn(tl.sum(centred * centred, 1) / channels + eps)
+    centered = tl.where(there, value - average[:, None], 0.0)
+    inverse = 1 / tl.sqrt_rn(tl.sum(centered * centered, 1) / channels + eps)
     tl.store(mean + token, average, token < tokens)
     tl.store(rstd + token, inverse, token < tokens)
     if normed is not None:
-        scaled = centred * inverse[:, None] * load_channels(scale, channel, channels)
+        scaled = centered * inverse[:, None] * load_channels(scale, channel, channels)
         tl.store(normed + at, scaled + load_channels(shift, channel, channels), there)
 
 

@@ -92,7 +92,8 @@ class NormDepthwise(torch.autograd.Function):
 class GELUBatchNormDepthwise(torch.autograd.Function):
     """The convolution of bn(gelu(x)). Saves x alone.
 
-    activated, mean and rstd: gelu(x) and its statistics. They get no gradients: that of x contains their part.
+    activated, mean and rstd: gelu(x) and its statistics. They get no gradients; the gradient of x takes them into
+    account.
     """
 
     @staticmethod

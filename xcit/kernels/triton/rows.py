@@ -1,6 +1,6 @@
 """Rows of a map for the Triton convolutions: their offsets, their values after the norm, zero outside the map.
 
-The normalised input x̂ = (x - mean) · rstd is in registers only. mean and rstd are those of each token (norm="layer")
+The normalized input x̂ = (x - mean) · rstd is in registers only. mean and rstd are those of each token (norm="layer")
 or those of each channel (norm="batch").
 """
 
@@ -92,15 +92,15 @@ def load_taps(weight: tl.tensor, row: int, channel: tl.tensor, channels: int) ->
     at = weight + channel * 9 + row * 3
     there = channel < channels
     left = tl.load(at, there, other=0.0).to(tl.float32)[None, :]
-    centre = tl.load(at + 1, there, other=0.0).to(tl.float32)[None, :]
+    center = tl.load(at + 1, there, other=0.0).to(tl.float32)[None, :]
     right = tl.load(at + 2, there, other=0.0).to(tl.float32)[None, :]
-    return left, centre, right
+    return left, center, right
 
 
 @triton.jit
 def store_sums(
-    sums: tl.tensor, left: tl.tensor, centre: tl.tensor, right: tl.tensor, channel: tl.tensor, channels: int
+    sums: tl.tensor, left: tl.tensor, center: tl.tensor, right: tl.tensor, channel: tl.tensor, channels: int
 ) -> None:
     tl.store(sums, tl.sum(left, 0), channel < channels)
-    tl.store(sums + channels, tl.sum(centre, 0), channel < channels)
+    tl.store(sums + channels, tl.sum(center, 0), channel < channels)
     tl.store(sums + 2 * channels, tl.sum(right, 0), channel < channels)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the backward pass computes a layer's activations again, so that they need not be kept."""
+"""Gradient checkpointing: the backward pass recomputes a layer's activations instead of saving them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import InputError
-from ...kernels import Kernels, forced, kind
+from ...kernels import Kernels, forced_in_this_thread, forced_kernels
 
 
 def switch_on_checkpointing(model: nn.Module) -> None:
@@ -23,26 +23,28 @@ def switch_on_checkpointing(model: nn.Module) -> None:
 
 
 def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
-    """layer(*inputs), computed again in the backward pass.
+    """layer(*inputs), recomputed in the backward pass.
 
-    The second time uses the same random numbers and the same kernels, and leaves BatchNorm's running statistics alone.
+    The recomputation uses the same random numbers and the same kernels, and does not change BatchNorm's running
+    statistics.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), second_time(layer, kind())
+        return nullcontext(), recomputation(layer, forced_kernels())
 
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def second_time(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
-    with forced(kernels), unchanged_statistics(layer):
+def recomputation(layer: nn.Module, kernels: Kernels) -> Iterator[None]:
+    """The context of the recomputation, which autograd's threads enter."""
+    with forced_in_this_thread(kernels), unchanged_statistics(layer):
         yield
 
 
 @contextmanager
 def unchanged_statistics(layer: nn.Module) -> Iterator[None]:
-    """Within it BatchNorms update copies of their running statistics, which are dropped at the end."""
+    """In this context BatchNorms update copies of their running statistics, which are discarded at the end."""
     norms = [module for module in layer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:

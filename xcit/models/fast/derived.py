@@ -1,4 +1,4 @@
-"""Tensors that are derived from a module's parameters, and computed again when a parameter changes."""
+"""Tensors that are derived from a module's parameters, and recomputed when a parameter changes."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -9,54 +9,54 @@ from torch import Tensor, nn
 from ...kernels import HOOKS, may_fold
 
 
-class KeepsDerived(nn.Module):
-    """A module that keeps values derived from its parameters. They are no part of its state dict, pickles or copies."""
+class CachesDerived(nn.Module):
+    """A module that caches values derived from its parameters. State dicts, pickles and copies do not contain them."""
 
-    kept: "Snapshot | None" = None
+    cache: "Snapshot | None" = None
 
     def derive(self, key: Any) -> Any:
         """Compute the value for `key` from the parameters. Runs without gradients."""
         raise NotImplementedError
 
     def can_derive(self) -> bool:
-        """Whether the module's parts are those that `derive` knows. Hooks are checked elsewhere."""
+        """Whether `derive` can handle the module's parts. `derived` checks their hooks."""
         return True
 
     def derived(self, x: Tensor, key: Hashable) -> Any:
-        """The value of `derive(key)`, kept until the module changes.
+        """The value of `derive(key)`, cached until the module changes.
 
-        None if the module has to run as it is: in training, with hooks on its parts, with other parts, and where
-        `may_fold(x)` is false.
+        None if derived tensors must not be used: in training, with hooks on the module's parts, with other parts, and
+        if `may_fold(x)` is false.
         """
         if self.training or not may_fold(x):
             return None
-        kept = self.kept
-        if kept is None or not kept.describes(self):
-            self.kept = kept = Snapshot(self, self.can_derive())
-        if kept.has_hooks or not kept.can_derive:
+        cache = self.cache
+        if cache is None or not cache.describes(self):
+            self.cache = cache = Snapshot(self, self.can_derive())
+        if cache.has_hooks or not cache.can_derive:
             return None
-        if key not in kept.values:
+        if key not in cache.values:
             with torch.no_grad():
-                kept.values[key] = self.derive(key)
-        return kept.values[key]
+                cache.values[key] = self.derive(key)
+        return cache.values[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+        return {name: value for name, value in self.__dict__.items() if name != "cache"}
 
 
 class Snapshot:
     """What a module's derived values depend on, and the values.
 
-    It is compared with the module in each call of each layer, so that is a plain loop.
+    It is compared with the module in each call of each layer, so `describes` is a plain loop, for speed.
     """
 
     def __init__(self, module: nn.Module, can_derive: bool) -> None:
         parts = list(module.modules())
         self.can_derive = can_derive
         self.values: dict[Hashable, Any] = {}
-        self.own_parameters = module._parameters  # a replica of DataParallel has another dictionary
+        self.own_parameters = module._parameters  # another dictionary in a replica of DataParallel
         self.parts = [(part._modules, name, child) for part in parts for name, child in part._modules.items()]
-        # The alias keeps the memory of a parameter alive, so that no other tensor gets the same address meanwhile.
+        # tensor.detach() keeps the memory of a parameter alive, so that no other tensor gets the same address.
         self.tensors = [
             (tensors, name, tensor, tensor.detach(), tensor.data_ptr(), version_of(tensor))
             for part in parts
@@ -69,7 +69,7 @@ class Snapshot:
         self.has_hooks = self.find_hooks()
 
     def describes(self, module: nn.Module) -> bool:
-        """Whether the module's parts, parameters, buffers and hooks are as they were."""
+        """Whether the module's parts, parameters, buffers and hooks are unchanged."""
         if module._parameters is not self.own_parameters or self.find_hooks() != self.has_hooks:
             return False
         for parts, name, part in self.parts:
@@ -83,7 +83,7 @@ class Snapshot:
         return True
 
     def find_hooks(self) -> bool:
-        """Whether a part has hooks, or a `forward` of its own that replaces its class's."""
+        """Whether a part has hooks, or a `forward` that replaces that of its class."""
         return any(self.hooks) or any("forward" in own for own in self.forwards)
 
 

@@ -17,15 +17,15 @@ from ...kernels import (
     compute_dtype,
     convolution,
     is_cheaper,
+    is_unmodified,
     pack_weight,
     product,
-    untouched,
 )
 from ..layer import XCiTLayer
 from ..patch_embed import ConvPatchEmbed
 from ..position import LearnedPositionEncoding, SinePositionEncoding
 from ..xcit import XCiT
-from .derived import KeepsDerived
+from .derived import CachesDerived
 from .training import FastConvPatchEmbed, FastXCiTLayer, channels_last, is_whole
 
 Grid = tuple[int, int]
@@ -39,15 +39,16 @@ def fuse_for_inference(model: nn.Module) -> XCiT:
 
     LayerScale and the stem's BatchNorm are folded into the weights before them, each GELU runs inside the matrix
     product before it, weights are packed once in the layout of the CPU's library, and the position encoding of the last
-    grid is kept.
+    grid is cached.
 
     The copy has the model's parameters and state dict. The folded tensors are computed at the first call, and again
-    when a parameter changed, was moved or cast; only writes by way of `.data` go unnoticed. They take the memory of
-    about half the parameters, or of all parameters once more on x86 CPUs, for each dtype that the model computes in.
+    after a parameter was changed, moved or cast. Writes through `.data` are not detected. The folded tensors take half
+    as much memory as the parameters, or as much as the parameters on x86 CPUs, for each dtype that the model computes
+    in.
 
-    The copy gives no gradients in evaluation mode. In training mode, under torch.compile, torch.export, torch.jit.trace
-    and torch.func, and when a FLOP counter or a hook on a part watches, the layers run without folding. So do layers of
-    the paper's ablation, and layers with a part that was replaced.
+    The copy gives no gradients in evaluation mode. Its layers run without folding in training mode, under
+    torch.compile, torch.export, torch.jit.trace and torch.func, and under a FLOP counter or with hooks on submodules.
+    Layers of the paper's ablation, and layers with a part that was replaced, are never folded.
 
     Raises:
         InputError: the model is not an XCiT.
@@ -66,7 +67,7 @@ def ready_for_inference(model: nn.Module) -> nn.Module:
 
 
 def fold(part: nn.Module) -> nn.Module:
-    """Give a layer, a stem or a position encoding its folded form, in place, if it has one. Returns the part."""
+    """Switch a layer, a stem or a position encoding to its folded form, in place, if it has one. Returns the part."""
     folded = FOLDED.get(type(part))
     if folded is not None and can_be_folded(part):
         part.__class__ = folded
@@ -74,19 +75,19 @@ def fold(part: nn.Module) -> nn.Module:
 
 
 def can_be_folded(part: nn.Module) -> bool:
-    """Whether the part's own parts are those that it was made with, and its BatchNorms have statistics to fold."""
+    """Whether no submodule was replaced, and all BatchNorms have statistics that can be folded."""
     if isinstance(part, (SinePositionEncoding, LearnedPositionEncoding)):
         return True
     norms = [inner for inner in part.modules() if isinstance(inner, BATCHNORMS)]
     affine = all(type(norm) in AFFINE_IN_EVALUATION and norm.affine and norm.running_mean is not None for norm in norms)
-    return affine and untouched(part) and (not isinstance(part, XCiTLayer) or is_whole(part))
+    return affine and is_unmodified(part) and (not isinstance(part, XCiTLayer) or is_whole(part))
 
 
 class FoldedLinear:
     """x → scale · layer(x), then a GELU if `gelu`. (…, I) → (…, O), in `dtype`.
 
-    On x86 CPUs it keeps the weight packed in oneDNN's layout, elsewhere as a tensor; where scale and dtype change
-    nothing, that is the layer's own weight.
+    The weight is packed in oneDNN's layout where oneDNN runs. Elsewhere it is a tensor: the layer's own weight if there
+    is no scale and the dtype is the same.
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None, gelu: bool = False) -> None:
@@ -123,7 +124,7 @@ class LayerWeights(NamedTuple):
     conv2_bias: Tensor
 
 
-class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
+class FoldedXCiTLayer(CachesDerived, FastXCiTLayer):
     """LayerScale is part of `proj`, `conv2` and `fc2`; the LPI's BatchNorm is `slope` · x + `shift`."""
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
@@ -136,7 +137,7 @@ class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
         with torch.no_grad():
             branch = self.attend(self.norm1(x), weights)
             x = add_folded_local_patch(x, branch, self.norm3, first, weights.slope, weights.shift, second, grid)
-            x += weights.fc2(weights.fc1(self.norm2(x)))  # in place: the line before made a new tensor
+            x += weights.fc2(weights.fc1(self.norm2(x)))  # in place, because the line before made a new tensor
             return x
 
     def attend(self, x: Tensor, weights: LayerWeights) -> Tensor:
@@ -144,12 +145,7 @@ class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
         temperature, qkv, proj = attention.temperature, weights.qkv, weights.proj
         if is_cheaper(x, attention.heads, training=False):
             return attend_by_covariance(x, temperature, qkv.weight, qkv.bias, proj.weight, proj.bias)
-        projected = qkv(x)
-        if projected.dtype == torch.float16:  # sums over the tokens overflow in fp16
-            with torch.autocast(x.device.type, enabled=False):
-                attended = attend(projected.float(), temperature.float())
-            return proj(attended.to(projected.dtype))
-        return proj(attend(projected, temperature))
+        return proj(attend(qkv(x), temperature))
 
     def derive(self, key: torch.dtype) -> LayerWeights:
         attention: Any = self.attn
@@ -172,7 +168,7 @@ class FoldedXCiTLayer(KeepsDerived, FastXCiTLayer):
         return can_be_folded(self)
 
 
-class FoldedConvPatchEmbed(KeepsDerived, FastConvPatchEmbed):
+class FoldedConvPatchEmbed(CachesDerived, FastConvPatchEmbed):
     """Each BatchNorm is part of the convolution before it."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -199,8 +195,8 @@ class FoldedConvPatchEmbed(KeepsDerived, FastConvPatchEmbed):
         return can_be_folded(self)
 
 
-class KeptPositions(KeepsDerived):
-    """A position encoding that keeps its last result."""
+class CachedPositions(CachesDerived):
+    """A position encoding that caches its last result."""
 
     def forward(self, grid: Grid) -> Tensor:
         parameter = next(self.parameters())
@@ -208,16 +204,16 @@ class KeptPositions(KeepsDerived):
         return super().forward(grid) if encoding is None else encoding
 
     def derive(self, key: tuple[Grid, torch.dtype]) -> Tensor:
-        assert self.kept is not None
-        self.kept.values.clear()  # images of many sizes would fill the memory
+        assert self.cache is not None
+        self.cache.values.clear()  # only one, because images of many sizes would fill the memory
         return super().forward(key[0])
 
 
-class KeptSinePositions(KeptPositions, SinePositionEncoding):
+class CachedSinePositions(CachedPositions, SinePositionEncoding):
     pass
 
 
-class KeptLearnedPositions(KeptPositions, LearnedPositionEncoding):
+class CachedLearnedPositions(CachedPositions, LearnedPositionEncoding):
     pass
 
 
@@ -227,11 +223,11 @@ def affine(bn: Any) -> tuple[Tensor, Tensor]:
     return slope, bn.bias - bn.running_mean * slope
 
 
-FOLDED: dict[type[nn.Module], type[KeepsDerived]] = {
+FOLDED: dict[type[nn.Module], type[CachesDerived]] = {
     XCiTLayer: FoldedXCiTLayer,
     FastXCiTLayer: FoldedXCiTLayer,
     ConvPatchEmbed: FoldedConvPatchEmbed,
     FastConvPatchEmbed: FoldedConvPatchEmbed,
-    SinePositionEncoding: KeptSinePositions,
-    LearnedPositionEncoding: KeptLearnedPositions,
+    SinePositionEncoding: CachedSinePositions,
+    LearnedPositionEncoding: CachedLearnedPositions,
 }

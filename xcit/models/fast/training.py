@@ -1,8 +1,8 @@
 """The layers with fused operations, for training and for inference without folding.
 
-Each class computes what its parent computes, in fewer passes over the tokens, and keeps less for the backward pass. It
-has the parent's parameters. `chosen` (xcit/kernels/dispatch.py) decides in each call whether the fused operations can
-run; if not, the parent's `forward` runs.
+Each class computes what its parent computes, in fewer passes over the tokens, and saves less for the backward pass. It
+has the parent's parameters. `runs_fast_form` (xcit/kernels/dispatch.py) decides in each call whether the fused
+operations can run; if not, the parent's `forward` runs.
 """
 
 from typing import Any, TypeVar
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from ...kernels import (
     add_local_patch,
+    allows_fast_operations,
     attend,
     attend_by_covariance,
     attend_class,
     batchnorm_gelu,
-    chosen,
+    check_triton_kernels,
     gelu_linear,
     is_cheaper,
     norm_linear,
     parts_of,
-    possible,
+    runs_fast_form,
     scaled_linear,
-    try_out,
 )
 from ..class_attention import ClassAttention
 from ..cross_covariance import CrossCovarianceAttention
@@ -34,19 +34,20 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def fuse_for_training(model: Module) -> Module:
-    """Give every layer in the model that has a fused form that form, in place. Returns the model.
+    """Switch every layer that has a fused form to it, in place. Returns the model.
 
     Only the classes of the layers change: parameters, hooks and names stay. Layers of the paper's ablation and
-    subclasses of the layers stay as they are. No part of a layer may have been replaced before: the fused forms rely on
-    the parts that the layer was made with.
+    subclasses of the layers stay as they are. Call it before you replace parts of a layer: the fused forms rely on the
+    parts that the layer was made with.
     """
     part: Any
     for part in model.modules():
         fused = FUSED.get(type(part))
         if fused is not None and has_fused_form(part):
             part.__class__ = fused
-            # The dispatch compares the layer with this note: fused operations must not run after a part was replaced.
-            part.made_of = parts_of(part)
+            # dispatch.py compares the layer's parts with this record: fused operations must not run after a part was
+            # replaced.
+            part.original_parts = parts_of(part)
     return model
 
 
@@ -56,7 +57,7 @@ def has_fused_form(part: nn.Module) -> bool:
 
 
 def is_whole(layer: XCiTLayer) -> bool:
-    """Whether the layer is the paper's, with nothing left out or exchanged."""
+    """Whether the layer is the paper's, without changes for the ablation."""
     attention = layer.attn
     whole = isinstance(attention, CrossCovarianceAttention) and attention.l2_norm and attention.temperature is not None
     return whole and layer.local_mp is not None
@@ -64,7 +65,7 @@ def is_whole(layer: XCiTLayer) -> bool:
 
 class FastXCiTLayer(XCiTLayer):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if not chosen(self, x):
+        if not runs_fast_form(self, x):
             return super().forward(x, grid)
         attention, local, mlp = self.attn, self.local_mp, self.mlp
         assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
@@ -90,7 +91,7 @@ class FastClassAttention(ClassAttention):
     """Projects the class token's query and the result instead of all keys and values."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not chosen(self, x):
+        if not runs_fast_form(self, x):
             return super().forward(x)
         return self.proj(attend_class(x, self.q, self.k, self.v, self.heads))
 
@@ -100,7 +101,7 @@ class FastConvPatchEmbed(ConvPatchEmbed):
 
     def forward(self, images: Tensor) -> Tensor:
         images = channels_last(images)
-        if not chosen(self, images):
+        if not runs_fast_form(self, images):
             return super().forward(images)
         *steps, last = [step for step in self.proj if isinstance(step, nn.Sequential)]
         x = images
@@ -117,11 +118,11 @@ class FastLinearPatchEmbed(LinearPatchEmbed):
 def channels_last(images: Tensor) -> Tensor:
     """The images in channels-last memory format, if fused operations can run.
 
-    Convolutions are faster then, and the tokens need no copy: (B, N, C) is the memory of the stem's output. A GPU's
-    first images also start the check of the Triton kernels.
+    Convolutions are faster then, and the stem's output becomes tokens (B, N, C) without a copy. The first images on a
+    GPU also start the self-check of the Triton kernels.
     """
-    try_out(images)
-    return images.contiguous(memory_format=torch.channels_last) if possible(images) else images
+    check_triton_kernels(images)
+    return images.contiguous(memory_format=torch.channels_last) if allows_fast_operations(images) else images
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {

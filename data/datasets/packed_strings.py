@@ -1,8 +1,8 @@
 """Stores many short strings in two arrays, whose memory forked workers share without copies.
 
 A list of a million strings is a million Python objects. Reading one changes its reference count, and this write makes
-the operating system copy the memory page that a forked worker shares with its parent. So host
-memory would grow with every epoch.
+the operating system copy the memory page that a forked worker shares with its parent. So host memory would grow with
+every epoch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 
-class PackedTexts:
+class PackedStrings:
     """A sequence of strings. They may share a prefix, which is stored once."""
 
     def __init__(self, content: np.ndarray, ends: np.ndarray, prefix: str = "") -> None:
@@ -18,11 +18,11 @@ class PackedTexts:
         self.content, self.ends, self.prefix = content, ends, prefix
 
     @classmethod
-    def of(cls, texts: Iterable[str], prefix: str = "") -> "PackedTexts":
+    def pack(cls, strings: Iterable[str], prefix: str = "") -> "PackedStrings":
         """Pack strings, which are given without the prefix."""
-        encoded = [text.encode(errors="surrogateescape") for text in texts]
+        encoded = [string.encode(errors="surrogateescape") for string in strings]
         content = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        return cls(content, np.cumsum([len(text) for text in encoded], dtype=np.int64), prefix)
+        return cls(content, np.cumsum([len(data) for data in encoded], dtype=np.int64), prefix)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -37,6 +37,6 @@ class PackedTexts:
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
-    def take(self, indices: np.ndarray) -> "PackedTexts":
+    def take(self, indices: np.ndarray) -> "PackedStrings":
         """Return the strings at these indices."""
-        return PackedTexts.of((self[index][len(self.prefix) :] for index in indices), self.prefix)
+        return PackedStrings.pack((self[index][len(self.prefix) :] for index in indices), self.prefix)

@@ -1,0 +1,59 @@
+"""eval.py uses the settings of the checkpoint, and the command line can change them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from xcit.storage import read_tensors
+
+from .conftest import TINY, Result
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def trained(command: Command, tmp_path: Path) -> Path:
+    """Trains a run whose crop ratio differs from the default. Returns the run folder."""
+    result = command("train.py", *TINY, "+model.depth=1", "crop_ratio=0.8", "run_dir=run")
+    assert result.status == 0, result.stderr
+    return tmp_path / "run"
+
+
+def rows(folder: Path) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_crop_ratio_is_the_runs_own_unless_one_is_given(command: Command, trained: Path, tmp_path: Path) -> None:
+    def measured(rows: list[dict]) -> list[tuple]:
+        return [(row["crop_ratio"], row["resolution"], row["weights"], row["top1"], row["images"]) for row in rows]
+
+    assert command("eval.py", "checkpoint=run", "run_dir=same").status == 0
+    assert measured(rows(tmp_path / "same")) == measured(rows(trained))
+    assert command("eval.py", "checkpoint=run", "crop_ratio=1.0", "run_dir=other").status == 0
+    assert {row["crop_ratio"] for row in rows(tmp_path / "other")} == {1.0}
+
+
+def test_a_file_of_weights_is_evaluated_as_the_task_that_is_given(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    """Both tasks measure the same model in the same way, so their numbers agree."""
+    weights = read_tensors(trained / "checkpoints" / "last.pt")["task"]
+    torch.save({key.removeprefix("model."): value for key, value in weights.items()}, tmp_path / "bare.pth")
+    model = ("model=xcit_n12", "model.patch_size=8", "+model.depth=1", "data=digits", "resolutions=[16]")
+    for name, task in (("default", ()), ("classify", ("task=classify",)), ("distill", ("task=distill",))):
+        result = command("eval.py", "checkpoint=bare.pth", *model, *task, f"run_dir={name}")
+        assert result.status == 0, result.stderr
+        (row,) = rows(tmp_path / name)
+        assert row["top1"] == rows(tmp_path / "default")[0]["top1"]
+    result = command("eval.py", "checkpoint=bare.pth", *model, "task=segment", "run_dir=none")
+    assert result.status == 2 and result.stderr.startswith("error: task=segment: unknown")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_number_of_updates_that_replaces_epochs_is_noted(command: Command) -> None:
+    result = command("train.py", *TINY, "+model.depth=1", "train.updates=2", "run_dir=run")
+    assert result.status == 0, result.stderr
+    assert result.stderr.count("note: train.updates=2: sets the length of the run; train.epochs=1 has no effect") == 1
