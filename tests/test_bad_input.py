@@ -207,7 +207,7 @@ def test_targets_of_a_kind_that_the_task_does_not_accept_are_refused(
 ) -> None:
     """Commands refuse them before they build a model or write a folder. An evaluation uses the run's task."""
     torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
-    small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.updates=1")
+    small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]")
     assert command("train.py", *small, "task=classify", "run_dir=run").status == 0
     before = {path for path in tmp_path.rglob("*") if path.name != "__pycache__"}
 
