@@ -42,7 +42,7 @@ TRAINING = (
     "local_patch",
     "product",
 )
-INFERENCE = ("attend", "class_attention", "convolution", "covariance", "folded_local_patch", "product")
+INFERENCE = ("attend", "class_attention", "covariance", "folded_local_patch", "product")
 OPERATIONS = sorted({*TRAINING, *INFERENCE})
 
 Step = Callable[[], object]

@@ -28,7 +28,7 @@ TRITON = {"attend", "depthwise", "folded_local_patch", "gelu_backward", "layer_n
 """Operations that have a Triton kernel, for fp32 and bf16 on a GPU."""
 CPP = {"attend", "batchnorm_gelu", "folded_local_patch", "gelu", "gelu_backward", "layer_norm_backward", "local_patch"}
 """Operations that have a C++ kernel, for fp32 on an x86 CPU."""
-ONEDNN_OPERATIONS = {"convolution", "grad_input", "grad_weight", "product"}
+ONEDNN_OPERATIONS = {"grad_input", "grad_weight", "product"}
 """Operations that oneDNN does on an x86 CPU."""
 EAGER_ONLY = {"batchnorm_gelu", "grad_bias", "layer_norm_backward"}
 """Operations whose CPU kernel compiled code does not call, because the compiler's own code is as fast."""

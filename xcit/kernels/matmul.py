@@ -7,7 +7,6 @@ AMD CPU that we measured, and can apply a GELU to the result.
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu.onednn import convolution as onednn_convolution
 from .cpu.onednn import grad_weight as onednn_grad_weight
 from .cpu.onednn import pack_weight as pack_weight
 from .cpu.onednn import product as onednn_product
@@ -52,7 +51,5 @@ def grad_bias(grad: Tensor) -> Tensor:
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
     """A 3 × 3 convolution with padding 1, optionally followed by a GELU. A weight (C, 1, 3, 3) makes it depthwise."""
     groups = x.shape[1] // weight.shape[1]
-    if backend_for("convolution", x) == "cpu":
-        return onednn_convolution(x, weight, bias, stride, groups, gelu)
     y = F.conv2d(x, weight, bias, stride=stride, padding=1, groups=groups)
     return apply_gelu(y, in_place=True) if gelu else y

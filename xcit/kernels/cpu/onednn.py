@@ -1,4 +1,4 @@
-"""Products and convolutions by oneDNN, with the operators that torch's own compiler emits. Without a graph."""
+"""Products by oneDNN, with the operators that torch's own compiler emits. Without a graph."""
 
 import math
 
@@ -37,12 +37,6 @@ def grad_weight(grad: Tensor, x: Tensor) -> Tensor:
     weight = x.new_empty(grad.shape[1], x.shape[1], 1, 1)
     options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     return torch.ops.aten.convolution_backward(*maps, weight, None, *options)[1].flatten(1)
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int, gelu: bool) -> Tensor:
-    """A convolution with padding 1, optionally followed by a GELU."""
-    shape = ([1, 1], [stride, stride], [1, 1], groups)
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, *pointwise(gelu))
 
 
 def pack_weight(weight: Tensor) -> Tensor:
