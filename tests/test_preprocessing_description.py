@@ -105,3 +105,17 @@ def test_a_picture_of_the_wrong_shape_or_type_is_refused(values: dict[str, Any],
     with pytest.raises(InputError) as caught:
         Preprocessing(**values)([picture])
     assert str(caught.value) == line
+
+
+def test_a_photograph_that_exif_rotates_is_upright() -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8))
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.getexif()[0x0112] = 6  # rotate by 270 degrees counterclockwise for display
+    preprocessing = Preprocessing(size=(6, 4), resize="squash")
+    assert torch.equal(preprocessing.pixels(stored), preprocessing.pixels(upright))
+
+
+def test_an_8_bit_picture_is_not_taken_for_16_bits() -> None:
+    preprocessing = Preprocessing(size=(4, 4), channels=1, bit_depth=16, mean=(0.5,), std=(0.25,))
+    with pytest.raises(InputError, match="image of mode L: holds 8 bits, not the 16 of bit_depth"):
+        preprocessing.pixels(Image.new("L", (4, 4)))

@@ -129,6 +129,12 @@ class Preprocessing:
         Pillow resizes 8-bit Pillow images, because the published accuracies were measured that way. torch resizes all
         others.
         """
+        if hasattr(image, "convert"):
+            from PIL import ImageOps  # here, since `import xcit` must not need it
+
+            image = ImageOps.exif_transpose(image)  # a camera may store its photographs rotated
+            if self.bit_depth > 8 and image.mode in ("L", "RGB", "RGBA"):
+                raise InputError(f"image of mode {image.mode}: holds 8 bits, not the {self.bit_depth} of bit_depth")
         if hasattr(image, "convert") and self.bit_depth == 8 and self.channels in PIL_MODES:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
