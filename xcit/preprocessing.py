@@ -135,10 +135,10 @@ class Preprocessing:
             image = ImageOps.exif_transpose(image)  # a camera may store its photographs rotated
             if self.bit_depth > 8 and image.mode in ("L", "RGB", "RGBA"):
                 raise InputError(f"image of mode {image.mode}: holds 8 bits, not the {self.bit_depth} of bit_depth")
-        if hasattr(image, "convert") and self.bit_depth == 8 and self.channels in PIL_MODES:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
-            return self.resize_pillow(image.convert(PIL_MODES[self.channels]))
+            if self.bit_depth == 8 and self.channels in PIL_MODES:
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
+                return self.resize_pillow(image.convert(PIL_MODES[self.channels]))
         return self.resize_tensor(self.as_tensor(image))
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def fetch(url: str, target: Path, retry: RetryPolicy, fault: Callable[[Path], st
         if tried:
             pause = min(retry.backoff * 2 ** (tried - 1), MAX_PAUSE)
             print_note(f"{url}: {reason}; trying again in {pause:.3g} s ({tried + 1} of {retry.retries + 1})")
-            time.sleep(pause)
+            time.sleep(pause)  # gives a failing server time to recover
         tried += 1
         # Download and check the file.
         try:
