@@ -76,6 +76,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_dist: no such file or run folder, nor the name of published weights; did ",
         ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
+        ("+augment.dice=1", "augment.dice: unknown key; task=classify takes the augment options color_jitter, cutmix,"),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
             "+optim.options.momentun=0.9",

@@ -14,23 +14,6 @@ import torch
 
 from .conftest import ROOT, TINY
 
-# Where the page's lines go, and the import that a person would add with each.
-TABLES = {
-    '"focal": Focal,': ("xcit/tasks/__init__.py", "TASKS", "from .focal import Focal"),
-    '"pooled": Pooled,': ("xcit/models/__init__.py", "MODELS", "from .pooled import Pooled"),
-    '"photographs": Photographs,': ("data/datasets/__init__.py", "DATASETS", "from .photographs import Photographs"),
-    '"shapes": Shapes,': ("data/datasets/__init__.py", "DATASETS", "from .shapes import Shapes"),
-    '"crop_with_mask": Views(crop_with_mask.training_view, crop_with_mask.evaluation_view),': (
-        "data/views/__init__.py",
-        "VIEWS",
-        "from . import crop_with_mask",
-    ),
-    '"segment_shapes": SegmentShapes,': (
-        "xcit/tasks/__init__.py",
-        "TASKS",
-        "from .segment_shapes import SegmentShapes",
-    ),
-}
 SHAPES = ("data=shapes", "data.count=24", "model.patch_size=4", "+model.depth=1", "resolutions=[24,40]")
 # Eight updates of two forward passes over 24 images: two epochs and two thirds.
 SHORT = (*SHAPES, "train.updates=8", "train.global_batch_size=8", "train.accumulate=2", "train.save_every=1")
@@ -49,10 +32,12 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in files:
         assert not (folder / name).exists()
         (folder / name).write_text(content)
-    lines = re.findall(r"^The line in `(\S+)`, in (\w+).*?\n\n```python\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
-    assert {line: (name, table) for name, table, line in lines} == {line: TABLES[line][:2] for line in TABLES}
-    for name, table, line in lines:
-        add_to_table(folder / name, table, line, TABLES[line][2])
+    added = re.findall(
+        r"^The line in `(\S+)`, in (\w+), with `(.+?)`:\n\n```python\n(.*?)\n```", page, re.MULTILINE | re.DOTALL
+    )
+    assert len(added) == page.count("The line in ") == 6
+    for name, table, imported, line in added:
+        add_to_table(folder / name, table, line, imported)
     return folder
 
 

@@ -64,7 +64,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
     try:
         return complete.model_validate(plain)
     except ValidationError as invalid:
-        raise InputError(describe(invalid, complete)) from None
+        raise InputError(describe(invalid, complete, plain)) from None
 
 
 def without_old_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,16 +108,16 @@ def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def describe(invalid: ValidationError, schema: type[Section]) -> str:
+def describe(invalid: ValidationError, schema: type[Section], plain: Mapping[str, Any]) -> str:
     """The first problem in one line: its key, its value, and what would be accepted."""
     problem = invalid.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     key = re.sub(r"\.(str|bool|int|float|list\[.*)$", "", key)  # the type that pydantic tried
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{did_you_mean(key, known_keys(schema))}"
+            return f"{key}: unknown key{accepted_options(key, schema, plain) or did_you_mean(key, known_keys(schema))}"
         case "missing":
-            return f"{key}: must be given"
+            return f"{key}: must be given{accepted_options(key, schema, plain)}"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             if isinstance(problem["input"], Mapping | BaseModel):  # of a section, and the message begins with the key
@@ -125,6 +125,16 @@ def describe(invalid: ValidationError, schema: type[Section]) -> str:
             return f"{key}={problem['input']}: {message}"
         case _:
             return f"{key}={problem['input']}: {re.sub('^(Input|List|Value) should', 'must', problem['msg'])}"
+
+
+def accepted_options(key: str, schema: type[Section], plain: Mapping[str, Any]) -> str:
+    """For a key of a group whose options another group chooses, as task= does for augment: list these options."""
+    group = key.partition(".")[0]
+    base = OPEN_SECTIONS.get(group)
+    if base is None or base.chosen_by is None:
+        return ""
+    options = ", ".join(sorted(getattr(schema.model_fields[group].annotation, "option_names", ())))
+    return f"; {base.chosen_by}={plain[base.chosen_by]['name']} takes the {group} options {options}"
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -79,5 +79,5 @@ def create_model(
 
 
 def list_models() -> list[str]:
-    """The names of the XCiT variants that `create_model` builds."""
+    """The names of the models that `create_model` builds, besides "timm"."""
     return [name for name in MODELS if name != "timm"]
