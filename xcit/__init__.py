@@ -1,6 +1,6 @@
 """XCiT, cross-covariance image transformers: the models, and what trains and evaluates them.
 
-Importing the package needs torch, safetensors and huggingface_hub alone; `xcit.tasks`, `xcit.engine`,
+Importing the package needs torch, safetensors, huggingface_hub and xxhash alone; `xcit.tasks`, `xcit.engine`,
 `xcit.evaluation` and `xcit.config` need the extra `train`.
 """
 

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .checksum import (
+    DIGITS,
+    METADATA_KEY,
+    DamagedFileError,
+    seal_safetensors,
+    seal_zip,
+    verify_safetensors,
+    verify_zip,
+)
 from .errors import InputError
 
 
@@ -22,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write` fill a file beside `path`, flush it to disk and rename it: `path` is never half-written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        with aside.open("w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -56,31 +66,58 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """torch.save of nested plain data and tensors, which `read_tensors` reads."""
-    write_atomically(path, lambda file: torch.save(dict(content), file))
+    """torch.save of nested plain data and tensors with a checksum, which `read_tensors` reads and verifies.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:
+            # torch's writer raises its own error on top of the one of the file, which says why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        seal_zip(file)
+
+    write_atomically(path, write)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name as a safetensors file, which `read_tensors` reads."""
-    whole = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, {"format": "pt"})
-    write_atomically(path, lambda file: file.write(whole))
+    """Tensors by name as a safetensors file with a checksum, which `read_tensors` reads and verifies."""
+    metadata = {"format": "pt", METADATA_KEY: "0" * DIGITS}
+    whole = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+    sealed = seal_safetensors(whole)
+    write_atomically(path, lambda file: file.write(sealed))
 
 
 def read_tensors(path: str | Path) -> Mapping[str, Any]:
     """The mapping in a file of torch.save or safetensors, on the CPU. A file that carries code is refused.
 
+    The content of our own files is verified by their checksum. Files of others are verified if they are zip archives,
+    as torch.save writes them, by the CRCs in them.
+
     Raises:
-        InputError: there is no such file, or it does not hold tensors and plain data.
+        InputError: there is no such file, it is damaged, or it does not hold tensors and plain data.
     """
+    path = Path(path)
+    is_safetensors = path.suffix == ".safetensors"
     try:
-        if Path(path).suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data that training scripts save, too
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # Verify in a thread beside the load, which is then hardly slower. Damage explains any error of the load.
+        with ThreadPoolExecutor(1) as pool:
+            verified = pool.submit(verify_safetensors if is_safetensors else verify_zip, path)
+            try:
+                content = safetensors.torch.load_file(path) if is_safetensors else load_zip(path)
+            finally:
+                verified.result()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a file of weights") from None
+    except DamagedFileError as error:
+        raise InputError(f"{path}: damaged ({error})") from None
     except pickle.UnpicklingError:
         raise InputError(f"{path}: not a file of weights (tensors and plain data are read, code is not)") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, SafetensorError) as error:
@@ -90,6 +127,11 @@ def read_tensors(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content
+
+
+def load_zip(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # plain data that training scripts save, too
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
