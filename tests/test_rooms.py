@@ -22,6 +22,7 @@ ALLOWED = {
     "xcit": {"xcit.errors", "xcit.models", "xcit.weights"},
     "xcit.errors": set(),
     "xcit.preprocessing": {"xcit.errors"},
+    "xcit.checksum": set(),
     "xcit.storage": {"xcit.checksum", "xcit.errors"},
     "xcit.kernels": {"xcit.errors"},
     "xcit.weights": SHARED,
