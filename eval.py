@@ -17,7 +17,7 @@ from data.datasets import DATASETS
 from data.loader import EvalLoader
 from data.views import VIEWS
 from xcit import create_model
-from xcit.checkpoint import is_checkpoint, task_weights
+from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
 from xcit.composition import every_key, make_tables, read_config, section_for, to_yaml
 from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
@@ -82,8 +82,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
                 config.batch_size,
                 workers=whole.data.workers,
                 device=device,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
+                **distributed.place(),
             ),
             whole.resolutions,
             model=whole.model.name,
@@ -126,6 +125,7 @@ def read_checkpoint(path: Path) -> Saved:
     content = read_tensors(path)
     if not is_checkpoint(content):
         return Saved(weights_in(content, str(path)))
+    content = upgraded(content, str(path))
     preprocessing = content.get("preprocessing")  # older checkpoints have none: it is the model's
     return Saved(
         Weights(str(path), task_weights(content)),

@@ -5,8 +5,12 @@ python train.py model=xcit_s12 data=imagenet data.root=/path    # the paper's ru
 torchrun --nproc-per-node=8 train.py …                          # the same on eight GPUs
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -18,8 +22,8 @@ from data.loader import EvalLoader, TrainLoader
 from data.samplers import TrainBatches
 from data.views import VIEWS
 from xcit import create_model
-from xcit.command import guarded, run
-from xcit.composition import every_key, make_tables, read_config, to_yaml
+from xcit.command import guarded, run, typed_keys
+from xcit.composition import Choices, continued, every_key, make_tables, read_config, to_yaml
 from xcit.config import TrainConfig
 from xcit.engine import distributed
 from xcit.engine.freezing import freeze, frozen_parts
@@ -28,15 +32,14 @@ from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.progress import announce_resume
-from xcit.engine.recorder import NullRecorder, Recorder
-from xcit.engine.run_folder import RunFolder, resolve
+from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
-from xcit.engine.state import TrainingState, read_state
+from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
 from xcit.engine.task import Target, Task, require_target
-from xcit.engine.trackers import make_tracker, new_run_id
-from xcit.errors import given_as
-from xcit.evaluation.report import write_report
+from xcit.engine.trackers import new_run_id
+from xcit.errors import given_as, print_note
+from xcit.evaluation.report import read_score, write_report
 from xcit.evaluation.resolutions import sweep
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
@@ -47,13 +50,30 @@ from xcit.tasks import TASKS
 TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
 
 
-def train(config: TrainConfig) -> float:
-    """One run, from configuration to report; returns the headline metric of the final weights as trained."""
-    with distributed.session() as device:
-        # 1. Check the configuration before any work starts, and find the run's folder.
+def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
+    """One run, from configuration to report; returns the headline metric of the final weights as trained.
+
+    Args:
+        raw: the composed configuration.
+        choices: group → the file of conf/ that was chosen for it.
+        typed: the keys that were given on the command line.
+    """
+    with distributed.session() as device, ExitStack() as at_end:
+        # 1. The configuration: as composed, or that of the run to continue, changed by what was typed. Then its folder.
+        origin = find_origin(str(raw["resume"]), raw["run_dir"], name_of(raw))
+        if origin:
+            at_end.callback(origin.folder.lock.release)
+            raw, choices = continued(origin.config, origin.choices, raw, choices, typed)
+        config = read_config(TrainConfig, raw, TABLES)
         require_determinism(config.deterministic)
         check(config, device)
-        folder, checkpoint = distributed.from_main(resolve(config.resume, config.run_dir, config.name))
+        length = Length(config.train.epochs, config.train.updates)
+        if origin and origin.is_finished and origin.is_complete(length):
+            print_note(f"{origin.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
+            return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
+        folder = folder_for(origin, config.resume, config.run_dir, config.name)
+        folder.keep(last=config.train.keep_last, best=config.train.keep_best)
+        at_end.callback(folder.lock.release)
 
         # 2. The data set: training and validation examples, and their kind of target.
         source = DATASETS[config.data.name](**config.data.options)
@@ -63,22 +83,20 @@ def train(config: TrainConfig) -> float:
         target = Target(examples.target_kind, tuple(examples.classes))
 
         # 3. The model, and the task that says what it learns.
-        model = new_model(config, target, pretrained=None if checkpoint else config.pretrained)
+        model = new_model(config, target, pretrained=None if origin else config.pretrained)
         task = TASKS[config.task.name](model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
         preprocessing = Preprocessing.of_model(model).at(config.data.image_size, config.crop_ratio)
 
         # 4. Everything that must survive a crash; a resumed run continues from its checkpoint.
-        state = new_state(config, task, examples, preprocessing, device)
-        if checkpoint:
-            saved = read_state(checkpoint)
-            state.load_state_dict(saved, str(checkpoint))
-            before = read_config(TrainConfig, saved["identity"]["config"], TABLES)
-            announce_resume(checkpoint, state.epoch, state.seen, before.model_dump(), config.model_dump())
+        state = new_state(config, choices, task, examples, preprocessing, device)
+        if origin:
+            state.load_state_dict(origin.saved, str(origin.checkpoint))
+            before = read_config(TrainConfig, origin.config, TABLES)
+            announce_resume(origin.checkpoint, state.epoch, state.seen, before.model_dump(), config.model_dump())
 
         # 5. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
-        length = Length(config.train.epochs, config.train.updates)
         batches = train_batches(config, examples, preprocessing, length, device)
         updates_per_epoch = len(batches) // config.train.accumulate
         evaluation_view = VIEWS[task.view].evaluation
@@ -90,8 +108,7 @@ def train(config: TrainConfig) -> float:
                 config.train.batch_size(distributed.world_size()),
                 workers=config.data.workers,
                 device=device,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
+                **distributed.place(),
             )
 
         # 6. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
@@ -122,7 +139,8 @@ def train(config: TrainConfig) -> float:
             frozen=frozen_parts(model, config.train.freeze),
         )
         validation = batches_at(config.data.image_size)
-        with StopSignals() as signals, open_run(config, folder, state) as recorder:
+        recorder = open_run(folder, origin, state, to_yaml(config), **config.logger.model_dump())
+        with StopSignals() as signals, recorder:
             fit(
                 trainer,
                 batches,
@@ -188,18 +206,19 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
 
 
 def new_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    lr = peak_lr(config.optim.lr, config.train.global_batch_size)
     return make_optimizer(
-        module,
-        name=config.optim.name,
-        lr=peak_lr(config.optim.lr, config.train.global_batch_size),
-        weight_decay=config.optim.weight_decay,
-        options=config.optim.options,
-        layer_decay=config.optim.layer_decay,
+        module, lr=lr, **config.optim.model_dump(include={"name", "weight_decay", "options", "layer_decay"})
     )
 
 
 def new_state(
-    config: TrainConfig, task: Task, examples: Examples, preprocessing: Preprocessing, device: torch.device
+    config: TrainConfig,
+    choices: Choices,
+    task: Task,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    device: torch.device,
 ) -> TrainingState:
     """The state before the first update."""
     return TrainingState(
@@ -210,6 +229,7 @@ def new_state(
         preprocessing=preprocessing,
         identity={
             "config": config.model_dump(),
+            "choices": dict(choices),
             "classes": examples.classes,
             "tracker": new_run_id(),
             # What the order of an epoch depends on: a resume within an epoch needs the same.
@@ -236,8 +256,7 @@ def train_batches(
         seed=config.seed,
         accumulate=config.train.accumulate,
         repeats=config.augment.repeats,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        **distributed.place(),
         shuffled=examples.shuffled,
     )
     return TrainLoader(
@@ -254,28 +273,16 @@ def train_batches(
     )
 
 
-def open_run(config: TrainConfig, folder: RunFolder, state: TrainingState) -> Recorder:
-    """Make the run's folder, or continue in it, and open what is recorded there."""
-    if not distributed.is_main():
-        return NullRecorder()
-    if state.step == 0:
-        folder.create()
-    folder.describe(to_yaml(config), state.identity["classes"])
-    tracker = make_tracker(
-        config.logger.name,
-        folder.path,
-        after_step=state.step,
-        run_id=state.identity["tracker"],
-        config=config.model_dump(),
-        **config.logger.model_dump(exclude={"name"}),
-    )
-    return Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
+def name_of(raw: DictConfig) -> str:
+    """The run's name if resume=auto needs it, before the configuration is known."""
+    return read_config(TrainConfig, raw, TABLES).name if raw["resume"] == "auto" and not raw["run_dir"] else ""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guarded
 def main(raw: DictConfig) -> float:
-    return train(read_config(TrainConfig, raw, TABLES))
+    command = HydraConfig.get()
+    return train(raw, command.runtime.choices, typed_keys(command.overrides.task))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from xcit.engine.run_lock import RunLock
 from xcit.preprocessing import Preprocessing
 
 from .conftest import TINY, Result, launch
@@ -92,18 +93,61 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     step = metrics(folder)[-1]["step"]
     assert 12 <= step < 22
     assert f"error: stopped by SIGTERM after update {step}; checkpoint: {folder}/checkpoints/last.pt; " in messages
-    assert messages.endswith(f"to continue, add resume={folder} to the same command\n")
+    assert messages.endswith(f"to continue, run train.py resume={folder}\n")
     assert "Traceback" not in messages
     return folder
 
 
-def test_a_run_stopped_by_sigterm_resumes_within_its_epoch(
-    stopped: Path, whole: Path, command: Command, tmp_path: Path
-) -> None:
+def test_a_run_resumes_with_its_own_configuration(stopped: Path, whole: Path, command: Command, tmp_path: Path) -> None:
+    """Nothing of the first command is repeated: model, augmentation, length and EMA are the run's."""
     folder = shutil.copytree(stopped, tmp_path / "run")
-    result = command("train.py", *SMALL, "data.workers=0", "run_dir=run", "resume=auto")
+    result = command("train.py", "resume=run", "data.workers=0")
     assert result.status == 0, result.stderr
+    assert "; changed since: data.workers 2 → 0\n" in result.stderr
     assert_same_run(folder, whole)
+
+
+def test_another_recipe_cannot_continue_a_run(stopped: Path, command: Command) -> None:
+    result = command("train.py", f"resume={stopped}", "recipe=cifar10")
+    assert (result.status, result.stderr) == (2, "error: recipe=cifar10: the run to continue has recipe=digits\n")
+
+
+def test_a_second_process_is_refused(stopped: Path, command: Command, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    lock = RunLock(folder)
+    lock.acquire()
+    before = contents(folder)
+    for how in ("resume=run", "resume=auto"):
+        result = command("train.py", how, *(() if how == "resume=run" else ("run_dir=run",)))
+        assert result.status == 2
+        assert result.stderr.startswith("error: run_dir=run: another process is writing to it (host ")
+    assert contents(folder) == before
+    lock.release()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_stays_as_it_is_and_is_continued_elsewhere(
+    whole: Path, command: Command, tmp_path: Path
+) -> None:
+    before = contents(whole)
+    for how in ((f"resume={whole}",), ("resume=auto", f"run_dir={whole}")):
+        result = command("train.py", *how)
+        assert result.status == 0, result.stderr
+        assert result.stderr.startswith(f"note: {whole}: its run is finished; a larger train.epochs continues it")
+    result = command("train.py", "resume=auto", f"run_dir={whole}", "train.epochs=3")
+    assert result.status == 2
+    assert "its run is finished; to train it longer, give resume=" in result.stderr
+    result = command("train.py", f"resume={whole}", "run_dir=longer", "train.epochs=3")
+    assert result.status == 0, result.stderr
+    assert contents(whole) == before
+    longer = metrics(tmp_path / "longer")
+    assert longer[: len(metrics(whole))] == metrics(whole)
+    assert longer[-1]["epoch"] == 3
+    assert (tmp_path / "longer/checkpoints/best.pt").exists()
+    assert json.loads((tmp_path / "longer/results.json").read_text())[0]["checkpoint"] == "longer/checkpoints/last.pt"
 
 
 def test_a_run_of_an_older_version_resumes_and_gets_the_same_evaluation(

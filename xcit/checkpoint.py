@@ -6,9 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .errors import InputError
+
 FORMAT = "xcit training state, version 3"
-FORMAT_2 = "xcit training state, version 2"
-"""Of older runs; `read_state` upgrades it."""
+FORMAT_1, FORMAT_2 = "xcit training state, version 1", "xcit training state, version 2"
+"""Of older runs. `upgraded` converts version 2."""
+COMMIT_OF_FORMAT_1 = "755edd0"
+"""The last commit that writes and reads version 1."""
+KEYS = ("task", "ema", "optimizer", "scaler", "step", "epoch", "best", "identity")
+"""What a checkpoint of version 2 or 3 has at least."""
 LAST = Path("checkpoints", "last.pt")
 """The checkpoint in a run folder from which the run continues; the folder's path stands for it."""
 
@@ -16,6 +22,35 @@ LAST = Path("checkpoints", "last.pt")
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
     """Whether it is a checkpoint of one of our runs, of any version: its weights can be read."""
     return str(content.get("format")).startswith(FORMAT.partition(",")[0])
+
+
+def upgraded(content: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """A run's checkpoint in the current format. `origin` names it in the errors.
+
+    Raises:
+        InputError: it is not a checkpoint, or one of a version that this commit does not read.
+    """
+    version = content.get("format")
+    if version == FORMAT_1:
+        raise InputError(
+            f"{origin}: is a checkpoint of version 1; commit {COMMIT_OF_FORMAT_1} of this repository evaluates and "
+            "resumes it, and pretrained= and xcit.load_weights take its weights"
+        )
+    if version not in (FORMAT, FORMAT_2):
+        raise InputError(
+            f"{origin}: not a checkpoint that this version reads (its format is {version!r}, not {FORMAT!r})"
+        )
+    identity = content.get("identity")
+    missing = [key for key in KEYS if key not in content]
+    missing += [
+        f"identity.{key}" for key in ("config", "classes") if not isinstance(identity, Mapping) or key not in identity
+    ]
+    if missing:
+        raise InputError(f"{origin}: not a complete checkpoint of a run (it lacks {', '.join(missing)})")
+    if version == FORMAT_2:
+        # Version 2 has one loss, and neither "backbone" nor "preprocessing". A resumed run sets both itself.
+        return {**content, "loss_sums": [{"loss": total} for total in content.get("loss_sums", [0.0])]}
+    return content
 
 
 def task_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:

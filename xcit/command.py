@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from .engine import distributed
 from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
+from .storage import WriteError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -27,7 +29,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a main function: InputError and TrainingError end the process with one line and an exit status.
+    """Decorate a main function: InputError, TrainingError and WriteError end the process with one line and a status.
 
     It stands below @hydra.main, because Hydra adds lines of its own to an exception. The status is the error's
     exit_status, or 2. An error whose of_one_process is true is raised in one process only, which prints it.
@@ -39,6 +41,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args)
         except (InputError, TrainingError) as error:
             stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
+        except WriteError as error:
+            stop(str(error), 1, alone=True)
         except KeyboardInterrupt:
             stop("interrupted", 1)
 
@@ -60,6 +64,11 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
         if not str(error).startswith("Config group override must be"):
             raise
         stop(f"{nameless_choice(sys.argv[1:], keys)}: must be a name, which --help lists", 2)
+
+
+def typed_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of Hydra overrides: "train.epochs" of "train.epochs=3", "model.depth" of "+model.depth=2"."""
+    return [str(override.key_or_group) for override in OverridesParser.create().parse_overrides(list(overrides))]
 
 
 def print_notices() -> None:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
@@ -65,6 +65,50 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         return complete.model_validate(plain)
     except ValidationError as invalid:
         raise InputError(describe(invalid, complete, plain)) from None
+
+
+Choices = Mapping[str, str | None]
+"""Group → the file of conf/ that was chosen for it."""
+
+
+def continued(
+    before: Mapping[str, Any], choices_before: Choices, composed: DictConfig, choices: Choices, typed: Sequence[str]
+) -> tuple[DictConfig, Choices]:
+    """The configuration of a resumed run: its own, changed by what was typed.
+
+    Args:
+        before, choices_before: the configuration of the run, and its choices; older runs did not save the latter.
+        composed, choices: the configuration that the command line alone composes, and its choices.
+        typed: the keys on the command line: groups ("model") and settings ("train.epochs").
+
+    Raises:
+        InputError: another recipe was typed.
+    """
+    config, now = OmegaConf.create({**before}), {**choices_before}
+    for key in dict.fromkeys(["resume", "run_dir", *typed]):
+        if key == "recipe":
+            if choices_before.get(key, choices[key]) != choices[key]:
+                raise InputError(f"recipe={choices[key]}: the run to continue has recipe={choices_before[key]}")
+            continue
+        if key in choices:
+            now[key] = choices[key]
+            if is_same_choice(key, before, choices_before, composed, choices):
+                continue  # what was set in this group when the run was started stays
+        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    # A length that was typed takes the place of the run's, which may be given in the other unit.
+    if "train.epochs" in typed and "train.updates" not in typed:
+        config.train.updates = None
+    return config, now
+
+
+def is_same_choice(
+    group: str, before: Mapping[str, Any], choices_before: Choices, composed: DictConfig, choices: Choices
+) -> bool:
+    """Whether the file of conf/ that was typed for a group is the one that the run was started with."""
+    if group in choices_before:
+        return choices_before[group] == choices[group]
+    own, section = before.get(group), composed.get(group)
+    return isinstance(own, Mapping) and "name" in own and section is not None and section.get("name") == own["name"]
 
 
 def without_old_keys(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,8 @@ class LoopConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     log_every: Positive
     save_every: Positive | None = None
+    keep_last: Positive = 2
+    keep_best: Positive = 1
 
     @model_validator(mode="before")
     @classmethod

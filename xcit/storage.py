@@ -28,22 +28,36 @@ from .checksum import (
 from .errors import InputError
 
 
+class WriteError(OSError):
+    """A file cannot be written. `filename` and `strerror` say which and why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written ({self.strerror})"
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to disk and rename it: `path` is never half-written."""
+    """Let `write` fill a file beside `path`, flush it to disk and rename it: `path` is never half-written.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+        try:
+            with aside.open("w+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,7 +83,7 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
     """torch.save of nested plain data and tensors with a checksum, which `read_tensors` reads and verifies.
 
     Raises:
-        OSError: The file cannot be written.
+        WriteError: The file cannot be written.
     """
 
     def write(file: IO[bytes]) -> None:

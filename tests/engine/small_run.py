@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def begin(order: dict[str, Any] | None = None) -> TrainingState:
         Target("class", tuple(Few.classes)),
     )
     optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=0.1, options={})
-    identity = {"classes": Few.classes, "order": order or {"train.global_batch_size": 8}}
+    identity = {"config": {}, "classes": Few.classes, "order": order or {"train.global_batch_size": 8}}
     return TrainingState(task, optimizer, grad_scaler(CPU, "fp32"), ModelEmaV3(task, decay=0.5), identity)
 
 
@@ -128,16 +129,17 @@ def go_on(
     trainer = Trainer(state, state.task, schedule, CPU, "fp32", 8, accumulate, 1.0, log_every=2, seed=0, length=length)
     save = folder.save
 
-    def save_or_die(state: TrainingState, *, is_best: bool) -> None:
+    def save_or_die(state: TrainingState, recorder: Recorder, *, score: float | None = None) -> bool:
         die("its validation's checkpoint" if state.seen == 0 else "its checkpoint")
-        save(state, is_best=is_best)
+        return save(state, recorder, score=score)
 
     def validate(task: Any) -> dict[str, float]:
         die("its validation")
         return {"top1": task.model.head.bias.sum().item()}
 
     folder.save = save_or_die  # type: ignore[method-assign]
-    with Recorder(folder.metrics, NullTracker(), after_step=state.step, epochs_done=state.epoch) as recorder:
+    opened = Recorder(folder.metrics, NullTracker(), after_step=state.step, epochs_done=state.epoch)
+    with opened as recorder, closing_lock(folder):
         fit(
             trainer,
             loader,
@@ -150,6 +152,15 @@ def go_on(
     return loader, images
 
 
+@contextmanager
+def closing_lock(folder: RunFolder) -> Iterator[None]:
+    """The end of the process releases the lock."""
+    try:
+        yield
+    finally:
+        folder.lock.release()
+
+
 def asking_at(moment: int) -> Callable[[], str | None]:
     moments = count()
     return lambda: "SIGTERM" if next(moments) == moment else None
@@ -157,7 +168,7 @@ def asking_at(moment: int) -> Callable[[], str | None]:
 
 def interrupt(path: Path, moment: int, **how: Any) -> None:
     with pytest.raises(
-        TrainingError, match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, add resume="
+        TrainingError, match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, run train.py resume="
     ):
         go_on(path, asking_at(moment), **how)
 

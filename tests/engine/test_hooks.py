@@ -139,9 +139,9 @@ def test_begin_training_is_called_once_by_a_run_and_never_by_an_evaluation(
     monkeypatch.setattr(Classify, "forward", noted)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     small = (*TINY, "+model.depth=1", "+model.class_depth=1", "resolutions=[16]", "train.ema_decay=null")
-    for updates in (2, 4):
+    for how in (["train.updates=2", "run_dir=run"], ["train.updates=4", "run_dir=longer", "resume=run"]):
         called.clear()
-        result = command("train.py", *small, f"train.updates={updates}", "run_dir=run", "resume=auto")
+        result = command("train.py", *small, *how)
         assert result.status == 0, result.stderr
         assert called == [f"begins on {device}", "learns", "learns"]
     called.clear()

@@ -221,7 +221,9 @@ def test_training_resumes_from_a_checkpoint_to_the_same_weights(
         task = TASKS["classify"](tiny(), target_of(5))
         arguments = {"lr": 1e-3, "weight_decay": 0.05, "options": options, "layer_decay": layer_decay}
         optimizer = make_optimizer(task, name=name, **arguments)
-        return TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"classes": ["a"]})
+        return TrainingState(
+            task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"config": {}, "classes": ["a"]}
+        )
 
     def step(state: TrainingState, seed: int) -> None:
         images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -250,7 +252,9 @@ def test_optimizer_state_returns_to_its_parameter_when_the_groups_change(change:
         optimizer = make_optimizer(
             task, name="adamw", lr=1e-3, weight_decay=weight_decay, options={}, layer_decay=layer_decay
         )
-        return TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"classes": ["a"]})
+        return TrainingState(
+            task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), identity={"config": {}, "classes": ["a"]}
+        )
 
     settings = {"frozen": [], "weight_decay": 0.05, "layer_decay": None}
     before, after = begin(**settings), begin(**settings | change)

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from xcit.engine.run_folder import RunFolder, find_checkpoint, new_path, resolve
+from xcit.engine.resume import find_origin, folder_for
+from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError
 
+from .test_checkpoints import write_checkpoint
 
-def with_checkpoint(path: Path) -> RunFolder:
+
+def with_checkpoint(path: Path, step: int = 5) -> RunFolder:
     folder = RunFolder(path)
     folder.last.parent.mkdir(parents=True)
-    folder.last.write_bytes(b"")
+    write_checkpoint(folder.last, step)
     (path / "config.yaml").write_text("")
     return folder
 
@@ -35,9 +38,17 @@ def test_a_folder_with_files_is_refused_and_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path) -> None:
-    for name in ("config.yaml", "classes.json", "metrics.jsonl"):
+    for name in ("config.yaml", "classes.json"):
         (tmp_path / name).write_text("")
+    metrics = tmp_path / "metrics.jsonl"
+    first_epoch = '{"step": 1, "epoch": 1, "split": "train"}\n{"step": 1, "epoch": 1, "split": "val"}\n'
+    metrics.write_text(first_epoch)
     RunFolder(tmp_path).require_free(restart=True)
+    assert find_origin("auto", str(tmp_path), "") is None
+    metrics.write_text(first_epoch + '{"step": 2, "epoch": 2, "split": "train"}\n')
+    with pytest.raises(InputError, match="holds a run that cannot be continued \\(it has no checkpoint\\)"):
+        find_origin("auto", str(tmp_path), "")
+    metrics.write_text(first_epoch)
     (tmp_path / "classes.json").unlink()
     with pytest.raises(InputError, match="is not empty"):
         RunFolder(tmp_path).require_free(restart=True)  # this could be an evaluation's folder
@@ -61,25 +72,50 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve("auto", None, "name")[1] is None, "nothing to continue: a new run"
+    assert find_origin("auto", None, "name") is None, "nothing to continue: a new run"
     for age, stamp in enumerate(["20260102-000000", "20260101-000000"]):
         folder = with_checkpoint(Path("runs/name") / stamp)
-        os.utime(folder.last, (1000 - age, 1000 - age))
-    folder, checkpoint = resolve("auto", None, "name")
-    assert folder.path == Path("runs/name/20260102-000000")
-    assert checkpoint == folder.last
+        for path in (folder.last, folder.path):
+            os.utime(path, (1000 - age, 1000 - age))
+    origin = find_origin("auto", None, "name")
+    assert origin
+    assert origin.folder.path == Path("runs/name/20260102-000000")
+    assert origin.checkpoint == origin.folder.last
+    origin.folder.lock.release()
 
 
-def test_a_run_folder_means_its_last_checkpoint(tmp_path: Path) -> None:
+def test_resume_takes_a_run_folder_or_any_of_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = with_checkpoint(tmp_path / "run")
-    assert find_checkpoint("resume", str(folder.path)) == folder.last
-    assert find_checkpoint("resume", str(folder.last)) == folder.last
-    resumed, checkpoint = resolve(str(folder.last), None, "name")
-    assert (resumed.path, checkpoint) == (folder.path, folder.last)
-    with pytest.raises(InputError, match="is not a run folder with a checkpoint"):
-        find_checkpoint("resume", str(tmp_path))
-    folder.best.write_bytes(b"")
-    with pytest.raises(InputError, match=r"must be a run folder or its checkpoints/last\.pt"):
-        resolve(str(folder.best), None, "name")
-    with pytest.raises(InputError, match="leave run_dir out"):
-        resolve(str(folder.path), str(tmp_path / "other"), "name")
+    write_checkpoint(folder.best, 3)
+    monkeypatch.chdir(folder.last.parent)
+    for resume, checkpoint, unused in (
+        (str(folder.path), folder.last, []),
+        (str(folder.last), folder.last, []),
+        (str(folder.best), folder.best, [folder.last]),  # last.pt is of a later update
+        ("best.pt", Path("best.pt"), [folder.last]),
+    ):
+        origin = find_origin(resume, None, "name")
+        assert origin
+        origin.folder.lock.release()
+        assert (origin.checkpoint, origin.unused, origin.folder.path) == (checkpoint, unused, folder.path)
+        assert folder_for(origin, resume, None, "name") is origin.folder
+        with pytest.raises(InputError, match="leave run_dir out"):
+            folder_for(origin, resume, str(tmp_path / "other"), "name")
+    for resume, reason in (
+        (str(tmp_path), "is not a run folder with a checkpoint"),
+        (str(tmp_path / "nowhere"), "no such file or run folder"),
+        (str(folder.path / "config.yaml"), "must be a run folder or a checkpoint in one"),
+    ):
+        with pytest.raises(InputError, match=f"resume={resume}: {reason}"):
+            find_origin(resume, None, "name")
+
+
+def test_a_finished_run_is_continued_in_a_new_folder(tmp_path: Path) -> None:
+    folder = with_checkpoint(tmp_path / "run")
+    folder.results.write_text("[]")
+    origin = find_origin(str(folder.path), None, "name")
+    assert origin and origin.is_finished
+    assert not (folder.path / "run.lock").exists(), "nothing is written to a finished run"
+    assert folder_for(origin, str(folder.path), str(tmp_path / "longer"), "name").path == tmp_path / "longer"
+    with pytest.raises(InputError, match="its run is finished; to train it longer, give resume="):
+        folder_for(origin, "auto", str(folder.path), "name")

@@ -76,6 +76,8 @@ def run(
     scores: list[float] | None = None,
     log_every: int = 1,
     task: ToyTask | None = None,
+    keep_last: int = 1,
+    keep_best: int = 1,
     measure: Callable[[Any], dict[str, float]] | None = None,
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
@@ -107,6 +109,7 @@ def run(
         length=Length(epochs=epochs),
     )
     run_folder = RunFolder(folder / "run")
+    run_folder.keep(last=keep_last, best=keep_best)
     run_folder.create()
     left = iter(scores or [0.0] * 2 * epochs)
     with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:

@@ -1,7 +1,7 @@
 """Rank, world size and collectives. Other modules use these functions."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from .sync_batchnorm import convert_batchnorm
 
 T = TypeVar("T")
@@ -44,6 +44,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def place() -> dict[str, int]:
+    """The rank and the number of processes, as keyword arguments of samplers and loaders."""
+    return {"rank": rank(), "world_size": world_size()}
+
+
 def is_main() -> bool:
     """Whether this process writes files and prints. The answer is known before the session starts, too."""
     return rank() == 0 if dist.is_initialized() else int(os.environ.get("RANK", 0)) == 0
@@ -64,6 +69,21 @@ def from_main(value: T) -> T:
     if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call the function in the main process alone; return its result, or raise its error, in every process."""
+    result: T | None = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            result = function()
+        except (InputError, TrainingError) as raised:
+            error = raised
+    result, error = from_main((result, error))
+    if error:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def from_all(value: T) -> list[T]:

@@ -163,6 +163,7 @@ def fit(
         updates_done=state.step,
         shown=distributed.is_main(),
     )
+    saved = True
     with bar as progress:
         while not length.is_reached(step=state.step, epoch=state.epoch, seen=state.seen):
             # An epoch of updates. A checkpoint within it is written only while the weights are finite.
@@ -170,9 +171,9 @@ def fit(
                 asking = asked_to_stop()
                 if asking or (save_every and state.step % save_every == 0):
                     require_finite(state)
-                    folder.save(state, is_best=False)
+                    saved = folder.save(state, recorder)
                 if asking:
-                    raise stopped(asking, state, folder)
+                    raise stopped(asking, state, folder, saved)
 
             # Validation.
             results = {weights: validate(task) for weights, task in state.weights().items()}
@@ -185,19 +186,20 @@ def fit(
 
             # The epoch's checkpoint.
             score = results["ema" if state.ema else "raw"][state.headline]
-            is_best = state.best is None or score > state.best
-            state.best = score if is_best else state.best
-            folder.save(state, is_best=is_best)
+            saved = folder.save(state, recorder, score=score)
             progress.epoch_done(state.epoch, results, state.headline)
             asking = asked_to_stop()
             if asking:
-                raise stopped(asking, state, folder)
+                raise stopped(asking, state, folder, saved)
+
+        if not saved and not folder.save(state, recorder, score=score):
+            raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
 
 
-def stopped(asking: str, state: TrainingState, folder: RunFolder) -> TrainingError:
+def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> TrainingError:
+    checkpoint = f"checkpoint: {folder.last}" if saved else f"{folder.last} could not be written and is an older one"
     return TrainingError(
-        f"stopped by {asking} after update {state.step}; checkpoint: {folder.last}; "
-        f"to continue, add resume={folder.path} to the same command"
+        f"stopped by {asking} after update {state.step}; {checkpoint}; to continue, run train.py resume={folder.path}"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -14,13 +15,20 @@ from typing import Any
 import torch
 
 from ..checkpoint import LAST
-from ..errors import InputError
-from ..storage import write_tensors, write_text
+from ..errors import InputError, TrainingError, print_note
+from ..storage import write_text
 from . import distributed
+from .checkpoints import Checkpoints
+from .recorder import Recorder, epochs_begun
+from .run_lock import RunLock
 from .state import TrainingState
 
 RUNS = Path("runs")
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
+
+
+MAX_FAILURES = 3
+"""Failed checkpoints in a row after which the run ends."""
 
 
 class RunFolder:
@@ -30,19 +38,34 @@ class RunFolder:
     environment.json      versions, host, devices, git commit, command
     classes.json          the class names, in the order of the model's outputs
     metrics.jsonl         one object a line
-    checkpoints/          last.pt, best.pt
+    checkpoints/          see checkpoints.py
+    results.json          the final evaluation, and other files of the report
+    run.lock              while a run lives
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
-        self.last = path / LAST
-        self.best = path / "checkpoints" / "best.pt"
+        self.results = path / "results.json"
+        self.checkpoints = Checkpoints(path / LAST.parent)
+        self.last, self.best = self.checkpoints.last, self.checkpoints.best
+        self.lock = RunLock(path)
+        self.failures = 0
+        """Checkpoints in a row that could not be written."""
+
+    def keep(self, *, last: int, best: int) -> None:
+        """Set how many of the newest and of the best checkpoints are kept."""
+        self.checkpoints.keep_last, self.checkpoints.keep_best = last, best
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether a new run would destroy something: a checkpoint, results, or the metrics of more than one epoch."""
+        return self.results.exists() or bool(self.checkpoints.all()) or epochs_begun(self.metrics) > 1
 
     def require_free(self, *, restart: bool = False) -> None:
-        """Refuse a folder that is not empty, unless `restart` is true and it is a run without a checkpoint."""
+        """Refuse a folder that is not empty, unless `restart` is true and its run ended before its first checkpoint."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.last.exists()
+        abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.holds_work
         if names and not abandoned:
             raise InputError(
                 f"run_dir={self.path}: is not empty; choose a new folder, or continue its run with resume="
@@ -50,11 +73,20 @@ class RunFolder:
         require_writable(self.path)
 
     def create(self) -> None:
-        """Make the folder that `require_free` has accepted."""
+        """Make the folder that `require_free` has accepted, and lock it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
         except OSError as error:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
+
+    def inherit(self, other: "RunFolder") -> None:
+        """Copy the metrics and the best checkpoints of the run that this one continues."""
+        if other.metrics.exists():
+            shutil.copy2(other.metrics, self.metrics)
+        self.checkpoints.folder.mkdir(exist_ok=True)
+        for path in other.checkpoints.folder.glob("best*.pt"):
+            shutil.copy2(path, self.checkpoints.folder / path.name)
 
     def describe(self, config_yaml: str, classes: list[str] | None = None) -> None:
         """Write config.yaml, environment.json and classes.json; remove files that a killed run left half-written."""
@@ -65,73 +97,48 @@ class RunFolder:
         if classes is not None:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
-    def save(self, state: TrainingState, *, is_best: bool) -> None:
-        """Write best.pt if this epoch is the best so far, then last.pt. All processes call it.
+    def save(self, state: TrainingState, recorder: Recorder, *, score: float | None = None) -> bool:
+        """Write a checkpoint. All processes call it. Return whether it was written.
 
-        A run that is killed between the two repeats the updates since last.pt, with the same results.
+        A failure is noted, and the next checkpoint is another try.
+
+        Args:
+            score: The headline metric of the epoch that was just validated; None within an epoch.
+
+        Raises:
+            TrainingError: Several checkpoints in a row could not be written, or another process took the folder over.
         """
         content = state.state_dict()
-        if not distributed.is_main():
-            return
-        self.last.parent.mkdir(exist_ok=True)
-        if is_best:
-            write_tensors(self.best, content)
-        write_tensors(self.last, content)
+        best = state.best_scores
+
+        def write() -> tuple[str | None, dict[int, float]]:
+            """Returns what went wrong, and the scores of the best checkpoints that are there."""
+            written = best
+            try:
+                self.lock.require_held()
+                recorder.flush()
+                if score is not None:
+                    ranking = self.checkpoints.rank(best, state.epoch, score)
+                    content["best_scores"], content["best"] = ranking, next(iter(ranking.values()))
+                    self.checkpoints.write_best(content, list(ranking), state.epoch)
+                    written = ranking
+                self.checkpoints.write_last(content, list(written))
+            except OSError as error:
+                return f"{error.filename or self.last}: cannot be written ({error.strerror or error})", written
+            return None, written
+
+        fault, state.best_scores = distributed.on_main(write)
+        self.failures = self.failures + 1 if fault else 0
+        if self.failures == MAX_FAILURES:
+            raise TrainingError(f"{fault}; {MAX_FAILURES} checkpoints in a row failed, so the run ends")
+        if fault and distributed.is_main():
+            print_note(f"{fault}; trying again at the next checkpoint")
+        return not fault
 
 
 def new_path(run_dir: str | None, name: str) -> Path:
     """run_dir, or a new folder below runs/; its microseconds differ for jobs that start together."""
     return Path(run_dir) if run_dir else RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-
-
-def resolve(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
-    """The folder that a training run writes to, and the checkpoint that it continues from, if any.
-
-    resume=none starts a new run. resume=auto continues run_dir, or else the latest run below runs/NAME, and starts a
-    new run if there is no checkpoint. resume=PATH continues a run folder, given by its path or by that of its last.pt.
-
-    Raises:
-        InputError: there is nothing to continue at PATH, or the folder of a new run is not empty or cannot be written
-            to. Nothing has been written then.
-    """
-    folder, checkpoint = locate(resume, run_dir, name)
-    if checkpoint:
-        require_writable(folder.path)
-    else:
-        folder.require_free(restart=resume == "auto")
-    return folder, checkpoint
-
-
-def locate(resume: str, run_dir: str | None, name: str) -> tuple[RunFolder, Path | None]:
-    if resume == "none":
-        return RunFolder(new_path(run_dir, name)), None
-    if resume == "auto":
-        if run_dir:
-            candidates = [Path(run_dir)]
-        else:
-            candidates = sorted((RUNS / name).glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-            candidates = [path.parents[1] for path in candidates]
-        folder = RunFolder(candidates[-1]) if candidates else RunFolder(new_path(run_dir, name))
-        return folder, folder.last if folder.last.is_file() else None
-    checkpoint = find_checkpoint("resume", resume)
-    if checkpoint.parts[-2:] != LAST.parts:
-        raise InputError(f"resume={resume}: must be a run folder or its {LAST}; pretrained= takes weights")
-    folder = RunFolder(checkpoint.parents[1])
-    if run_dir and Path(run_dir).resolve() != folder.path.resolve():
-        raise InputError(f"run_dir={run_dir}: resume={resume} continues in {folder.path}; leave run_dir out")
-    return folder, checkpoint
-
-
-def find_checkpoint(key: str, path: str) -> Path:
-    """The file itself, or the last checkpoint of a run folder. `key` is the configuration key of the path."""
-    if not Path(path).exists():
-        raise InputError(f"{key}={path}: no such file or run folder")
-    if Path(path).is_dir():
-        last = Path(path) / LAST
-        if not last.is_file():
-            raise InputError(f"{key}={path}: is not a run folder with a checkpoint (it lacks {LAST})")
-        return last
-    return Path(path)
 
 
 def require_writable(path: Path) -> None:

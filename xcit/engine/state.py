@@ -11,7 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 
-from ..checkpoint import FORMAT, FORMAT_2
+from ..checkpoint import FORMAT, upgraded
 from ..errors import InputError
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
@@ -50,8 +50,13 @@ class TrainingState:
     """The update after which the last row of training metrics was written."""
     loss_sums: Losses = field(default_factory=dict)
     """Loss name → this process's sum since the last logged row, on the device."""
-    best: float | None = None
-    """The best value of the task's headline metric so far; of the EMA weights if there are any."""
+    best_scores: dict[int, float] = field(default_factory=dict)
+    """Epoch → the task's headline metric, for the epochs whose checkpoints are kept as the best; the best one first."""
+
+    @property
+    def best(self) -> float | None:
+        """The best value of the task's headline metric so far."""
+        return next(iter(self.best_scores.values()), None)
 
     @property
     def headline(self) -> str:
@@ -93,6 +98,7 @@ class TrainingState:
             "logged": self.logged,
             "loss_sums": distributed.from_all({name: total.item() for name, total in self.loss_sums.items()}),
             "best": self.best,
+            "best_scores": self.best_scores,
             "identity": self.identity,
         }
 
@@ -119,7 +125,10 @@ class TrainingState:
         self.load_optimizer_state(content["optimizer"], origin)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
-        self.step, self.epoch, self.best = content["step"], content["epoch"], content["best"]
+        self.step, self.epoch = content["step"], content["epoch"]
+        # Older checkpoints have the best value alone. It then counts as that of epoch 0.
+        older = {} if content["best"] is None else {0: content["best"]}
+        self.best_scores = dict(content.get("best_scores", older))
         self.seen, self.logged = seen, content.get("logged", self.step)
         self.loss_sums = own_share(content.get("loss_sums", [{}]))
         self.identity["tracker"] = content["identity"].get("tracker")
@@ -177,16 +186,7 @@ def own_share(sums: Sequence[dict[str, float]]) -> Losses:
 
 def read_state(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint and convert it to the current format."""
-    content = read_tensors(path)
-    if content.get("format") == FORMAT_2:
-        # Version 2 has one loss, and neither "backbone" nor "preprocessing". A resumed run sets both itself.
-        return {**content, "loss_sums": [{"loss": total} for total in content.get("loss_sums", [0.0])]}
-    if content.get("format") != FORMAT:
-        given = content.get("format", "not given")
-        raise InputError(
-            f"{path}: not a checkpoint that a run can continue from (its format is {given!r}, not {FORMAT!r})"
-        )
-    return content
+    return upgraded(read_tensors(path), str(path))
 
 
 def seed_step(seed: int, step: int, part: int, rank: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from ..storage import csv_text, without_nan, write_atomically, write_text
 from .resolutions import Row
 
@@ -31,6 +32,20 @@ def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: i
     figure = draw(rows, headline, trained_at)
     write_atomically(folder / f"{headline}_vs_resolution.png", lambda file: figure.savefig(file, format="png"))
     print_table(rows, trained_at)
+
+
+def read_score(results: Path, headline: str, resolution: int) -> float:
+    """The headline metric of the raw weights at a resolution, from a results.json.
+
+    Raises:
+        InputError: the file cannot be read, or has no such row.
+    """
+    try:
+        rows = json.loads(results.read_text())
+        (found,) = (r[headline] for r in rows if (r["resolution"], r["weights"]) == (resolution, "raw"))
+        return float(found)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{results}: has no {headline} of the raw weights at {resolution} ({error})") from None
 
 
 def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure":

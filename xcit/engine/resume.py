@@ -1,0 +1,162 @@
+"""Finds what resume= continues, the folder that a run writes to, and opens that folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import LAST
+from ..errors import InputError, print_note
+from . import distributed
+from .length import Length
+from .recorder import NullRecorder, Recorder
+from .run_folder import RUNS, RunFolder, new_path, require_writable
+from .state import TrainingState, read_state
+from .trackers import make_tracker, new_run_id
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a resumed run continues from."""
+
+    folder: RunFolder
+    checkpoint: Path
+    saved: Mapping[str, Any]
+    """The content of the checkpoint."""
+    unused: list[Path]
+    """Checkpoints of the same folder that cannot be read, or were written after this one."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run, as the checkpoint has it."""
+        return self.saved["identity"]["config"]
+
+    @property
+    def choices(self) -> dict[str, str | None]:
+        """Group → the file of conf/ that was chosen for it. Older checkpoints do not have it."""
+        return self.saved["identity"].get("choices", {})
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has its final evaluation."""
+        return self.folder.results.exists()
+
+    def is_complete(self, length: Length) -> bool:
+        """Whether nothing is left to train of a run of this length."""
+        return length.is_reached(step=self.saved["step"], epoch=self.saved["epoch"], seen=self.saved.get("seen", 0))
+
+    def set_unused_aside(self) -> None:
+        """Move the unused checkpoints away, so that no later resume takes them for those of this run."""
+        if self.unused:
+            target = self.folder.checkpoints.set_aside(self.unused, self.folder.metrics)
+            print_note(f"{', '.join(path.name for path in self.unused)}: set aside in {target}")
+
+
+def find_origin(resume: str, run_dir: str | None, name: str) -> Origin | None:
+    """Find what resume= asks for, and lock its folder unless its run is finished. All processes call it.
+
+    resume=none starts a new run. resume=auto continues the run in run_dir, or else the latest run below runs/NAME; it
+    starts a new run if there is none. resume=PATH continues a run folder or one of its checkpoints. Of a folder, the
+    newest checkpoint that can be read is taken.
+
+    Raises:
+        InputError: There is nothing to continue at PATH, the folder holds the work of a run but no checkpoint that can
+            be read, it cannot be written to, or another process is writing to it.
+    """
+    found = distributed.on_main(lambda: locate(resume, run_dir, name))
+    if found is None:
+        return None
+    path, checkpoint = found
+    folder = RunFolder(path)
+    if not folder.results.exists():
+        distributed.on_main(lambda: lock(folder))
+    checkpoint, unused = distributed.on_main(lambda: choose(folder, checkpoint))
+    return Origin(folder, checkpoint, read_state(checkpoint), unused)
+
+
+def folder_for(origin: Origin | None, resume: str, run_dir: str | None, name: str) -> RunFolder:
+    """The folder that the run writes to: a new one, or that of the run to continue if that is not finished.
+
+    Raises:
+        InputError: The new folder is not empty or cannot be written to, or run_dir= contradicts resume=.
+    """
+    same = origin is not None and run_dir is not None and Path(run_dir).resolve() == origin.folder.path.resolve()
+    if origin and not origin.is_finished:
+        if run_dir and not same:
+            raise InputError(f"run_dir={run_dir}: resume={resume} continues in {origin.folder.path}; leave run_dir out")
+        return origin.folder
+    if same:
+        raise InputError(
+            f"run_dir={run_dir}: its run is finished; to train it longer, give resume={run_dir} and another run_dir="
+        )
+    folder = RunFolder(distributed.from_main(new_path(run_dir, name)))
+    distributed.on_main(lambda: folder.require_free(restart=resume == "auto"))
+    return folder
+
+
+def open_run(
+    folder: RunFolder, origin: Origin | None, state: TrainingState, config_yaml: str, name: str, **logger: Any
+) -> Recorder:
+    """Make the run's folder, or continue in it, and open what is recorded there. All processes call it.
+
+    Args:
+        config_yaml: the content of config.yaml.
+        name, logger: the tracker and its options, see `make_tracker`.
+    """
+    if origin and origin.folder is not folder:
+        state.identity["tracker"] = distributed.from_main(new_run_id())
+    distributed.on_main(folder.create)
+    if not distributed.is_main():
+        return NullRecorder()
+    if origin and origin.folder is folder:
+        origin.set_unused_aside()
+    elif origin:
+        folder.inherit(origin.folder)
+    folder.describe(config_yaml, state.identity["classes"])
+    identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
+    tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
+    return Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
+
+
+def locate(resume: str, run_dir: str | None, name: str) -> tuple[Path, Path | None] | None:
+    """The folder of the run to continue, and its checkpoint if resume= names one."""
+    if resume == "none":
+        return None
+    if resume == "auto":
+        folders = [RunFolder(Path(run_dir))] if run_dir else [RunFolder(path) for path in (RUNS / name).glob("*")]
+        with_work = [folder for folder in folders if folder.holds_work]
+        return (max(with_work, key=last_change).path, None) if with_work else None
+    path = Path(resume)
+    if not path.exists():
+        raise InputError(f"resume={resume}: no such file or run folder")
+    if path.is_dir():
+        if not RunFolder(path).checkpoints.all():
+            raise InputError(f"resume={resume}: is not a run folder with a checkpoint (it lacks {LAST})")
+        return path, None
+    if path.absolute().parent.name != LAST.parent.name:
+        raise InputError(f"resume={resume}: must be a run folder or a checkpoint in one; pretrained= takes weights")
+    return (path if len(path.parts) > 1 else path.absolute()).parent.parent, path
+
+
+def last_change(folder: RunFolder) -> float:
+    return max(
+        path.stat().st_mtime for path in [folder.path, folder.metrics, *folder.checkpoints.all()] if path.exists()
+    )
+
+
+def lock(folder: RunFolder) -> None:
+    require_writable(folder.path)
+    try:
+        folder.lock.acquire()
+    except OSError as error:
+        raise InputError(f"run_dir={folder.path}: cannot be written ({error.strerror})") from None
+
+
+def choose(folder: RunFolder, checkpoint: Path | None) -> tuple[Path, list[Path]]:
+    """The checkpoint to continue from, and those that must be set aside for that."""
+    if checkpoint:
+        return checkpoint, folder.checkpoints.after(checkpoint, read_state(checkpoint)["step"])
+    newest, faults = folder.checkpoints.newest()
+    for fault in faults.values():
+        print_note(f"{fault}; continuing from {newest}")
+    return newest, list(faults)
