@@ -29,7 +29,7 @@ from xcit.engine import distributed
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
-from xcit.engine.numerics import grad_scaler, require_determinism
+from xcit.engine.numerics import grad_scaler, require_determinism, tell_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.progress import announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
@@ -71,6 +71,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         if origin and origin.is_finished and origin.is_complete(length):
             print_note(f"{origin.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
             return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
+        tell_of_slow_precision(device, config.train.precision, "train.precision")
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
         at_end.callback(folder.lock.release)

@@ -19,7 +19,7 @@ from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
 from .shared_memory import PREFETCHED, HeldMappings
 from .viewed_examples import ViewedExamples, ViewedSample
-from .workers import begin_worker
+from .workers import begin_worker, default_workers
 
 
 class WorkerKilledError(TrainingError):
@@ -43,7 +43,7 @@ class TrainLoader:
         batches: TrainBatches,
         *,
         epochs: int,
-        workers: int,
+        workers: int | None,
         device: torch.device,
         max_broken: float = 0.0,
     ) -> None:
@@ -54,7 +54,7 @@ class TrainLoader:
             views: One view, or one for each part of the run.
             batches: The sampler: which examples make up each batch of this process.
             epochs: Number of epochs of the whole run.
-            workers: Number of worker processes; 0 loads in the main process.
+            workers: Number of worker processes, as in `make_loader`.
             device: The device that the batches are moved to.
             max_broken: The largest share of the images that may be broken. Each broken image is replaced by another
                 one. Each process counts on its own, since over the epochs it may load every image.
@@ -115,7 +115,7 @@ class EvalLoader:
         view: View,
         batch_size: int,
         *,
-        workers: int,
+        workers: int | None,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
@@ -165,12 +165,18 @@ class Collated(NamedTuple):
 def make_loader(
     viewed: ViewedExamples,
     batches: TrainBatches | EvalBatches,
-    workers: int,
+    workers: int | None,
     device: torch.device,
     *,
     keep_workers: bool,
 ) -> DataLoader:
-    """Make the DataLoader. keep_workers: whether its workers continue to run between epochs."""
+    """Make the DataLoader.
+
+    Args:
+        workers: Number of worker processes; 0 loads in the main process, and None starts one for each core at hand.
+        keep_workers: Whether its workers continue to run between epochs.
+    """
+    workers = default_workers() if workers is None else workers
     # torch warns of more workers than cores, but workers that wait for a slow disk use no core.
     warnings.filterwarnings("ignore", "This DataLoader will create")
     return DataLoader(

@@ -1,14 +1,41 @@
-"""Setup of the data workers, and their end when the program exits."""
+"""The number of data workers, their setup, and their end when the program exits."""
 
 import atexit
 import ctypes
 import multiprocessing
+import os
 import signal
+from pathlib import Path
 
 # Option numbers of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 """The largest value that glibc accepts, in bytes."""
+MOST_WORKERS = 8
+"""The largest number of workers that a process gets by default. More of them take memory, and seldom load faster."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Linux's limit of a container's CPU time (cgroup v2): "QUOTA PERIOD" in µs, or "max PERIOD"."""
+
+
+def default_workers() -> int:
+    """Return the number of workers for data.workers=null: the cores of this process, from 1 to `MOST_WORKERS`.
+
+    Processes that torchrun started on this machine share its cores equally.
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(CPU_QUOTA)
+    if quota is not None:
+        cores = min(cores, round(quota))
+    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))), MOST_WORKERS)
+
+
+def cpu_quota(path: Path) -> float | None:
+    """Return the number of cores that a container may use, or None if it has no limit."""
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
 
 
 def begin_worker(worker: int) -> None:

@@ -75,7 +75,8 @@ class DataConfig(NamedSection):
     """conf/data: the options are the data set's; these keys are the same for all."""
 
     image_size: Positive = 224
-    workers: Annotated[int, Field(ge=0)] = 8
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Worker processes for each training process; null for the cores at hand."""
     max_broken: Share = 0.001
     """The share of the training images that may be broken, and are replaced by others, before the run stops."""
     decode: Literal["cpu", "gpu"] = "cpu"

@@ -1,15 +1,29 @@
 """Precision (autocast and gradient scaling) and determinism."""
 
 import os
+import warnings
 from contextlib import AbstractContextManager
 
 import torch
+
+from ..errors import Notice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def tell_of_slow_precision(device: torch.device, precision: str, key: str) -> None:
+    """Print a note if the precision is slow on the device. `key` is the configuration key of the precision."""
+    if device.type == "cpu" and precision == "fp16":
+        warnings.warn(
+            f"{key}=fp16: is several times slower than fp32 on a CPU, which has few instructions for it; "
+            f"{key}=fp32 or bf16 is faster here",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

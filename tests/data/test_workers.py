@@ -1,0 +1,50 @@
+"""The default number of data workers follows from the cores that a process may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import workers
+from data.loader import make_loader
+from data.samplers import EvalBatches
+from data.viewed_examples import ViewedExamples
+
+from .test_shared_memory import BATCH, IMAGES, Numbers, Square
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "quota", "expected"),
+    [
+        (2, None, None, 2),
+        (6, "1", None, 6),
+        (64, None, None, 8),
+        (64, "16", None, 4),
+        (3, "2", None, 1),
+        (1, "4", None, 1),
+        (64, None, "max 100000", 8),
+        (64, None, "300000 100000", 3),
+        (64, "2", "50000 100000", 1),
+        (2, None, "", 2),
+    ],
+)
+def test_workers_default_to_the_cores_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: int, processes: str | None, quota: str | None, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(workers, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert workers.default_workers() == expected
+
+
+@pytest.mark.parametrize(("asked", "started"), [(None, 3), (0, 0), (8, 8)])
+def test_a_given_number_of_workers_is_kept(monkeypatch: pytest.MonkeyPatch, asked: int | None, started: int) -> None:
+    monkeypatch.setattr("data.loader.default_workers", lambda: 3)
+    viewed = ViewedExamples(Numbers(), Square(), replace=False)
+    loader = make_loader(viewed, EvalBatches(IMAGES, BATCH), asked, torch.device("cpu"), keep_workers=False)
+    assert loader.num_workers == started

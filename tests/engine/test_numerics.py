@@ -1,0 +1,34 @@
+"""Numerics: a precision that is slow on the device is told of."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import xcit
+from xcit.engine.numerics import tell_of_slow_precision
+
+from ..conftest import Result
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "fp32"), (CPU, "bf16"), (GPU, "fp16")])
+def test_other_precisions_need_no_note(device: torch.device, precision: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tell_of_slow_precision(device, precision, "precision")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="commands use the GPU, where fp16 is fast")
+def test_both_commands_say_that_fp16_is_slow_on_a_cpu(command: Callable[..., Result], tmp_path: Path) -> None:
+    """The missing data end the commands early."""
+    torch.save(xcit.create_model("xcit_n12", num_classes=10).state_dict(), tmp_path / "n12.pth")
+    bare = ("checkpoint=n12.pth", "model=xcit_n12")
+    for script, key, more in (("train.py", "train.precision", ()), ("eval.py", "precision", bare)):
+        result = command(script, f"{key}=fp16", "data=folder", "data.root=nowhere", *more)
+        note, error = result.stderr.splitlines()
+        assert note.startswith(f"note: {key}=fp16: is several times slower than fp32 on a CPU")
+        assert error == "error: nowhere: no such folder (data.root)"
