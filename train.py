@@ -25,6 +25,7 @@ from xcit import create_model
 from xcit.command import guarded, run, typed_keys
 from xcit.composition import Choices, continued, every_key, make_tables, read_config, to_yaml
 from xcit.config import TrainConfig
+from xcit.credentials import without_credentials
 from xcit.engine import distributed
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
@@ -95,7 +96,13 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         if origin:
             state.load_state_dict(origin.saved, str(origin.checkpoint))
             before = read_config(TrainConfig, origin.config, TABLES)
-            announce_resume(origin.checkpoint, state.epoch, state.seen, before.model_dump(), config.model_dump())
+            announce_resume(
+                origin.checkpoint,
+                state.epoch,
+                state.seen,
+                without_credentials(before.model_dump()),
+                state.identity["config"],
+            )
 
         # 5. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
@@ -229,7 +236,7 @@ def new_state(
         ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
         preprocessing=preprocessing,
         identity={
-            "config": config.model_dump(),
+            "config": without_credentials(config.model_dump()),
             "choices": dict(choices),
             "classes": examples.classes,
             "tracker": new_run_id(),
@@ -240,7 +247,7 @@ def new_state(
                 "augment.repeats": config.augment.repeats,
                 "train.global_batch_size": config.train.global_batch_size,
                 "seed": config.seed,
-                **examples.order,
+                **without_credentials(examples.order),
             },
         },
     )

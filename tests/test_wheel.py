@@ -59,7 +59,7 @@ def test_the_wheel_contains_only_xcit(wheel: Path) -> None:
     assert shipped - compiled == sources
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert [line.split(">=")[0] for line in required] == [
-        f"Requires-Dist: {name}" for name in ("huggingface_hub", "safetensors", "torch", "xxhash")
+        f"Requires-Dist: {name}" for name in ("huggingface_hub", "safetensors", "torch", "tqdm", "xxhash")
     ]
 
 

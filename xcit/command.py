@@ -5,14 +5,17 @@ import functools
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from .credentials import without_credentials
 from .engine import distributed
 from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
 from .storage import WriteError
@@ -37,6 +40,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def guard(*args: Any) -> Any:
+        if args:  # Hydra has read the command line; environment.json and wandb get it without passwords and tokens
+            sys.argv[1:] = without_credentials(sys.argv[1:])
         try:
             return main(*args)
         except (InputError, TrainingError) as error:
@@ -56,6 +61,7 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
     print_notices()
+    sys.excepthook = print_traceback
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -79,16 +85,21 @@ def print_notices() -> None:
         if not issubclass(category, Notice):
             show(message, category, *rest, **more)
         elif distributed.is_main():
-            print(f"note: {message}", file=sys.stderr)
+            print(f"note: {without_credentials(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show_notice
     warnings.simplefilter("always", Notice)
 
 
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected error as Python does, but without passwords and tokens in addresses."""
+    print(without_credentials("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:
     """End the process. All processes meet the same error and the main one prints it, unless this one is alone."""
     if distributed.is_main() or alone:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(status)
 
 

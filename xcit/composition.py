@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
 from .config import OPEN_SECTIONS, Section, TrainConfig
+from .credentials import without_credentials
 from .errors import InputError, Notice, choose, did_you_mean
 from .models import MODELS
 from .tasks import TASKS
@@ -201,11 +202,11 @@ def every_key(schema: type[Section], tables: Tables) -> list[str]:
 def to_yaml(config: Section) -> str:
     """The whole configuration as a file that runs it again: train.py --config-path=FOLDER --config-name=config.
 
-    It does not hold run_dir, so that the next run gets its own folder.
+    It does not hold run_dir, so that the next run gets its own folder, and no passwords or tokens.
     """
     plain = (
         config.model_dump(serialize_as_any=True)
         | {"run_dir": None}
         | ({"resume": "none"} if isinstance(config, TrainConfig) else {})
     )
-    return RUN_AGAIN + OmegaConf.to_yaml(OmegaConf.create(plain))
+    return RUN_AGAIN + OmegaConf.to_yaml(OmegaConf.create(without_credentials(plain)))

@@ -6,20 +6,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
+from .credentials import without_credentials
+
 T = TypeVar("T")
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: exit status 2.
 
-    The message is one line, or a few where it lists things, that name the value and what would be accepted.
+    The message is one line, or a few where it lists things, that name the value and what would be accepted. Passwords
+    and tokens in addresses are masked.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class TrainingError(RuntimeError):
     """The run cannot continue although its input was accepted: the loss is not finite, for example."""
 
     exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class Notice(UserWarning):
@@ -28,7 +37,7 @@ class Notice(UserWarning):
 
 def print_note(line: str) -> None:
     """Print what the user should know and need not mend; in a worker process, where a `Notice` would be lost."""
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    print(f"note: {without_credentials(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from xcit.credentials import restore_credentials
 from xcit.errors import InputError
 
 from ..cache_folder import cache_folder
@@ -81,7 +82,8 @@ class ImageNetShards:
             raise InputError(
                 f"{option}: must be given: a folder of shards, or shards, as {option}=/path/{{000..146}}.tar"
             )
-        names, shards = locate(urls, option, self.read_index)
+        addresses = [complete(url, option) for url in ([urls] if isinstance(urls, str) else urls)]
+        names, shards = locate(addresses, option, self.read_index)
         require_local(shards)
         folder = shards[0].address.rpartition("/")[0]
         new_labels = class_indices(classes, names, Path(folder.rpartition("://")[2]))
@@ -188,6 +190,21 @@ class ShardImages(Examples):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"reader": None}
+
+
+def complete(url: str, option: str) -> str:
+    """Return an address that can be used, if it was saved without its credentials. `option` is its configuration key.
+
+    Raises:
+        InputError: ~/.netrc does not have the credentials.
+    """
+    restored = restore_credentials(url)
+    if restored is None:
+        raise InputError(
+            f"{option}={url}: was saved without its password; give the whole address again by {option}=…, "
+            "or put user and password into ~/.netrc"
+        )
+    return restored
 
 
 def require_local(shards: list[LocatedShard]) -> None:

@@ -137,5 +137,6 @@ def one_line(error: Exception) -> str:
     """Describe an error in one line, for a message."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
-        return f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
+        hint = "; user and password may be in ~/.netrc or in the address" if status == 401 else ""
+        return f"HTTP {status} {getattr(error, 'message', '')}".rstrip() + hint
     return " ".join(str(error).split()) or type(error).__name__

@@ -104,13 +104,11 @@ def parse_index(text: str | bytes, origin: str) -> Index:
     return index
 
 
-def locate(
-    urls: str | list[str], option: str, read_index: Callable[[str], Index]
-) -> tuple[list[str], list[LocatedShard]]:
+def locate(urls: list[str], option: str, read_index: Callable[[str], Index]) -> tuple[list[str], list[LocatedShard]]:
     """Find the shards that addresses stand for. Return the classes and the shards.
 
     Args:
-        urls: One address or several. An address is a folder, which stands for all its shards, or a pattern of shards
+        urls: The addresses. An address is a folder, which stands for all its shards, or a pattern of shards
             with *, ?, […] and {a..b}.
         option: The configuration key of the addresses, for error messages.
         read_index: Returns the index of a folder.
@@ -121,7 +119,7 @@ def locate(
     """
     found: dict[str, LocatedShard] = {}
     indices: dict[str, Index] = {}
-    for url in [urls] if isinstance(urls, str) else urls:
+    for url in urls:
         for expanded in expand_braces(url):
             # Check the form of the address.
             protocol, remote, path = expanded.partition("://")

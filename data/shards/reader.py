@@ -7,6 +7,8 @@ from typing import IO, Generic, TypeVar
 
 import numpy as np
 
+from xcit.credentials import without_credentials
+
 from ..encoded_image import EncodedImage
 from .cache import Cache, Prefetcher
 from .index import HEADER, INDEX, LocatedShard, Positions, ShardError, find_samples, member_name
@@ -71,7 +73,7 @@ class Reader:
             raise ShardError(f"{address}: cannot be read ({error.strerror})") from None
         if len(content) != HEADER + size:
             raise ShardError(f"{address}: was truncated while it was being read")
-        origin = f"{address}/{member_name(content[:HEADER])}"
+        origin = f"{without_credentials(address)}/{member_name(content[:HEADER])}"
         return EncodedImage(content[HEADER:], origin), int(positions.labels[sample])
 
     def open(self, number: int) -> IO[bytes]:

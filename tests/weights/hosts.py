@@ -1,6 +1,7 @@
 """A local server in place of the hosts of weights. It records the requests."""
 
 import hashlib
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +9,8 @@ from threading import Thread
 
 
 class Host:
-    """files: path → content. cut: whether the connection ends after half of the content.
+    """files: path → content. cut: whether the connection ends after half of the content. login: user:password that a
+    request must have, or "".
 
     Its answers have the headers that the Hugging Face hub's client needs: a commit and an ETag.
     """
@@ -16,6 +18,7 @@ class Host:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cut = False
+        self.login = ""
         self.requests: list[tuple[str, str]] = []
         self.url = ""
 
@@ -38,6 +41,9 @@ def serve() -> Iterator[Host]:
         def answer(self, body: bool) -> None:
             host.requests.append((self.command, self.path))
             content = host.files.get(self.path)
+            if host.login and self.headers["Authorization"] != f"Basic {b64encode(host.login.encode()).decode()}":
+                self.send_error(401)
+                return
             self.send_response(404 if content is None else 200)
             self.send_header("X-Repo-Commit", "0" * 40)
             if content is None:

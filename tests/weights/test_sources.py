@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from urllib.request import HTTPRedirectHandler
 
 import pytest
 import safetensors.torch
 import torch
 
 import xcit
-from xcit.weights import published
+from xcit.weights import published, sources
 from xcit.weights.sources import locate
 
 from ..conftest import ROOT
@@ -96,6 +98,42 @@ def test_an_address_is_downloaded_once(host: Host, cache: Path) -> None:
     assert len(list(cache.glob("*/*"))) == 2
     with pytest.raises(xcit.InputError, match="names no file"):
         xcit.load_weights(tiny(), f"{host.url}/")
+
+
+def test_a_password_or_token_of_an_address_is_used_and_never_printed(
+    host: Host, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(host, "login", "me:planted")
+    address = f"{host.url.replace('://', '://me:planted@')}/mine.pth?token=planted"
+    host.files["/mine.pth?token=planted"] = as_file(STATE)
+    model = tiny()
+    xcit.load_weights(model, address)
+    assert same(model.state_dict(), STATE)
+    shown = f"{host.url.replace('://', '://***@')}/mine.pth?token=***"
+    assert f"downloading {shown} to " in capsys.readouterr().err
+
+    for wrong in (address.replace("/mine", "/none"), address.replace("me:planted", "you:planted2")):
+        assert "planted" not in refused(wrong.replace("pth?", "pt?"))
+    # What was saved without its secrets is found in the cache by all but its token, and needs them to be downloaded.
+    host.files["/plain.pth"] = as_file(STATE)
+    saved = f"{host.url.replace('://', '://***@')}/plain.pth"
+    with pytest.raises(xcit.InputError, match="was saved without its password or token; give the whole address again"):
+        locate(saved)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password planted\n")
+    assert locate(saved).parent.parent == cache
+    (tmp_path / "netrc").unlink()
+    assert locate(saved) == locate(saved.replace("***", "me:planted"))
+    assert host.asked().count("/plain.pth") == 1
+    assert "planted" not in capsys.readouterr().err
+    assert not [path for path in cache.rglob("*") if "planted" in str(path)]
+
+
+def test_a_redirect_to_another_host_gets_no_password(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = sources.request_for("https://me:planted@host/x")
+    assert (request.full_url, request.get_header("Authorization")) == ("https://host/x", "Basic bWU6cGxhbnRlZA==")
+    redirected = HTTPRedirectHandler().redirect_request(request, io.BytesIO(), 302, "", Message(), "https://other/x")
+    assert redirected and not redirected.has_header("Authorization")
 
 
 def test_the_hash_that_a_file_name_states_is_checked(host: Host, cache: Path) -> None:

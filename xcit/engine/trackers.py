@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..credentials import without_credentials
 from ..storage import csv_text, write_text
 
 Row = dict[str, Any]
@@ -135,7 +136,8 @@ class Shielded:
             action()
         except Exception as error:  # whatever a tracking service may raise
             self.tracker = None
-            print(f"warning: logger={self.name} failed and is off from here on ({error})", file=sys.stderr)
+            reason = without_credentials(str(error))
+            print(f"warning: logger={self.name} failed and is off from here on ({reason})", file=sys.stderr)
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from base64 import b64encode
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -12,8 +13,10 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import hf_hub_download
+from tqdm import tqdm
 
 from ..checkpoint import LAST
+from ..credentials import restore_credentials, split_login, without_credentials
 from ..errors import InputError, did_you_mean
 from .published import BY_FILE, PUBLISHED, find_published
 
@@ -31,7 +34,7 @@ def locate(source: str) -> Path:
             - a name of `list_pretrained()`, or the authors' file name with or without .pth: the authors' file;
             - a name in timm, xcit_small_12_p16_224.fb_in1k, or timm/NAME for any other model: the copy on the hub;
             - hf-hub:OWNER/NAME: a repository that `push_to_hub` wrote;
-            - a URL (http, https).
+            - a URL (http, https). Its user and password may be in it (https://USER:PASSWORD@HOST/…) or in ~/.netrc.
 
     Raises:
         InputError: the source is none of these, or cannot be downloaded.
@@ -66,44 +69,69 @@ def find_in_folder(folder: Path) -> Path:
 
 
 def cached_as(url: str) -> str:
-    """A file name in the cache that is unique to the URL: many files are called model.safetensors."""
+    """A file name in the cache that is unique to the URL: many files are called model.safetensors.
+
+    It does not depend on the user and password, so a URL that was saved without them finds the file, too.
+    """
     name = Path(urlparse(url).path).name
     if not name:
         raise InputError(f"{url}: names no file")
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}/{name}"
+    plain, _ = split_login(url)
+    return f"{hashlib.sha256(plain.encode()).hexdigest()[:16]}/{name}"
 
 
 def download(url: str, name: str) -> Path:
     """The file at a URL, from torch.hub's cache or downloaded. A hash in its name is checked."""
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():
-        print(f"downloading {url} to {path}", file=sys.stderr)
+        complete = restore_credentials(url)
+        if complete is None:
+            raise InputError(
+                f"{url}: was saved without its password or token; give the whole address again, "
+                "or put user and password into ~/.netrc"
+            )
+        print(f"downloading {without_credentials(url)} to {path}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fetch(url, path)
-        except (OSError, HTTPException, RuntimeError) as error:
+            fetch(complete, path)
+        except (OSError, HTTPException, ValueError) as error:
             raise cannot_download(url, error) from None
     return path
 
 
 def fetch(url: str, path: Path) -> None:
     """Download a URL to a file. The file appears only when it is complete."""
-    stated_hash, length = STATED_HASH.search(path.name), stated_length(url)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
     try:
-        torch.hub.download_url_to_file(url, str(aside), stated_hash and stated_hash[1], progress=sys.stderr.isatty())
-        if length is not None and aside.stat().st_size != length:
-            raise OSError(f"broke off after {aside.stat().st_size} of {length} bytes")
+        with urlopen(request_for(url)) as answer, aside.open("wb") as file:
+            length = answer.headers.get("Content-Length")
+            total = int(length) if length else None
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+                while chunk := answer.read(1 << 20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+        # An incomplete download ends like a complete one.
+        size = aside.stat().st_size
+        if total not in (None, size):
+            raise OSError(f"broke off after {size} of {total} bytes")
+        stated = STATED_HASH.search(path.name)
+        if stated and not digest.hexdigest().startswith(stated[1]):
+            raise OSError(f'invalid hash value (expected "{stated[1]}", got "{digest.hexdigest()}")')
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def stated_length(url: str) -> int | None:
-    """The number of bytes that the server announces. torch.hub does not notice an incomplete download."""
-    with urlopen(Request(url, method="HEAD")) as answer:
-        length = answer.headers.get("Content-Length")
-    return int(length) if length else None
+def request_for(url: str) -> Request:
+    """The request for a URL, with its user and password if it has any. A redirect does not pass them on."""
+    plain, login = split_login(url)
+    request = Request(plain, headers={"User-Agent": "xcit"})
+    if login:
+        basic = b64encode(":".join(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    return request
 
 
 def from_hub(repository: str, file: str = HUB_FILE) -> Path:

@@ -1,6 +1,7 @@
 """Local HTTP servers that fail in a given way."""
 
 import threading
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ class Faults:
     """Makes the first `times` requests of each path that ends with `suffix` fail.
 
     `kind` is an HTTP status code or a fault that `Handler` knows.
+    `login` is the user:password that the server requires.
     """
 
-    def __init__(self, kind: str = "none", times: int = 0, suffix: str = ".tar") -> None:
-        self.kind, self.times, self.suffix = kind, times, suffix
+    def __init__(self, kind: str = "none", times: int = 0, suffix: str = ".tar", login: str = "") -> None:
+        self.kind, self.times, self.suffix, self.login = kind, times, suffix, login
         self.requests: Counter[str] = Counter()
         self.lock = threading.Lock()
 
@@ -35,6 +37,9 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         fault = self.faults.next(self.path)
         path = Path(self.translate_path(self.path))
+        login = f"Basic {b64encode(self.faults.login.encode()).decode()}" if self.faults.login else None
+        if login and self.headers["Authorization"] != login:
+            fault = "401"
         if fault.isdigit():
             self.send_error(int(fault))
         elif fault == "none" or not path.is_file():
