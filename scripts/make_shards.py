@@ -3,6 +3,7 @@
     python scripts/make_shards.py IMAGENET SHARDS                       # 1,000 images a shard
     python scripts/make_shards.py TREE SHARDS --bytes 500MB --short-side 256
     python scripts/make_shards.py --index-only SHARDS                   # for existing shards
+    python scripts/make_shards.py --check SHARDS                        # compares shards with their index
 
 TREE holds train/CLASS/ and val/CLASS/ (or a flat val/ with ImageNet's devkit), which become SHARDS/train/ and
 SHARDS/val/. Or it holds CLASS/ alone, which becomes SHARDS/. The order of the images follows from --seed, so the bytes
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not insta
 from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.datasets.imagenet import ImageNet
+from data.shards.cache import find_fault
 from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
 from data.shards.writing import ShardJob, make_shard
 from xcit.command import ArgumentParser, guarded
@@ -53,6 +55,9 @@ def main() -> None:
         if arguments.source:
             raise InputError(f"{arguments.source}: --index-only takes a folder of shards, and no SOURCE")
         index_existing(Path(arguments.index_only), arguments.classes)
+        return
+    if arguments.check:
+        check_existing(Path(arguments.check))
         return
     if not arguments.source or not arguments.target:
         raise InputError("SOURCE and TARGET: must be given (or --index-only FOLDER)")
@@ -84,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
         "--no-decode-check", action="store_true", help="do not decode the images of a shard to check it"
     )
     parser.add_argument("--index-only", metavar="FOLDER", help="only write the index of existing shards in a folder")
+    parser.add_argument("--check", metavar="FOLDER", help="only compare the shards in a folder with its index.json")
     parser.add_argument("--classes", metavar="FILE", help="for --index-only: class names, one a line; default: numbers")
     return parser.parse_args()
 
@@ -315,6 +321,33 @@ def index_existing(folder: Path, classes_file: str | None) -> None:
         raise InputError(f"{folder / INDEX}: cannot be written ({error.strerror})") from None
     samples = sum(shard.samples for shard in shards)
     print(f"{folder / INDEX}: {len(shards)} shards, {samples:,} images of {len(classes)} classes")
+
+
+def check_existing(folder: Path) -> None:
+    """Compare the sizes and the SHA-256 of all shards in a folder with its index.
+
+    Raises:
+        InputError: shards are missing or differ, or there is no index.
+    """
+    found = folder / INDEX
+    try:
+        index = parse_index(found.read_bytes(), str(found))
+    except OSError as error:
+        raise InputError(f"{found}: cannot be read ({error.strerror})") from None
+    faults = []
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        for shard in bar.track(index.shards, description=str(folder)):
+            try:
+                fault = find_fault(folder / shard.name, shard)
+            except OSError as error:
+                fault = f"cannot be read ({error.strerror})"
+            if fault:
+                faults.append(f"  {shard.name}: {fault}")
+    if faults:
+        first = f"{folder}: {len(faults)} of {len(index.shards)} shards are not as {INDEX} has them"
+        raise InputError("\n".join([first, *faults]))
+    print(f"{folder}: all {len(index.shards)} shards are as {INDEX} has them")
 
 
 def read_classes(path: str) -> list[str]:

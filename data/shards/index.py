@@ -1,6 +1,7 @@
 """Finds the shards of a folder by its index.json, and the samples of a shard by the headers of its tar file."""
 
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -57,8 +58,12 @@ class Index:
     """The options with which scripts/make_shards.py made the shards; empty for shards that others made."""
 
     def text(self) -> str:
-        """Return the index as JSON. The text is ASCII, since names of folders may not be valid UTF-8."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """Return the index as JSON with its checksum, in ASCII: names of folders may not be valid UTF-8."""
+        return json.dumps(asdict(self) | {"sha256": self.checksum()}, indent=1) + "\n"
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of the content, in hexadecimal. It does not depend on the layout of the file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 class LocatedShard(NamedTuple):
@@ -78,14 +83,14 @@ def is_remote(address: str) -> bool:
 
 
 def parse_index(text: str | bytes, origin: str) -> Index:
-    """Parse the content of an index.json.
+    """Parse the content of an index.json and compare it with its checksum, which older indices do not have.
 
     Args:
         text: The content.
         origin: The address of the file, for the error message.
 
     Raises:
-        InputError: The text is not a valid index.
+        InputError: The text is not a valid index, or it differs from its checksum.
     """
     try:
         content = json.loads(text)
@@ -101,6 +106,11 @@ def parse_index(text: str | bytes, origin: str) -> Index:
             raise ValueError("a shard is listed twice")
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{origin}: not an index of shards ({error}); scripts/make_shards.py writes one") from None
+    if content.get("sha256", index.checksum()) != index.checksum():
+        raise InputError(
+            f"{origin}: differs from its checksum, so it is damaged or was edited; get it from its source again, or "
+            "create it with `python scripts/make_shards.py --index-only FOLDER`"
+        )
     return index
 
 

@@ -48,8 +48,10 @@ def make_shard(job: ShardJob, temporary_folder: Path, previous: Shard | None = N
     """
     if previous and job.path.is_file():
         with job.path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == previous.sha256:
-                return previous, True
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        # All fields are compared, since the record of an earlier call may be damaged.
+        if previous == Shard(job.path.name, len(job.samples), job.path.stat().st_size, digest):
+            return previous, True
     temporary = temporary_folder / f"{job.path.name}.{os.getpid()}.tmp"
     try:
         with HashedFile(temporary, "w+") as written:

@@ -272,6 +272,43 @@ def test_the_index_of_shards_that_others_made(command: Command, tree: Path, tmp_
     assert json.loads((tmp_path / "theirs" / INDEX).read_text())["classes"] == ["0", "1"]
 
 
+def test_shards_are_compared_with_their_index(command: Command, tree: Path, tmp_path: Path) -> None:
+    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
+    result = command(SCRIPT, "--check", "shards/train")
+    assert (result.status, result.stdout) == (0, "shards/train: all 6 shards are as index.json has them\n")
+    flipped = tmp_path / "shards" / "train" / "000002.tar"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    (tmp_path / "shards" / "train" / "000004.tar").unlink()
+    result = command(SCRIPT, "--check", "shards/train")
+    lines = result.stderr.splitlines()
+    assert (result.status, lines[0]) == (2, "error: shards/train: 2 of 6 shards are not as index.json has them")
+    assert lines[1].startswith("  000002.tar: its SHA-256 is ")
+    assert lines[2] == "  000004.tar: cannot be read (No such file or directory)"
+    assert "nowhere/index.json: cannot be read (No such" in command(SCRIPT, "--check", "nowhere").stderr
+
+
+def test_a_damaged_record_of_a_finished_shard_is_not_believed(
+    command: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted call leaves a record of each shard. The index must not get its wrong numbers."""
+    assert command(SCRIPT, str(tree), "whole", "--samples", "4").status == 0
+    folder = tmp_path / "shards" / "train"
+    shutil.copytree(tmp_path / "whole" / "train", folder)
+    index = json.loads((folder / INDEX).read_text())
+    unfinished = folder / ".unfinished"
+    unfinished.mkdir()
+    (unfinished / "plan.json").write_text(json.dumps(index["made"]))
+    for number, change in enumerate(({"samples": 3}, {"bytes": 1}, {"name": "1.tar"}, {"sha256": "0" * 64}, {"x": 1})):
+        shard = index["shards"][number]
+        (unfinished / f"{shard['name']}.json").write_text(json.dumps(shard | change))
+    (folder / INDEX).unlink()
+    result = command(SCRIPT, str(tree), "shards", "--samples", "4")
+    assert result.status == 0, result.stderr
+    assert files(folder) == files(tmp_path / "whole" / "train")
+
+
 def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "zip").mkdir()

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.datasets.imagenet_shards import ImageNetShards
@@ -176,6 +177,54 @@ def test_what_others_put_into_shards_is_read(tmp_path: Path) -> None:
     images = ImageNetShards(urls=str(tmp_path / "a.tar")).train()
     assert [(example.image.data, example.target) for example in (images[0], images[1])] == [(b"one", 1), (b"two", 0)]
     assert images[1].image.origin == f"{tmp_path}/a.tar/b.PNG"
+
+
+def test_a_damaged_index_is_never_used_in_silence(shards: Path) -> None:
+    """Of 100 random damages each leaves the content as it was, or is an error of one line."""
+    path = shards / "train" / INDEX
+    whole = path.read_bytes()
+    expected = parse_index(whole, "x")
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(100):
+        damaged = bytearray(whole)
+        at = int(random.integers(len(whole)))
+        match number % 5:
+            case 0 | 1:
+                damaged[at] ^= 1 << int(random.integers(8))
+            case 2:
+                damaged[at] = int(random.integers(32, 127))  # still readable as JSON in most places
+            case 3:
+                damaged[at : at + 20] = bytes(20)
+            case 4:
+                del damaged[at:]
+        path.write_bytes(damaged)
+        try:
+            images = source(shards).train()
+        except InputError as error:
+            assert str(error).startswith(f"{path}: ")
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert parse_index(path.read_bytes(), "x") == expected
+            assert len(images) == 46
+    assert refused > 50
+    # Digits, names and classes that were changed to other valid ones are what the checksum alone finds.
+    for before, after in ((b"green", b"greem"), (b'"samples": 5', b'"samples": 4'), (b'"seed": 0', b'"seed": 1')):
+        assert before in whole
+        with pytest.raises(InputError, match=r"^x: differs from its checksum, so it is damaged or was edited; "):
+            parse_index(whole.replace(before, after, 1), "x")
+
+
+def test_an_index_without_a_checksum_is_read(shards: Path) -> None:
+    """Older commits and other programs write none."""
+    path = shards / "train" / INDEX
+    content = json.loads(path.read_text())
+    expected = parse_index(path.read_text(), "x")
+    assert len(content.pop("sha256")) == 64
+    path.write_text(json.dumps(content))
+    assert parse_index(path.read_text(), "x") == expected
+    assert len(source(shards).train()) == 46
 
 
 def test_json_of_an_index_is_what_it_was() -> None:
