@@ -36,7 +36,7 @@ from xcit.engine.progress import announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
-from xcit.engine.stopping import StopSignals
+from xcit.engine.stopping import StopSignals, if_stopped
 from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as, print_note
@@ -160,17 +160,18 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             )
 
         # 8. Evaluate the final weights across resolutions, and report.
-        rows = sweep(
-            state.weights(),
-            batches_at,
-            sorted({*config.resolutions, config.data.image_size}),
-            model=config.model.name,
-            checkpoint=str(folder.last),
-            eval_set=config.data.name,
-            crop_ratio=config.crop_ratio,
-            device=device,
-            precision=config.train.precision,
-        )
+        with if_stopped(f"during the final evaluation; to evaluate the model: eval.py checkpoint={folder.path}"):
+            rows = sweep(
+                state.weights(),
+                batches_at,
+                sorted({*config.resolutions, config.data.image_size}),
+                model=config.model.name,
+                checkpoint=str(folder.last),
+                eval_set=config.data.name,
+                crop_ratio=config.crop_ratio,
+                device=device,
+                precision=config.train.precision,
+            )
         if distributed.is_main():
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
             print(f"run folder: {folder.path}")

@@ -5,6 +5,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 # Option numbers of glibc's mallopt, from malloc.h.
@@ -41,6 +42,7 @@ def cpu_quota(path: Path) -> float | None:
 def begin_worker(worker: int) -> None:
     """Set up a worker process. This is the DataLoader's worker_init_fn."""
     ignore_signals()
+    end_with_parent()
     keep_freed_memory()
 
 
@@ -48,6 +50,18 @@ def ignore_signals() -> None:
     """Ignore the signals that stop a job: launchers often send them to workers, too, and the main process decides."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """End this worker process when its parent ends, even if that is killed and the worker waits for a server."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def keep_freed_memory() -> None:

@@ -20,7 +20,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -40,6 +39,7 @@ from data.datasets.imagenet import ImageNet
 from data.shards.cache import find_fault
 from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
 from data.shards.writing import ShardJob, make_shard
+from data.workers import end_with_parent
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError, TrainingError
 from xcit.storage import write_text
@@ -283,14 +283,7 @@ def read_json(path: Path) -> Any:
 def begin_process() -> None:
     """Make a worker ignore interrupts, which its parent handles, and end when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def index_existing(folder: Path, classes_file: str | None) -> None:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .credentials import without_credentials
 from .engine import distributed
+from .engine.stopping import stop_at_signals
 from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
 from .storage import WriteError
 
@@ -48,14 +49,14 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
             stop(str(error), getattr(error, "exit_status", 2), alone=getattr(error, "of_one_process", False))
         except WriteError as error:
             stop(str(error), 1, alone=True)
-        except KeyboardInterrupt:
-            stop("interrupted", 1)
+        except KeyboardInterrupt as interrupt:
+            stop(f"stopped by {interrupt}" if str(interrupt) else "interrupted", 1)
 
     return guard
 
 
 def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
-    """Call a Hydra main. A command line that does not compose ends it with one line and status 2.
+    """Call a Hydra main. A command line that does not compose ends it with one line and status 2, a signal with 1.
 
     keys: every key of the configuration; the nearest one is suggested for a misspelt key.
     """
@@ -63,7 +64,8 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
     print_notices()
     sys.excepthook = print_traceback
     try:
-        main()
+        with stop_at_signals():
+            main()
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error, keys), 2)
     except ValueError as error:

@@ -1,12 +1,17 @@
-"""The default number of data workers follows from the cores that a process may use."""
+"""The number of data workers follows from the cores that a process may use, and they end with it."""
 
+import multiprocessing
 import os
+import select
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from data import workers
+from data.examples import Example
 from data.loader import make_loader
 from data.samplers import EvalBatches
 from data.viewed_examples import ViewedExamples
@@ -48,3 +53,41 @@ def test_a_given_number_of_workers_is_kept(monkeypatch: pytest.MonkeyPatch, aske
     viewed = ViewedExamples(Numbers(), Square(), replace=False)
     loader = make_loader(viewed, EvalBatches(IMAGES, BATCH), asked, torch.device("cpu"), keep_workers=False)
     assert loader.num_workers == started
+
+
+class Endless(Numbers):
+    """Tells the id of the worker, and then waits forever, as for a server that does not answer."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def __getitem__(self, index: int) -> Example:
+        os.write(self.pipe, f"{os.getpid()} ".encode())
+        while True:
+            signal.pause()
+
+
+def load(pipe: int) -> None:
+    viewed = ViewedExamples(Endless(pipe), Square(), replace=False)
+    next(iter(make_loader(viewed, EvalBatches(IMAGES, BATCH), 2, torch.device("cpu"), keep_workers=False)))
+
+
+def test_workers_end_with_a_process_that_is_killed_whatever_they_wait_for() -> None:
+    reading, writing = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=load, args=(writing,))
+    process.start()
+    ids: set[int] = set()
+    while len(ids) < 2:
+        ids |= set(map(int, os.read(reading, 100).split()))
+    handles = [os.pidfd_open(number) for number in ids]
+    process.kill()
+    try:
+        for handle in handles:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)  # readable when the worker has ended
+            assert poll.poll(20_000), "a worker outlives its process"
+    finally:
+        process.join()
+        for number in ids:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)

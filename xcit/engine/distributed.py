@@ -1,6 +1,8 @@
 """Rank, world size and collectives. Other modules use these functions."""
 
+import ctypes
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
@@ -14,10 +16,16 @@ from .sync_batchnorm import convert_batchnorm
 
 T = TypeVar("T")
 
+PARENT = os.getppid()
+PR_SET_PDEATHSIG = 1
+"""From Linux's sys/prctl.h: the signal that a process gets when its parent ends."""
+
 
 @contextmanager
 def session() -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did. Yields this process's device: its GPU, or the CPU."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -34,6 +42,17 @@ def session() -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def end_with_parent() -> None:
+    """Make the system kill this process when torchrun's agent, its parent, ends.
+
+    An agent that was killed cannot end its processes, and they would train on. The signal is SIGKILL, because a process
+    that waits for others in a collective handles no other signal. A checkpoint is complete at any moment.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != PARENT:  # the agent ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def rank() -> int:
@@ -113,13 +132,16 @@ def wait_for_all() -> None:
 def main_first() -> Iterator[None]:
     """One process of each machine runs the block first, so that the others find its downloads in the cache."""
     first = int(os.environ.get("LOCAL_RANK", rank())) == 0
-    if world_size() > 1 and not first:
-        dist.barrier()
+    if not first:
+        wait_for_all()
     try:
         yield
-    finally:
-        if world_size() > 1 and first:
-            dist.barrier()
+    except Exception:  # not after a signal, which stops the others, too: they may never come here
+        if first:
+            wait_for_all()
+        raise
+    if first:
+        wait_for_all()
 
 
 def parallelise(module: nn.Module, device: torch.device) -> nn.Module:
