@@ -17,7 +17,7 @@ from xcit.errors import InputError, TrainingError, print_note
 from .encoded_image import BrokenImageError
 from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
-from .shared_memory import PREFETCHED, HeldMappings
+from .shared_memory import PREFETCHED, HeldMappings, SharedMemoryError, require_shared_memory, share
 from .viewed_examples import ViewedExamples, ViewedSample
 from .workers import begin_worker, default_workers
 
@@ -197,14 +197,19 @@ class Collate:
     def __init__(self, view: View) -> None:
         self.view = view
 
-    def __call__(self, items: list[ViewedSample | InputError]) -> Collated | InputError:
+    def __call__(self, items: list[ViewedSample | InputError]) -> Collated | InputError | SharedMemoryError:
         good: list[ViewedSample] = []
         for item in items:
             if isinstance(item, InputError):
                 return item
             good.append(item)
+        try:
+            samples = self.view.collate([item.sample for item in good])
+            share(samples)
+        except SharedMemoryError as error:
+            return error
         return Collated(
-            self.view.collate([item.sample for item in good]),
+            samples,
             [item.seed for item in good],
             [description for item in good for description in item.broken],
         )
@@ -216,17 +221,19 @@ def batches_of(loader: DataLoader) -> Iterator[Collated]:
     Raises:
         InputError: A worker returned an error.
         WorkerKilledError: A worker was killed.
+        SharedMemoryError: There is too little shared memory.
     """
     handler_before = without_torch_handler(signal.getsignal(signal.SIGCHLD))
     mappings = HeldMappings(loader.num_workers)
     try:
+        require_shared_memory(loader.num_workers)
         batches = iter(loader)
         # torch has installed a SIGCHLD handler that raises at any point of the program when a worker dies. Remove it:
         # the loop below notices a dead worker, too, within seconds.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler_before)
         for collated in batches:
-            if isinstance(collated, InputError):
+            if isinstance(collated, InputError | SharedMemoryError):
                 raise collated
             mappings.hold(collated.samples)
             yield collated

@@ -17,6 +17,7 @@ from ..shards.cache import Cache
 from ..shards.fetching import RetryPolicy, read_remote
 from ..shards.index import INDEX, Index, LocatedShard, ShardError, is_remote, join, locate, parse_index
 from ..shards.reader import Reader, open_local, require_size
+from ..shared_memory import shared_memory_errors
 from .image_files import class_indices
 
 GB = 10**9
@@ -155,7 +156,8 @@ class ShardImages(Examples):
         self.ends = np.cumsum([located.shard.samples for located in shards])
         # The order of the shards in the current epoch. It is in shared memory, because the main process calls
         # `shuffled` and the workers must know which shards come next.
-        self.shard_order = torch.arange(len(shards)).share_memory_()
+        with shared_memory_errors():
+            self.shard_order = torch.arange(len(shards)).share_memory_()
         self.reader: Reader | None = None
 
     def __len__(self) -> int:
