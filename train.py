@@ -12,7 +12,6 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from data.datasets import DATASETS
@@ -27,6 +26,7 @@ from xcit.composition import Choices, continued, every_key, make_tables, read_co
 from xcit.config import TrainConfig
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
+from xcit.engine.ema import make_ema
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
@@ -174,6 +174,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             )
         if distributed.is_main():
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
+            print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
             print(f"run folder: {folder.path}")
         (final,) = (r for r in rows if (r["resolution"], r["weights"]) == (config.data.image_size, "raw"))
         return final[state.headline]
@@ -234,7 +235,7 @@ def new_state(
         task,
         new_optimizer(config, task),
         scaler=grad_scaler(device, config.train.precision),
-        ema=None if config.train.ema_decay is None else ModelEmaV3(task, decay=config.train.ema_decay),
+        ema=make_ema(task, config.train.ema_decay),
         preprocessing=preprocessing,
         identity={
             "config": without_credentials(config.model_dump()),

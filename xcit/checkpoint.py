@@ -19,6 +19,10 @@ LAST = Path("checkpoints", "last.pt")
 """The checkpoint in a run folder from which the run continues; the folder's path stands for it."""
 
 
+LAG = 0.05
+"""The EMA lags behind the raw weights if its headline metric is lower by more than this share of theirs."""
+
+
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
     """Whether it is a checkpoint of one of our runs, of any version: its weights can be read."""
     return str(content.get("format")).startswith(FORMAT.partition(",")[0])
@@ -65,3 +69,21 @@ def backbone_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]
         kind: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         for kind, weights in task_weights(content).items()
     }
+
+
+def better_weights(validated: Mapping[str, float]) -> str:
+    """ "raw" or "ema": the weights with the higher headline metric; "ema" if both are equal.
+
+    validated: the metric of each, as the checkpoint's "validated" holds it.
+    """
+    return max((kind for kind in ("ema", "raw") if kind in validated), key=lambda kind: validated[kind])
+
+
+def describe_lag(validated: Mapping[str, float], headline: str) -> str | None:
+    """What to tell the user if the EMA lags clearly behind the raw weights; None if it does not."""
+    if "ema" not in validated or validated["raw"] - validated["ema"] <= LAG * abs(validated["raw"]):
+        return None
+    return (
+        f"the moving average lags behind the raw weights: {headline} {validated['ema']:.2f} instead of "
+        f"{validated['raw']:.2f} in the last validation; a lower train.ema_decay lets it follow faster"
+    )

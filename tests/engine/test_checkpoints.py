@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xcit.engine.checkpoints import Checkpoints
+from xcit.engine.checkpoints import Checkpoints, Score
 from xcit.engine.resume import find_origin
 from xcit.engine.run_folder import RunFolder
 from xcit.errors import InputError
@@ -39,9 +39,9 @@ def steps(folder: Path) -> dict[str, int]:
 def keep_scores(folder: Path, scores: list[float], *, keep_last: int, keep_best: int) -> Checkpoints:
     """Write a checkpoint after each of these validations; the step is the number of the epoch."""
     checkpoints = Checkpoints(folder, keep_last, keep_best)
-    best: dict[int, float] = {}
+    best: dict[int, Score] = {}
     for epoch, score in enumerate(scores, 1):
-        best = checkpoints.rank(best, epoch, score)
+        best = checkpoints.rank(best, epoch, (score, "raw"))
         checkpoints.write_best(content(epoch), list(best), epoch)
         checkpoints.write_last(content(epoch), list(best))
     return checkpoints
@@ -72,7 +72,7 @@ def test_a_kill_while_checkpoints_are_renamed_changes_nothing_in_the_end(
 ) -> None:
     """The epoch is repeated from last.pt, and leaves the files of a run that was not killed."""
     checkpoints = keep_scores(tmp_path / "checkpoints", [1.0, 2.0], keep_last=2, keep_best=2)
-    best = checkpoints.rank({2: 2.0, 1: 1.0}, 3, 3.0)
+    best = checkpoints.rank({2: (2.0, "raw"), 1: (1.0, "raw")}, 3, (3.0, "raw"))
     with monkeypatch.context() as patch:
 
         def killed(path: Path, content: object) -> None:
@@ -95,7 +95,7 @@ def test_a_run_keeps_what_it_was_told_to(tmp_path: Path) -> None:
     state, _ = run(tmp_path, ToyLoader(1), epochs=4, scores=[1.0, 9.0, 5.0, 7.0], keep_last=2, keep_best=2)
     kept = steps(RunFolder(tmp_path / "run").last.parent)
     assert kept == {"last.pt": 4, "last-1.pt": 3, "best.pt": 2, "best-epoch-4.pt": 4}
-    assert state.best_scores == {2: 9.0, 4: 7.0}
+    assert state.best_scores == {2: (9.0, "raw"), 4: (7.0, "raw")}
 
 
 def damage(path: Path) -> None:

@@ -47,10 +47,11 @@ def test_the_gradient_is_clipped_by_its_global_norm(tmp_path: Path) -> None:
 
 
 def test_the_ema_follows_the_weights(tmp_path: Path) -> None:
-    state, _ = run(tmp_path, ToyLoader(1), ema_decay=0.75)
-    start = ToyTask().model.weight.detach()
+    """Its decay is 0 after the first update and 1/4 after the second, while it warms up."""
+    first, second = (weights(run(tmp_path / str(epochs), ToyLoader(1), epochs=epochs)[0]) for epochs in (1, 2))
+    state, _ = run(tmp_path, ToyLoader(1), epochs=2, ema_decay=0.9)
     assert state.ema is not None
-    torch.testing.assert_close(state.ema.module.state_dict()["model.weight"], 0.75 * start + 0.25 * by_hand())
+    torch.testing.assert_close(state.ema.module.state_dict()["model.weight"], 0.25 * first + 0.75 * second)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -75,23 +76,53 @@ def test_a_validation_that_is_not_finite_stops_the_run_before_its_checkpoint(tmp
     assert torch.load(RunFolder(tmp_path / "run").last, weights_only=True)["epoch"] == 1
 
 
-def test_best_is_the_epoch_with_the_highest_score_of_the_ema(tmp_path: Path) -> None:
-    scores = [90.0, 1.0, 10.0, 3.0, 99.0, 2.0]  # raw, ema, raw, ema …
+def test_best_is_the_epoch_with_the_highest_score_of_raw_or_ema_weights(tmp_path: Path) -> None:
+    scores = [2.0, 1.0, 10.0, 99.0, 90.0, 2.0]  # raw, ema, raw, ema …
     state, rows = run(tmp_path, ToyLoader(1), epochs=3, ema_decay=0.5, scores=scores)
     folder = RunFolder(tmp_path / "run")
     saved = {path.name: torch.load(path, weights_only=True) for path in (folder.best, folder.last)}
     assert saved["best.pt"]["epoch"] == 2
     assert saved["last.pt"]["epoch"] == 3
-    assert state.best == saved["last.pt"]["best"] == 3.0
+    assert (state.best, state.best_weights) == (99.0, "ema")
+    for content in saved.values():
+        assert (content["best"], content["best_weights"], content["headline"]) == (99.0, "ema", "score")
+    assert saved["best.pt"]["validated"] == {"raw": 10.0, "ema": 99.0}
+    assert saved["last.pt"]["validated"] == {"raw": 90.0, "ema": 2.0}
     validated = [(row["epoch"], row["weights"], row["score"]) for row in rows if row["split"] == "val"]
     assert validated == [
-        (1, "raw", 90.0),
+        (1, "raw", 2.0),
         (1, "ema", 1.0),
         (2, "raw", 10.0),
-        (2, "ema", 3.0),
-        (3, "raw", 99.0),
+        (2, "ema", 99.0),
+        (3, "raw", 90.0),
         (3, "ema", 2.0),
     ]
+
+
+def test_best_follows_the_raw_weights_while_the_ema_is_worse(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1), epochs=2, ema_decay=0.5, scores=[50.0, 25.0, 95.0, 25.0])
+    assert (state.best, state.best_weights) == (95.0, "raw")
+    assert torch.load(RunFolder(tmp_path / "run").best, weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [([95.8, 25.0], True), ([95.8, 94.0], False), ([94.0, 95.0], False), ([-1.0, -1.2], True), ([0.0, 0.0], False)],
+)
+def test_an_ema_that_lags_behind_is_told_of_at_the_end(
+    last: list[float], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, ToyLoader(1), epochs=2, ema_decay=0.5, scores=[50.0, 1.0, *last])
+    note = (
+        f"note: the moving average lags behind the raw weights: score {last[1]:.2f} instead of {last[0]:.2f} in the "
+        "last validation; a lower train.ema_decay lets it follow faster\n"
+    )
+    assert capsys.readouterr().err.count(note) == told
+
+
+def test_a_run_without_an_ema_takes_its_raw_weights(tmp_path: Path) -> None:
+    state, _ = run(tmp_path, ToyLoader(1), epochs=2, scores=[2.0, 1.0])
+    assert (state.best, state.best_weights, state.validated) == (2.0, "raw", {"raw": 1.0})
 
 
 def test_random_numbers_in_the_model_depend_only_on_seed_and_step(tmp_path: Path) -> None:

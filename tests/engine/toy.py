@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
+from xcit.engine.ema import make_ema
 from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, fit
 from xcit.engine.numerics import grad_scaler
@@ -83,8 +83,7 @@ def run(
     """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
     task = task or ToyTask(noise)
     optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
-    ema = None if ema_decay is None else ModelEmaV3(task, decay=ema_decay)
-    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), ema)
+    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), make_ema(task, ema_decay))
     updates = len(loader) // accumulate
     schedule = make_schedule(
         optimizer,

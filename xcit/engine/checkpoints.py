@@ -19,6 +19,8 @@ from ..storage import write_tensors
 from .state import read_state
 
 SET_ASIDE = "set_aside"
+Score = tuple[float, str]
+"""The headline metric, and the weights that reached it: "raw" or "ema"."""
 
 
 class Checkpoints:
@@ -38,10 +40,11 @@ class Checkpoints:
         """The checkpoint of an epoch whose validation is among the best ones but not the best."""
         return self.folder / f"best-epoch-{epoch}.pt"
 
-    def rank(self, scores: Mapping[int, float], epoch: int, score: float) -> dict[int, float]:
+    def rank(self, scores: Mapping[int, Score], epoch: int, score: Score) -> dict[int, Score]:
         """Add an epoch to the scores of the kept epochs. Return the best ones; the first is the best of all."""
         every = [*scores.items(), (epoch, score)]
-        return dict(sorted(every, key=lambda item: -item[1])[: self.keep_best])  # of equal scores, the older is better
+        every.sort(key=lambda item: -item[1][0])  # of equal scores, the older one is better
+        return dict(every[: self.keep_best])
 
     def write_best(self, content: Mapping[str, Any], ranking: Sequence[int], epoch: int) -> None:
         """Write the checkpoint of an epoch that was just validated, if it is among the best.

@@ -10,7 +10,8 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from ..errors import TrainingError
+from ..checkpoint import better_weights, describe_lag
+from ..errors import TrainingError, print_note
 from . import distributed
 from .length import Length
 from .numerics import autocast
@@ -130,7 +131,7 @@ class Trainer:
         state.seen += self.global_batch_size
         state.task.after_update(replace(position, update=state.step))
         if state.ema:
-            state.ema.update(state.task)
+            state.ema.update(state.task, state.step)
         return totals
 
 
@@ -145,6 +146,9 @@ def fit(
     asked_to_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Train from the current state to the end of the run; validate both sets of weights after each epoch.
+
+    best.pt is written after the epochs in which one of the two was better than ever before. A note at the end tells of
+    an EMA that lags behind.
 
     Args:
         save_every: updates between two checkpoints within an epoch, or None.
@@ -185,7 +189,9 @@ def fit(
                 raise not_finite(f"validation after epoch {state.epoch} measured {results}")
 
             # The epoch's checkpoint.
-            score = results["ema" if state.ema else "raw"][state.headline]
+            state.validated = {weights: measured[state.headline] for weights, measured in results.items()}
+            better = better_weights(state.validated)
+            score = (state.validated[better], better)
             saved = folder.save(state, recorder, score=score)
             progress.epoch_done(state.epoch, results, state.headline)
             asking = asked_to_stop()
@@ -194,6 +200,9 @@ def fit(
 
         if not saved and not folder.save(state, recorder, score=score):
             raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
+    lag = describe_lag(state.validated, state.headline)
+    if lag and distributed.is_main():
+        print_note(lag)
 
 
 def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> TrainingError:

@@ -18,7 +18,7 @@ from ..checkpoint import LAST
 from ..errors import InputError, TrainingError, print_note
 from ..storage import write_text
 from . import distributed
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, Score
 from .recorder import Recorder, epochs_begun
 from .run_lock import RunLock
 from .state import TrainingState
@@ -97,7 +97,7 @@ class RunFolder:
         if classes is not None:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
-    def save(self, state: TrainingState, recorder: Recorder, *, score: float | None = None) -> bool:
+    def save(self, state: TrainingState, recorder: Recorder, *, score: Score | None = None) -> bool:
         """Write a checkpoint. All processes call it. Return whether it was written.
 
         A failure is noted, and the next checkpoint is another try.
@@ -111,7 +111,7 @@ class RunFolder:
         content = state.state_dict()
         best = state.best_scores
 
-        def write() -> tuple[str | None, dict[int, float]]:
+        def write() -> tuple[str | None, dict[int, Score]]:
             """Returns what went wrong, and the scores of the best checkpoints that are there."""
             written = best
             try:
@@ -119,7 +119,8 @@ class RunFolder:
                 recorder.flush()
                 if score is not None:
                     ranking = self.checkpoints.rank(best, state.epoch, score)
-                    content["best_scores"], content["best"] = ranking, next(iter(ranking.values()))
+                    content["best_scores"] = ranking
+                    content["best"], content["best_weights"] = next(iter(ranking.values()))
                     self.checkpoints.write_best(content, list(ranking), state.epoch)
                     written = ranking
                 self.checkpoints.write_last(content, list(written))

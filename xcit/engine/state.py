@@ -50,13 +50,21 @@ class TrainingState:
     """The update after which the last row of training metrics was written."""
     loss_sums: Losses = field(default_factory=dict)
     """Loss name → this process's sum since the last logged row, on the device."""
-    best_scores: dict[int, float] = field(default_factory=dict)
-    """Epoch → the task's headline metric, for the epochs whose checkpoints are kept as the best; the best one first."""
+    validated: dict[str, float] = field(default_factory=dict)
+    """The headline metric in the last validation: of "raw" and, if there is an EMA, "ema"."""
+    best_scores: dict[int, tuple[float, str]] = field(default_factory=dict)
+    """Epoch → the better of these and its weights, for the epochs whose checkpoints are kept as the best; the best one
+    first."""
 
     @property
     def best(self) -> float | None:
-        """The best value of the task's headline metric so far."""
-        return next(iter(self.best_scores.values()), None)
+        """The best value of the task's headline metric so far, of raw or EMA weights."""
+        return next((score for score, _ in self.best_scores.values()), None)
+
+    @property
+    def best_weights(self) -> str | None:
+        """The weights that reached it: "raw" or "ema"."""
+        return next((weights for _, weights in self.best_scores.values()), None)
 
     @property
     def headline(self) -> str:
@@ -98,7 +106,10 @@ class TrainingState:
             "logged": self.logged,
             "loss_sums": distributed.from_all({name: total.item() for name, total in self.loss_sums.items()}),
             "best": self.best,
+            "best_weights": self.best_weights,
             "best_scores": self.best_scores,
+            "headline": self.headline,
+            "validated": self.validated,
             "identity": self.identity,
         }
 
@@ -126,9 +137,10 @@ class TrainingState:
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.epoch = content["step"], content["epoch"]
-        # Older checkpoints have the best value alone. It then counts as that of epoch 0.
-        older = {} if content["best"] is None else {0: content["best"]}
+        # Older checkpoints have the best value alone, of the EMA if there was one. It then counts as that of epoch 0.
+        older = {} if content["best"] is None else {0: (content["best"], "ema" if self.ema else "raw")}
         self.best_scores = dict(content.get("best_scores", older))
+        self.validated = dict(content.get("validated", {}))
         self.seen, self.logged = seen, content.get("logged", self.step)
         self.loss_sums = own_share(content.get("loss_sums", [{}]))
         self.identity["tracker"] = content["identity"].get("tracker")
