@@ -130,7 +130,7 @@ def read_checkpoint(path: Path) -> Saved:
     content = upgraded(content, str(path))
     preprocessing = content.get("preprocessing")  # older checkpoints have none: it is the model's
     return Saved(
-        Weights(str(path), task_weights(content)),
+        Weights(str(path), task_weights(content), content.get("validated", {}), content.get("headline", "")),
         read_config(TrainConfig, content["identity"]["config"], TABLES),
         content["identity"]["classes"],
         Preprocessing.from_dict(preprocessing) if preprocessing else None,

@@ -52,7 +52,7 @@ def main() -> None:
     path = locate(source)
     content = read_tensors(path)
     weights = weights_in(content, str(path))
-    kind = arguments.weights or ("ema" if "ema" in weights.kinds else "raw")
+    kind = arguments.weights or weights.better()
     state = weights.state(kind)
     # Write them, for the hub as a model with its card.
     if arguments.to == "hub":
@@ -73,7 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", help="a file, a run folder or a published name")
     parser.add_argument("target", help="a new file, or a new folder with --to hub")
     parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True, help="the format of the target")
-    parser.add_argument("--weights", choices=["raw", "ema"], help="default: the moving average if there is one")
+    parser.add_argument(
+        "--weights", choices=["raw", "ema"], help="default: the better ones of the run's last validation"
+    )
     parser.add_argument(
         "--model",
         type=json_object,

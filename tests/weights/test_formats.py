@@ -106,7 +106,7 @@ def test_weights_of_half_precision_load_as_the_models(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], half[key].to(state[key].dtype)) for key in state)
 
 
-def a_run(folder: Path, *, ema: bool) -> Path:
+def a_run(folder: Path, *, ema: bool, validated: dict[str, float] | None = None) -> Path:
     """A run folder with its last checkpoint, written by the code that training uses."""
     task = TASKS["classify"](tiny(), 7)
     average = ModelEmaV3(task, decay=0.9) if ema else None
@@ -114,6 +114,7 @@ def a_run(folder: Path, *, ema: bool) -> Path:
         average.module.model.load_state_dict(EMA)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
     state = TrainingState(task, optimizer, grad_scaler(torch.device("cpu"), "fp32"), average, {"classes": ["a"]})
+    state.validated = validated or {}
     (folder / LAST).parent.mkdir(parents=True)
     write_tensors(folder / LAST, state.state_dict())
     return folder
@@ -125,6 +126,27 @@ def test_a_run_gives_its_average_or_what_it_trained(what: str | Path, tmp_path: 
     with pytest.warns(xcit.Notice, match=LOADED):
         assert same(loaded(source), EMA)
     assert same(loaded(source, "ema"), EMA)
+    assert same(loaded(source, "raw"), RAW)
+
+
+@pytest.mark.parametrize(("raw", "ema", "better"), [(90.0, 89.0, RAW), (90.0, 90.0, EMA), (89.0, 90.0, EMA)])
+def test_a_run_gives_the_weights_that_did_better_in_its_last_validation(
+    raw: float, ema: float, better: dict, tmp_path: Path
+) -> None:
+    source = a_run(tmp_path / "run", ema=True, validated={"raw": raw, "ema": ema})
+    loads, other = ("the raw weights are", "ema") if better is RAW else ("the moving average is", "raw")
+    with pytest.warns(xcit.Notice, match=f"{loads} loaded; kind='{other}' of load_weights takes the other one") as told:
+        assert same(loaded(source), better)
+    assert len(told) == 1
+
+
+def test_an_average_that_lags_behind_is_told_of(tmp_path: Path) -> None:
+    source = a_run(tmp_path / "run", ema=True, validated={"raw": 95.83, "ema": 25.0})
+    lag = r"last\.pt: the moving average lags behind the raw weights: top1 25\.00 instead of 95\.83 in the last"
+    with pytest.warns(xcit.Notice, match=lag), pytest.warns(xcit.Notice, match="the raw weights are loaded"):
+        assert same(loaded(source), RAW)
+    with pytest.warns(xcit.Notice, match=lag):
+        assert same(loaded(source, "ema"), EMA)
     assert same(loaded(source, "raw"), RAW)
 
 

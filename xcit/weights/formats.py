@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import backbone_weights, is_checkpoint
+from ..checkpoint import backbone_weights, better_weights, describe_lag, is_checkpoint
 from ..errors import InputError, Notice
 
 State = dict[str, Tensor]
@@ -23,18 +23,43 @@ class Weights:
 
     origin: str
     kinds: dict[str, State]
+    validated: Mapping[str, float] = field(default_factory=dict)
+    """The headline metric of each kind in the run's last validation; empty for other files and older checkpoints."""
+    headline: str = ""
+    """The name of that metric."""
 
     def state(self, kind: str | None = None) -> State:
-        """The weights of one kind. The default is the moving average if there is one, else the raw weights."""
+        """The weights of one kind. Without `kind` it is `better()`, and a notice tells of the other one."""
         if kind is None:
-            kind = "ema" if "ema" in self.kinds else "raw"
+            kind = self.better()
             if len(self.kinds) > 1:
+                loaded, other = ("the moving average is", "raw") if kind == "ema" else ("the raw weights are", "ema")
                 warnings.warn(
-                    f"{self.origin}: has raw weights and their moving average; the moving average is loaded", Notice, 2
+                    f"{self.origin}: has raw weights and their moving average; {loaded} loaded; "
+                    f"kind={other!r} of load_weights takes the other one",
+                    Notice,
+                    2,
                 )
         if kind not in self.kinds:
             raise InputError(f"weights={kind}: {self.origin} has only {' and '.join(self.kinds)} weights")
+        if kind == "ema":
+            self.tell_of_lag()
         return self.kinds[kind]
+
+    def better(self) -> str:
+        """The kind that did better in the run's last validation. A notice tells of a moving average that lags behind.
+
+        If that is unknown, it is the moving average if there is one.
+        """
+        self.tell_of_lag()
+        if self.validated.keys() >= self.kinds.keys():
+            return better_weights(self.validated)
+        return "ema" if "ema" in self.kinds else "raw"
+
+    def tell_of_lag(self) -> None:
+        lag = describe_lag(self.validated, self.headline)
+        if lag:
+            warnings.warn(f"{self.origin}: {lag}", Notice, 2)
 
 
 def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
@@ -48,7 +73,8 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
         InputError: there is no state dict in the content.
     """
     if is_checkpoint(content):
-        return Weights(origin, backbone_weights(content))
+        measured = content.get("validated", {}), content.get("headline", "")
+        return Weights(origin, backbone_weights(content), *measured)
     if "teacher" in content:
         return Weights(origin, {"raw": backbone_of_dino(state_dict(content["teacher"], origin))})
     kinds = {"raw": content}

@@ -25,7 +25,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
         source: anything that `locate` finds (a file, a run folder, the name of published weights), or the content of
             such a file. Key names may be timm's or the authors'. Files are torch's or safetensors. Pickle files that
             contain code raise an InputError.
-        kind: "raw" or "ema". The default is the moving average if the file has one, else the raw weights.
+        kind: "raw" or "ema". The default is the better one in the last validation of the run. If the file does not say,
+            it is the moving average if there is one.
 
     Raises:
         InputError: the source cannot be found or read, or its keys or shapes differ from the model's (the message lists
