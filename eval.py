@@ -85,6 +85,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
                 workers=whole.data.workers,
                 device=device,
                 **distributed.place(),
+                max_pixels=whole.data.max_pixels,
             ),
             whole.resolutions,
             model=whole.model.name,

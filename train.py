@@ -117,6 +117,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 workers=config.data.workers,
                 device=device,
                 **distributed.place(),
+                max_pixels=config.data.max_pixels,
             )
 
         # 6. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
@@ -280,6 +281,7 @@ def train_batches(
         workers=config.data.workers,
         device=device,
         max_broken=config.data.max_broken,
+        max_pixels=config.data.max_pixels,
     )
 
 

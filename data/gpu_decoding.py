@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class EncodedCrop(NamedTuple):
     flip: bool
 
     def without_bytes(self) -> "EncodedCrop":
-        return self._replace(image=EncodedImage(b"", self.image.origin))
+        return self._replace(image=replace(self.image, data=b""))
 
 
 class GpuTrainTransform(TrainTransform):
@@ -112,9 +112,7 @@ class EncodedBatch:
             raise
         except RuntimeError:
             # The error does not say which JPEG failed. Decode all of them with Pillow, which names a broken one.
-            by_pillow = [
-                EncodedImage(j.numpy().tobytes(), c.image.origin).rgb() for j, c in zip(jpegs, encoded, strict=True)
-            ]
+            by_pillow = [replace(c.image, data=j.numpy().tobytes()).rgb() for j, c in zip(jpegs, encoded, strict=True)]
             decoded = [torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device) for image in by_pillow]
         # Crop and resize them, then put them and the images decoded by workers into the order of the batch.
         crops = iter([self.crop(pixels, item) for pixels, item in zip(decoded, encoded, strict=True)])

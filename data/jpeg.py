@@ -5,6 +5,7 @@ the top of the image, but it may stop early. So this module writes a smaller hei
 the decoder stops there.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -12,10 +13,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from .encoded_image import MAX_PIXELS, EncodedImage
+from xcit.preprocessing import EXIF_ORIENTATION
 
-UPRIGHT, ORIENTATION = 1, 0x0112
-"""The value of EXIF's orientation for an upright image, and the number of its tag."""
+from .encoded_image import EncodedImage
+
+UPRIGHT = 1
+"""The value of EXIF's orientation for an upright image."""
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+"""The orientation in XMP data, which counts for Pillow if the EXIF data have none."""
 SCALES = (8, 4, 2)
 """libjpeg-turbo can decode at 1/8, 1/4 or 1/2 of the size."""
 BLOCK_ROWS = 16
@@ -72,7 +77,7 @@ def read_jpeg(image: EncodedImage) -> Jpeg | None:
         return None
     try:
         return read_header(image)
-    except (struct.error, IndexError, SyntaxError, ValueError, OSError):  # the header or its EXIF data is cut off
+    except Exception:  # the header or its EXIF data are damaged, and the error depends on the damage
         return None
 
 
@@ -94,14 +99,17 @@ def read_header(image: EncodedImage) -> Jpeg | None:
         # Start of frame (baseline, extended, progressive): the size, and whether there are three components of 8 bits.
         if marker in (0xC0, 0xC1, 0xC2):
             precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            if precision != 8 or components != 3 or not 0 < height * width <= MAX_PIXELS:
+            if precision != 8 or components != 3 or not 0 < height * width <= image.max_pixels:
                 return None
             frame = marker, height, width, at + 5
         # EXIF: Pillow decodes images that must be rotated or flipped.
         elif marker == 0xE1 and data[at + 4 : at + 8] == b"Exif":
             exif = Image.Exif()
             exif.load(data[at + 4 : at + 2 + length])
-            if exif.get(ORIENTATION, UPRIGHT) != UPRIGHT:
+            if exif.get(EXIF_ORIENTATION, UPRIGHT) != UPRIGHT:
+                return None
+        elif marker == 0xE1 and (found := XMP_ORIENTATION.search(data, at + 4, at + 2 + length)):
+            if int(found[1]) != UPRIGHT:
                 return None
         # Adobe: a transform other than 1 means that the components are not YCbCr.
         elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and data[at + 15] != 1:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from xcit.errors import InputError, TrainingError, print_note
 
-from .encoded_image import BrokenImageError
+from .encoded_image import MAX_PIXELS, BrokenImageError
 from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
 from .shared_memory import PREFETCHED, HeldMappings, SharedMemoryError, require_shared_memory, share
@@ -46,6 +46,7 @@ class TrainLoader:
         workers: int | None,
         device: torch.device,
         max_broken: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Check that the views and the batch size fit together. Workers start with the first epoch.
 
@@ -58,6 +59,7 @@ class TrainLoader:
             device: The device that the batches are moved to.
             max_broken: The largest share of the images that may be broken. Each broken image is replaced by another
                 one. Each process counts on its own, since over the epochs it may load every image.
+            max_pixels: Images with more pixels are broken.
 
         Raises:
             InputError: There are no examples, there are more views than epochs, or a view does not support the batch
@@ -72,7 +74,7 @@ class TrainLoader:
         for view in views:
             view.check_batch_size(batches.batch_size)
         self.examples, self.views, self.epochs = examples, views, epochs
-        self.batches, self.workers, self.device = batches, workers, device
+        self.batches, self.workers, self.device, self.max_pixels = batches, workers, device, max_pixels
         self.broken = BrokenImages(max_broken, len(examples))
         self.part: int | None = None  # the part of the run for which self.loader was made
         self.loader: DataLoader | None = None
@@ -101,7 +103,7 @@ class TrainLoader:
         if self.loader is None or part != self.part:
             self.loader = None  # ends the workers of the old loader before the new ones start
             self.part, self.view = part, self.views[part]
-            viewed = ViewedExamples(self.examples, self.view, replace=True)
+            viewed = ViewedExamples(self.examples, self.view, replace=True, max_pixels=self.max_pixels)
             self.loader = make_loader(viewed, self.batches, self.workers, self.device, keep_workers=True)
         return self.loader
 
@@ -119,12 +121,13 @@ class EvalLoader:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not len(examples):
             raise InputError("data: the validation split holds no images")
         batches = EvalBatches(len(examples), batch_size, rank=rank, world_size=world_size)
         self.view, self.device = view, device
-        viewed = ViewedExamples(examples, view, replace=False)
+        viewed = ViewedExamples(examples, view, replace=False, max_pixels=max_pixels)
         self.loader = make_loader(viewed, batches, workers, device, keep_workers=False)
 
     def __iter__(self) -> Iterator[Any]:
@@ -146,7 +149,8 @@ class BrokenImages:
                 if len(self.known) > self.limit:
                     raise BrokenImageError(
                         f"{description}; broken images so far: {len(self.known)}, of {self.images:,}; "
-                        f"data.max_broken={self.share:g} allows {int(self.limit)}"
+                        f"data.max_broken={self.share:g} allows {int(self.limit)}; remove or convert these files, "
+                        "or raise data.max_broken"
                     )
                 print_note(f"{description}; replaced by another image ({len(self.known)} so far)")
 

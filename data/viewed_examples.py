@@ -1,5 +1,6 @@
 """A torch Dataset that applies a view to the examples of a data set. Its items are requested by (index, seed)."""
 
+import dataclasses
 import random
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 from xcit.errors import InputError
 
-from .encoded_image import BrokenImageError
+from .encoded_image import MAX_PIXELS, BrokenImageError, EncodedImage
 from .examples import Examples, View
 
 REPLACEMENTS = 10
@@ -37,10 +38,11 @@ class ViewedExamples(Dataset):
         examples: The split to read from.
         view: The view to apply.
         replace: Whether an example that cannot be decoded is replaced by another one, which the seed determines.
+        max_pixels: Images with more pixels are broken.
     """
 
-    def __init__(self, examples: Examples, view: View, *, replace: bool) -> None:
-        self.examples, self.view, self.replace = examples, view, replace
+    def __init__(self, examples: Examples, view: View, *, replace: bool, max_pixels: int = MAX_PIXELS) -> None:
+        self.examples, self.view, self.replace, self.max_pixels = examples, view, replace, max_pixels
 
     def __getitem__(self, item: tuple[int, int]) -> ViewedSample | InputError:
         """Return the sample, or the error if there is none.
@@ -65,4 +67,7 @@ class ViewedExamples(Dataset):
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)  # only the CPU's; torch.manual_seed takes 0.2 ms, for all devices
-        return self.view.sample(self.examples[index])
+        example = self.examples[index]
+        if isinstance(example.image, EncodedImage):
+            example = example._replace(image=dataclasses.replace(example.image, max_pixels=self.max_pixels))
+        return self.view.sample(example)

@@ -79,6 +79,8 @@ class DataConfig(NamedSection):
     """Worker processes for each training process; null for the cores at hand."""
     max_broken: Share = 0.001
     """The share of the training images that may be broken, and are replaced by others, before the run stops."""
+    max_pixels: Positive = 178_956_970
+    """Images with more pixels are broken, because a small file may need gigabytes of memory."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where JPEGs are decoded in training."""
 

@@ -116,11 +116,8 @@ def shrink(image: EncodedImage, short_side: int | None) -> tuple[bytes, str]:
     if short_side is None:
         return image.data, kind
     # Keep the file if the image is small enough. Its size is read from the header.
-    try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            size = opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise image.broken(str(error)) from None
+    with image.opened() as opened:
+        size = opened.size
     if min(size) <= short_side:
         return image.data, kind
     # Decode, resize and encode it.

@@ -178,5 +178,5 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     data = encoded(photograph(64, 64), quality=95).data
     at = data.index(b"\xff\xc0") + 5
     bomb = EncodedImage(data[:at] + b"\xff\xdc\xff\xdc" + data[at + 4 :], "mine/bomb.jpg")
-    with pytest.raises(BrokenImageError, match=r"^mine/bomb\.jpg: cannot be decoded \(.*bomb"):
+    with pytest.raises(BrokenImageError, match=r"^mine/bomb\.jpg: cannot be decoded \(it has more pixels"):
         crop(bomb, 32, 0)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from data.datasets.folder import Folder
@@ -106,6 +107,8 @@ def no_worker_stays() -> Iterator[None]:
 
 # Broken images
 
+ADVICE = "remove or convert these files, or raise data.max_broken"
+
 
 def test_a_broken_image_is_replaced_by_another_that_follows_from_the_seed(image_tree: Tree) -> None:
     images, (path,) = damaged(image_tree, 1)
@@ -165,14 +168,14 @@ def test_one_more_than_may_be_broken_ends_the_run(
         list(batches.epoch(0))
     message = str(caught.value)
     assert message.split(":")[0] in map(str, paths)
-    assert message.endswith("; broken images so far: 3, of 10; data.max_broken=0.2 allows 2")
+    assert message.endswith(f"; broken images so far: 3, of 10; data.max_broken=0.2 allows 2; {ADVICE}")
     assert len(batches.broken.known) == 3
     assert len(capsys.readouterr().err.splitlines()) == 2  # the error reports the last one
 
 
 def test_by_default_the_first_broken_image_ends_the_run(image_tree: Tree) -> None:
     images, paths = damaged(image_tree, 2)
-    with pytest.raises(BrokenImageError, match=r"far: 1, of 10; data\.max_broken=0 allows 0$") as caught:
+    with pytest.raises(BrokenImageError, match=rf"far: 1, of 10; data\.max_broken=0 allows 0; {ADVICE}$") as caught:
         list(loader(images).epoch(0))
     assert str(caught.value).split(":")[0] in map(str, paths)
 
@@ -193,6 +196,25 @@ def test_no_image_of_an_evaluation_is_replaced(image_tree: Tree, damage: str, wo
         view = CenterLabelledCrop(Preprocessing(size=(16, 16)), len(images.classes))
         list(EvalLoader(images, view, 4, workers=workers, device=CPU))
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_with_too_many_pixels_is_broken(
+    image_tree: Tree, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Pillow's own limit has no influence."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    images = Folder(root=str(image_tree("mine", {"train/cat": 4, "train/dog": 4}, suffix))).train()
+    view = CenterLabelledCrop(Preprocessing(size=(16, 16)), 2)
+    largest = 23 * 24
+    assert sum(len(batch.images) for batch in loader(images, max_pixels=largest).epoch(0)) == 8
+    assert sum(len(batch.images) for batch in EvalLoader(images, view, 4, workers=0, device=CPU, max_pixels=largest))
+    message = rf"003{suffix}: cannot be decoded \(it has more pixels than data\.max_pixels={largest - 1} allows\)"
+    with pytest.raises(BrokenImageError, match=message):
+        list(loader(images, max_pixels=largest - 1).epoch(0))
+    with pytest.raises(BrokenImageError, match=message):
+        list(EvalLoader(images, view, 4, workers=0, device=CPU, max_pixels=largest - 1))
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 # Workers
