@@ -294,7 +294,8 @@ def name_of(raw: DictConfig) -> str:
 @guarded
 def main(raw: DictConfig) -> float:
     command = HydraConfig.get()
-    return train(raw, command.runtime.choices, typed_keys(command.overrides.task))
+    choices = {group: name for group, name in command.runtime.choices.items() if not group.startswith("hydra/")}
+    return train(raw, choices, typed_keys(command.overrides.task))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_a_run_folder_holds_the_documented_files(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     reports = {"results.json", "results.csv", "top1_vs_resolution.png", "metrics.csv"}
     assert names == {"config.yaml", "environment.json", "classes.json", "metrics.jsonl", "checkpoints"} | reports
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.pt", "last-1.pt", "best.pt"}
     assert json.loads((trained / "classes.json").read_text()) == [str(digit) for digit in range(10)]
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert (config["model"]["name"], config["model"]["patch_size"], config["seed"]) == ("xcit_n12", 8, 0)
@@ -155,18 +155,18 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path
 def test_settings_changed_at_a_resume_take_effect(trained: Path, command: Command, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     changed = ("optim.lr=1e-4", "optim.weight_decay=0.3", "train.epochs=3")
-    result = command("train.py", *DEIT, f"resume={folder}", *changed)
+    result = command("train.py", *DEIT, f"resume={folder}", "run_dir=longer", *changed)
     assert result.status == 0, result.stderr
     assert "changed since: optim.lr 0.016 → 0.0001, optim.weight_decay 0.05 → 0.3, train.epochs 2 → 3" in result.stderr
-    later = [row["lr"] for row in metrics(folder) if row["step"] > 22 and row["split"] == "train"]
+    later = [row["lr"] for row in metrics(tmp_path / "longer") if row["step"] > 22 and row["split"] == "train"]
     assert len(later) == 11
     assert max(later) <= 1e-4 * 128 / 512
     content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     content["identity"]["classes"][3] = "drei"
     torch.save(content, folder / "checkpoints" / "last.pt")
-    result = command("train.py", *DEIT, f"resume={folder}")
+    result = command("train.py", *DEIT, f"resume={folder}", "train.epochs=3")
     assert (result.status, "was trained with the class drei where the data now have 3" in result.stderr) == (2, True)
-    result = command("train.py", *DEIT, f"resume={trained}", "optim=lamb")
+    result = command("train.py", *DEIT, f"resume={trained}", "optim=lamb", "train.epochs=3")
     assert (result.status, "was trained with AdamW, optim.name asks for Lamb" in result.stderr) == (2, True)
 
 
@@ -299,5 +299,5 @@ def test_a_resume_does_not_need_the_pretrained_weights(command: Command, tmp_pat
     arguments = (*TINY, "pretrained=start.pth", "run_dir=run", "train.ema_decay=null")
     assert command("train.py", *arguments).status == 0
     (tmp_path / "start.pth").unlink()
-    result = command("train.py", *arguments, "train.epochs=2", "resume=auto")
+    result = command("train.py", "resume=run", "train.epochs=2", "run_dir=longer")
     assert result.status == 0, result.stderr

@@ -120,8 +120,8 @@ import os, runpy, sys
 from xcit.engine.run_folder import RunFolder
 save = RunFolder.save
 
-def save_and_die(self, state, **how):
-    save(self, state, **how)
+def save_and_die(self, state, *recorder, **score):
+    save(self, state, *recorder, **score)
     if state.step == 2:
         os.kill(os.getpid(), {int(signal.SIGKILL)})
 
