@@ -1,11 +1,14 @@
 """Fixtures: a small tree of images, the same images in shards, and files that a server can offer as shards."""
 
-from collections.abc import Callable
+import gc
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from data.shards.cache import Cache
+from data.workers import end_workers
 
 from .shards.sharded import COUNTS, RETRY, SIZE, Command
 
@@ -42,3 +45,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache_of(tmp_path: Path) -> Callable[..., Cache]:
     return lambda limit=10 * SIZE, retry=RETRY: Cache(tmp_path / "cache", limit, retry)
+
+
+@pytest.fixture
+def no_worker_stays() -> Iterator[None]:
+    """End the workers of each test. The traceback of an error may keep a loader alive beyond the test."""
+    yield
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end_workers()
+    gc.collect()
+    signal.signal(signal.SIGCHLD, before)

@@ -30,7 +30,6 @@ from data.shared_memory import SharedBuffers
 from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples, ViewedSample
 from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
-from data.workers import end_workers
 from xcit.preprocessing import Preprocessing
 
 from ..conftest import ROOT
@@ -95,14 +94,7 @@ def limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture(autouse=True)
-def no_worker_stays() -> Iterator[None]:
-    """End the workers of each test. The traceback of an error may keep a loader alive beyond the test."""
-    yield
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    end_workers()
-    gc.collect()
-    signal.signal(signal.SIGCHLD, before)
+pytestmark = pytest.mark.usefixtures("no_worker_stays")
 
 
 # Broken images

@@ -17,6 +17,8 @@ from data.shared_memory import SharedMemoryError
 from ..conftest import ROOT, TINY
 from .test_shared_memory import Ragged, Square, loader
 
+pytestmark = pytest.mark.usefixtures("no_worker_stays")
+
 MOUNTED = 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"'
 
 
