@@ -6,7 +6,8 @@ torchrun --nproc-per-node=8 eval.py …
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import hydra
 from omegaconf import DictConfig
 
 from data.datasets import DATASETS
+from data.examples import examples_to_evaluate
 from data.loader import EvalLoader
+from data.start_up import say, start_up_lines, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model
 from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
 from xcit.composition import every_key, make_tables, read_config, section_for, to_yaml
-from xcit.config import EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
+from xcit.config import DataConfig, EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import tell_of_slow_precision
 from xcit.engine.run_folder import RunFolder, new_path
@@ -59,7 +62,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
         # 3. The data set.
         task_class = TASKS[whole.task.name]
         source = DATASETS[whole.data.name](**whole.data.options)
-        examples = source.val(saved.classes)
+        examples = examples_to_evaluate(source, saved.classes, of_run=config.data is None)
+        warn_of_other_split(saved.order, examples, same_data=same_folder(whole.data, saved.config))
         require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
 
@@ -75,6 +79,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         preprocessing = saved.preprocessing or Preprocessing.of_model(model)
 
         # 5. The evaluation at each resolution.
+        say(start_up_lines({"evaluation": examples}), shown=distributed.is_main())
         view = VIEWS[task_class.view].evaluation
         rows = sweep(
             tasks,
@@ -116,6 +121,8 @@ class Saved:
     """Of the run that wrote it; None for a file of weights, like the fields below."""
     classes: list[str] | None = None
     preprocessing: Preprocessing | None = None
+    order: Mapping[str, Any] = field(default_factory=dict)
+    """What decided which images the run was trained on."""
 
     def of_task(self, backbone: str, wanted: str) -> dict[str, dict[str, Any]]:
         """Kind ("raw", "ema") → state dict of the task, for the wanted kinds. backbone: the task's."""
@@ -135,7 +142,14 @@ def read_checkpoint(path: Path) -> Saved:
         read_config(TrainConfig, content["identity"]["config"], TABLES),
         content["identity"]["classes"],
         Preprocessing.from_dict(preprocessing) if preprocessing else None,
+        content["identity"].get("order", {}),
     )
+
+
+def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
+    """Whether a run was trained on the folder of these data."""
+    here, there = data.options.get("root"), trained.data.options.get("root") if trained else None
+    return here is not None and there is not None and Path(here).resolve() == Path(there).resolve()
 
 
 def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:

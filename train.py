@@ -19,6 +19,7 @@ from data.examples import Examples
 from data.gpu_decoding import require_gpu_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.samplers import TrainBatches
+from data.start_up import look_through, require_sound, say, start_up_lines, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run, typed_keys
@@ -95,14 +96,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         state = new_state(config, choices, task, examples, preprocessing, device)
         if origin:
             state.load_state_dict(origin.saved, str(origin.checkpoint))
-            before = read_config(TrainConfig, origin.config, TABLES)
-            announce_resume(
-                origin.checkpoint,
-                state.epoch,
-                state.seen,
-                without_credentials(before.model_dump()),
-                state.identity["config"],
-            )
+            warn_of_other_split(origin.saved["identity"].get("order", {}), held_out, within_epoch=state.seen > 0)
+            before = without_credentials(read_config(TrainConfig, origin.config, TABLES).model_dump())
+            announce_resume(origin.checkpoint, state.epoch, state.seen, before, state.identity["config"])
 
         # 5. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
@@ -120,14 +116,20 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 max_pixels=config.data.max_pixels,
             )
 
-        # 6. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
+        # 6. Say what is read, and look through the validation images.
+        validation = batches_at(config.data.image_size)
+        say(start_up_lines({"training": examples, "validation": held_out}), shown=distributed.is_main())
+        looks = distributed.from_all(look_through(validation))
+        say(require_sound(looks, len(held_out)), shown=distributed.is_main())
+
+        # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
         with distributed.main_first():
             task.begin_training(device)
         if config.train.compile:
             compile_model(model)
         module = distributed.parallelise(task, device)
 
-        # 7. Train, with a validation and a checkpoint after each epoch. The run folder is created here.
+        # 8. Train, with a validation and a checkpoint after each epoch. The run folder is created here.
         trainer = Trainer(
             state,
             module,
@@ -147,7 +149,6 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             length=length,
             frozen=frozen_parts(model, config.train.freeze),
         )
-        validation = batches_at(config.data.image_size)
         recorder = open_run(folder, origin, state, to_yaml(config), **config.logger.model_dump())
         with StopSignals() as signals, recorder:
             fit(
@@ -160,7 +161,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 asked_to_stop=signals.agreed,
             )
 
-        # 8. Evaluate the final weights across resolutions, and report.
+        # 9. Evaluate the final weights across resolutions, and report.
         with if_stopped(f"during the final evaluation; to evaluate the model: eval.py checkpoint={folder.path}"):
             rows = sweep(
                 state.weights(),

@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .about import About
 from .encoded_image import EncodedImage
+
+HELD_OUT = "the held-out images"
+"""The key of `Examples.order` that says how the validation images were chosen, if the data set has no splits."""
+VAL_FRACTION = "data.val_fraction"
+"""The key of the share of the images that is held out."""
+NONE_HELD_OUT = "none"
+"""Its value if all images of such a data set are evaluated."""
 
 
 class Example(NamedTuple):
@@ -27,9 +35,14 @@ class Examples(Protocol):
     Attributes:
         target_kind: "class" (an int, an index into `classes`), "classes" (several of them), "values" (numbers),
             "boxes", "mask" (an image of class indices) or "none". A task that needs another kind refuses the data set.
+        about: Where the examples are from, for the start-up lines.
+        decoded_before: Whether all images were decoded when the data set was made. Then they need no look before
+            training.
     """
 
     target_kind: str = "class"
+    decoded_before: bool = False
+    about: About = About()
     classes: list[str]
     """The name of each class; empty if the targets have no classes."""
 
@@ -43,7 +56,7 @@ class Examples(Protocol):
 
     @property
     def order(self) -> dict[str, object]:
-        """Settings that `shuffled` depends on besides the generator and the length: configuration key → value."""
+        """What decides which images there are, and their order, besides the length: configuration key → value."""
         return {}
 
 
@@ -55,6 +68,21 @@ class DataSource(Protocol):
 
     def val(self, classes: list[str] | None = None) -> Examples:
         """Return the validation split. Its targets are indices into `classes`, the training split's, if given."""
+
+
+def examples_to_evaluate(source: DataSource, classes: list[str] | None, *, of_run: bool) -> Examples:
+    """Return the examples that a model is evaluated on.
+
+    That is the validation split. A data set that may have no splits has a method `everything`; then a model is
+    evaluated on every image, unless it was trained on this data set.
+
+    Args:
+        source: The data set.
+        classes: The model's classes, if they are known.
+        of_run: Whether the model was trained on this data set.
+    """
+    everything = getattr(source, "everything", None)
+    return source.val(classes) if of_run or everything is None else everything(classes)
 
 
 class View(Protocol):

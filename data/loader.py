@@ -126,9 +126,9 @@ class EvalLoader:
         if not len(examples):
             raise InputError("data: the validation split holds no images")
         batches = EvalBatches(len(examples), batch_size, rank=rank, world_size=world_size)
-        self.view, self.device = view, device
-        viewed = ViewedExamples(examples, view, replace=False, max_pixels=max_pixels)
-        self.loader = make_loader(viewed, batches, workers, device, keep_workers=False)
+        self.view, self.batches, self.workers, self.device = view, batches, workers, device
+        self.viewed = ViewedExamples(examples, view, replace=False, max_pixels=max_pixels)
+        self.loader = make_loader(self.viewed, batches, workers, device, keep_workers=False)
 
     def __iter__(self) -> Iterator[Any]:
         for number, collated in enumerate(batches_of(self.loader)):

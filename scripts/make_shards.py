@@ -6,9 +6,10 @@
     python scripts/make_shards.py --check SHARDS                        # compares shards with their index
 
 TREE holds train/CLASS/ and val/CLASS/ (or a flat val/ with ImageNet's devkit), which become SHARDS/train/ and
-SHARDS/val/. Or it holds CLASS/ alone, which becomes SHARDS/. The order of the images follows from --seed, so the bytes
-of the shards depend only on the images and the options. A shard is written to a temporary file, read back, checked, and
-renamed. After an interruption, run the script again: it keeps the finished shards.
+SHARDS/val/. Without val/, test/CLASS/ becomes SHARDS/test/. Or TREE holds CLASS/ alone, which becomes SHARDS/. The order
+of the images follows from --seed, so the bytes of the shards depend only on the images and the options. A shard is
+written to a temporary file, read back, checked, and renamed. After an interruption, run the script again: it keeps the
+finished shards.
 """
 
 import argparse
@@ -34,14 +35,15 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
 from data.datasets.folder import list_class_folders
-from data.datasets.image_files import ImageFiles
+from data.datasets.image_files import ImageFiles, require_folder
 from data.datasets.imagenet import ImageNet
+from data.datasets.splits import find_splits_or_classes
 from data.shards.cache import find_fault
 from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
 from data.shards.writing import ShardJob, make_shard
 from data.workers import end_with_parent
 from xcit.command import ArgumentParser, guarded
-from xcit.errors import InputError, TrainingError
+from xcit.errors import InputError, TrainingError, print_note
 from xcit.storage import write_text
 
 UNFINISHED = ".unfinished"
@@ -114,18 +116,26 @@ def amount(text: str) -> int:
 
 def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]:
     """(folder for the shards, images) for each split of a tree. Both splits have the same class numbers."""
-    parts = [part for part in ("train", "val") if (source / part).is_dir()]
-    if not parts:
+    require_folder(source, "SOURCE")
+    splits, _ = find_splits_or_classes(source)
+    if not splits.found:
         yield target, list_class_folders(source)
     classes = None
-    for part in parts:
-        images = ImageNet(root=str(source)).train() if part == "train" else ImageNet(root=str(source)).val(classes)
+    if splits.train:
+        images = list_class_folders(splits.train)
         classes = images.classes
-        yield target / part, images
+        yield target / "train", images
+    if splits.val:
+        yield target / "val", ImageNet(root=str(source)).val(classes)
+    elif splits.test:
+        yield target / "test", list_class_folders(splits.test, classes)
 
 
 def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
     """Write the missing shards of a split, then its index."""
+    for source, skipped in images.about.skipped.items():
+        if str(skipped):
+            print_note(f"{source}: skipped {skipped}")
     samples = images.samples  # read once, because it decodes all paths
     sizes = [size_of(path) for path, _ in samples]
     order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()

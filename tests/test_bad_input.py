@@ -149,7 +149,8 @@ def test_a_broken_image_that_another_process_reads_is_named(image_tree: Callable
     )
     arguments = ("data=folder", f"data.root={root}", *small, "resolutions=[16]", "run_dir=new")
     result = launch("train.py", *arguments, cwd=tmp_path, processes=2)
-    assert f"error: {broken}: cannot be decoded" in result.stderr
+    assert result.stderr.count(f"error: {broken}: cannot be decoded") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_weight_file_without_a_state_dict_is_refused(command: Command, tmp_path: Path) -> None:

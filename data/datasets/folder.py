@@ -1,60 +1,110 @@
 """The user's own images, with one folder per class."""
 
-import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from xcit.errors import InputError
 
+from ..about import About, counted
+from ..examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION
 from .image_files import ImageFiles, require_folder
 from .listing import list_images
+from .splits import find_splits_or_classes, held_out, split_named
+
+EXPECTED = "expected CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE in it"
 
 
 class Folder:
     """A folder with one subfolder per class, in one of two layouts.
 
-    - root/train/CLASS/… and root/val/CLASS/…
-    - root/CLASS/…: `val_fraction` of each class is used for validation. The choice of images is the same in each run.
+    - root/train/CLASS/… and root/val/CLASS/…: data/datasets/splits.py lists the names that these folders may have.
+      Without val/, test/ is for validation. Without both, `val_fraction` of train/ is held out.
+    - root/CLASS/…: `val_fraction` of each class is held out for validation. The names of the files tell which ones.
 
     Args:
         root: The folder.
-        val_fraction: The share of each class that is used for validation in the second layout.
+        val_fraction: The share of each class that is held out, if there is no validation split.
     """
 
     def __init__(self, *, root: str, val_fraction: float = 0.2) -> None:
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction={val_fraction}: must be between 0 and 1")
         self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
+        self.splits, self.class_like_split = find_splits_or_classes(self.root)
 
     def train(self) -> ImageFiles:
-        return self.split(0) if self.has_no_splits() else list_class_folders(self.root / "train")
+        splits = self.splits
+        if not splits.found:
+            return self.divide(self.root)[0]
+        if not splits.train:
+            raise InputError(f"{self.root}: holds {splits.found[0].name} but no training split; {EXPECTED}")
+        if splits.val or splits.test:
+            return self.of_split(list_class_folders(splits.train))
+        return self.of_split(self.divide(splits.train)[0])
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
-        if self.has_no_splits():
-            return self.split(1).relabel(classes, self.root)
-        return list_class_folders(self.root / "val", classes)
+        splits = self.splits
+        if not splits.found:
+            return self.held_out(self.root).relabel(classes, self.root)
+        if splits.val:
+            return self.of_split(list_class_folders(splits.val, classes))
+        if splits.test:
+            return self.of_split(list_class_folders(splits.test, classes), "there is no validation folder")
+        assert splits.train
+        return self.of_split(self.held_out(splits.train).relabel(classes, splits.train))
 
-    def has_no_splits(self) -> bool:
-        """Return whether root has neither a train/ nor a val/ folder."""
-        return not (self.root / "train").is_dir() and not (self.root / "val").is_dir()
+    def everything(self, classes: list[str] | None = None) -> ImageFiles:
+        """Return all images of a folder without splits, otherwise the validation split.
 
-    def split(self, part: int) -> ImageFiles:
-        """Return the training split (part 0) or the validation split (part 1) of a folder without train/ and val/."""
-        images = list_class_folders(self.root)
-        parts: tuple[list[int], list[int]] = ([], [])
+        It is for the evaluation of a model that was not trained on this folder.
+        """
+        if self.splits.found:
+            return self.val(classes)
+        choice = "all, because the folder has no splits" + self.about_classes()
+        return list_class_folders(self.root, classes).described(choice, order={HELD_OUT: NONE_HELD_OUT})
+
+    def divide(self, folder: Path) -> tuple[ImageFiles, ImageFiles]:
+        """Return the training images and the held-out images of a folder without splits."""
+        images = list_class_folders(folder)
+        names = [path[len(f"{folder}/") :].partition("/")[2] for path in images.paths]  # within the class folder
+        chosen = np.zeros(len(images), dtype=bool)
         for label in range(len(images.classes)):
-            members = np.flatnonzero(images.labels == label).tolist()
-            random.Random(label).shuffle(members)  # a fixed seed: the same split in each run
-            held_out = round(len(members) * self.val_fraction)
-            parts[0].extend(members[held_out:])
-            parts[1].extend(members[:held_out])
-        if not parts[part]:
-            raise InputError(
-                f"{self.root}: {len(images)} images are too few to set aside {self.val_fraction} of each class"
-            )
-        return images.take(np.array(parts[part]))
+            members = np.flatnonzero(images.labels == label)
+            chosen[members] = held_out([names[member] for member in members], self.val_fraction)
+        choice = f"held out by file name: {100 * self.val_fraction:g} %"
+        lacking = len(images.classes) - len(np.unique(images.labels[chosen]))
+        if lacking:
+            choice += f"; {counted(lacking, 'class has', 'classes have')} a single image, for training"
+        choice += self.about_classes()
+        images = images.described(choice, order={HELD_OUT: "by file name", VAL_FRACTION: self.val_fraction})
+        return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
+
+    def held_out(self, folder: Path) -> ImageFiles:
+        """Return the held-out images of a folder without splits.
+
+        Raises:
+            InputError: Each class has only one image.
+        """
+        images = self.divide(folder)[1]
+        if not len(images):
+            raise InputError(f"{folder}: each class has only one image, so none can be held out for validation")
+        return images
+
+    def about_classes(self) -> str:
+        """Say if a class folder could be a split by its name."""
+        name = self.class_like_split
+        return f"; {name} is a class, because it stands beside others and holds no class folders" if name else ""
+
+    def of_split(self, images: ImageFiles, choice: str = "") -> ImageFiles:
+        """Return the images of a split's folder, and with them what the root holds besides."""
+        skipped, unused = self.splits.skipped, self.splits.test if self.splits.val else None
+        if unused:
+            skipped = replace(skipped, folders=[*skipped.folders, unused.name])
+        return images.described(choice, skipped={str(self.root): skipped})
 
 
 def list_class_folders(folder: Path, classes: list[str] | None = None) -> ImageFiles:
@@ -65,16 +115,36 @@ def list_class_folders(folder: Path, classes: list[str] | None = None) -> ImageF
         classes: Labels are indices into this list. The default is the sorted names of the subfolders.
 
     Raises:
-        InputError: There are no images, a class has none, or a subfolder is not in `classes`.
+        InputError: There are no images, a class has none, a class folder holds splits, or a subfolder is not in
+            `classes`.
     """
     require_folder(folder, "expected a folder per class in it")
     found = list_images(folder)
     if not found.classes:
-        raise InputError(f"{folder}: holds no class folders")
-    if not len(found.labels):
-        raise InputError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise InputError(
+            f"{folder}: holds no class folders, but {counted(found.skipped.loose, 'image')}; {EXPECTED}"
+            if found.skipped.loose
+            else f"{folder}: holds no class folders; {EXPECTED}"
+        )
+    refuse_splits(folder, found.folders)
     counts = np.bincount(found.labels, minlength=len(found.classes))
     if not counts.all():
         empty = found.classes[int(np.flatnonzero(counts == 0)[0])]
-        raise InputError(f"{folder / empty}: holds no images ({', '.join(IMG_EXTENSIONS)})")
-    return ImageFiles(found.paths, found.labels, found.classes).relabel(classes, folder)
+        besides = f" (skipped in {folder}: {found.skipped})" if str(found.skipped) else ""
+        raise InputError(f"{folder / empty}: holds no images{besides}; each folder here must be a class with images")
+    about = About(str(folder), skipped={str(folder): found.skipped})
+    return ImageFiles(found.paths, found.labels, found.classes, about).relabel(classes, folder)
+
+
+def refuse_splits(folder: Path, subfolders: Iterable[str]) -> None:
+    """Raise an InputError if a class folder holds several splits. subfolders: relative to `folder`."""
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for name in subfolders:
+        top, _, below = name.partition("/")
+        if below and "/" not in below and (split := split_named(below)):
+            splits_of[top].add(split)
+            if len(splits_of[top]) > 1:
+                raise InputError(
+                    f"{folder / top}: holds folders of splits ({', '.join(sorted(splits_of[top]))}) and is no class; "
+                    f"give data.root={folder / top}, or put the classes into the splits, as {folder}/train/{top}/"
+                )

@@ -1,12 +1,14 @@
 """A split whose images are files. Workers share the memory of the paths and labels, which are held in arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from xcit.errors import InputError
 
+from ..about import About, Skipped
 from ..encoded_image import BrokenImageError, EncodedImage
 from ..examples import Example, Examples
 from .packed_strings import PackedStrings
@@ -15,15 +17,35 @@ from .packed_strings import PackedStrings
 class ImageFiles(Examples):
     """Examples with one class each. An image is read from its file when it is requested."""
 
-    def __init__(self, paths: PackedStrings, labels: np.ndarray, classes: list[str]) -> None:
-        """labels: (num_images,), indices into classes."""
-        self.paths, self.labels, self.classes = paths, labels, classes
+    def __init__(
+        self,
+        paths: PackedStrings,
+        labels: np.ndarray,
+        classes: list[str],
+        about: About = About(),  # noqa: B008  (it cannot be changed)
+        order: Mapping[str, object] | None = None,
+    ) -> None:
+        """
+        Args:
+            paths: The path of each image.
+            labels: (num_images,), indices into classes.
+            classes: The names of the classes.
+            about: Where the images are from.
+            order: What `Examples.order` returns.
+        """
+        self.paths, self.labels, self.classes, self.about = paths, labels, classes, about
+        self.chosen_by = dict(order or {})
 
     @classmethod
-    def from_samples(cls, samples: Sequence[tuple[str, int]], classes: list[str]) -> "ImageFiles":
+    def from_samples(
+        cls,
+        samples: Sequence[tuple[str, int]],
+        classes: list[str],
+        about: About = About(),  # noqa: B008
+    ) -> "ImageFiles":
         """Make it from the (path, label) of each image."""
         labels = np.array([label for _, label in samples], dtype=np.int32)
-        return cls(PackedStrings.pack(path for path, _ in samples), labels, classes)
+        return cls(PackedStrings.pack(path for path, _ in samples), labels, classes, about)
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -43,7 +65,24 @@ class ImageFiles(Examples):
 
     def take(self, indices: np.ndarray) -> "ImageFiles":
         """Return the images at these indices."""
-        return ImageFiles(self.paths.take(indices), self.labels[indices], self.classes)
+        return ImageFiles(self.paths.take(indices), self.labels[indices], self.classes, self.about, self.chosen_by)
+
+    @property
+    def order(self) -> dict[str, object]:
+        return self.chosen_by
+
+    def described(
+        self,
+        choice: str = "",
+        *,
+        skipped: Mapping[str, Skipped] | None = None,
+        order: Mapping[str, object] | None = None,
+    ) -> "ImageFiles":
+        """Return the same images with more about them: how they were chosen, and what else was skipped."""
+        about = replace(
+            self.about, choice=choice or self.about.choice, skipped={**self.about.skipped, **(skipped or {})}
+        )
+        return ImageFiles(self.paths, self.labels, self.classes, about, {**self.chosen_by, **(order or {})})
 
     def relabel(self, classes: list[str] | None, folder: Path) -> "ImageFiles":
         """Return the same images with labels that are indices into `classes`. None leaves the labels unchanged.
@@ -56,7 +95,7 @@ class ImageFiles(Examples):
             InputError: `classes` lacks a class of these images.
         """
         new_labels = np.array(class_indices(classes, self.classes, folder), dtype=np.int32)
-        return ImageFiles(self.paths, new_labels[self.labels], classes or self.classes)
+        return ImageFiles(self.paths, new_labels[self.labels], classes or self.classes, self.about, self.chosen_by)
 
 
 def require_folder(path: Path, what: str) -> Path:

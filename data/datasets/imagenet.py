@@ -10,14 +10,19 @@ from scipy.io.matlab import MatReadError
 
 from xcit.errors import InputError
 
+from ..about import About
 from .folder import list_class_folders
 from .image_files import ImageFiles, require_folder
+from .listing import look_into
+from .splits import find_splits
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 
 class ImageNet:
     """ImageNet-1k. The training images are root/train/WNID/*.JPEG. The validation images have one of two layouts.
+
+    The folders of the splits may have any name that data/datasets/splits.py lists, Train and validation for example.
 
     - root/val/WNID/*.JPEG: one folder per class.
     - root/val/ILSVRC2012_val_*.JPEG: a flat folder, as in the official archive. The labels are read from the
@@ -26,13 +31,16 @@ class ImageNet:
 
     def __init__(self, *, root: str) -> None:
         self.root = require_folder(Path(root), "data.root")
+        self.splits = find_splits(self.root)
 
     def train(self) -> ImageFiles:
-        return list_class_folders(self.root / "train")
+        return list_class_folders(self.splits.train or self.root / "train")
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
-        folder = require_folder(self.root / "val", "expected class folders, or the images with the devkit beside it")
-        flat = sorted(folder.glob("ILSVRC2012_val_*.JPEG"))
+        val = self.splits.val or self.root / "val"
+        folder = require_folder(val, "expected class folders, or the images with the devkit beside it")
+        _, images, skipped = look_into(folder)
+        flat = [folder / name for name in images if re.fullmatch(r"ILSVRC2012_val_\d+\.JPEG", name)]
         if not flat:
             return list_class_folders(folder, classes)
         # A flat folder: look up the label of each image by the number in its file name.
@@ -41,15 +49,15 @@ class ImageNet:
         labels = {wnid: label for label, wnid in enumerate(classes)}
         samples = []
         for path in flat:
-            image_number = re.search(r"(\d+)$", path.stem)
-            position = int(image_number[1]) if image_number else 0
+            position = int(path.stem.rpartition("_")[2])
             if not 1 <= position <= len(truth):
                 raise InputError(f"{path}: the devkit has labels for images 1 to {len(truth)}")
             wnid = wnids.get(truth[position - 1], f"ILSVRC2012_ID {truth[position - 1]}")
             if wnid not in labels:
                 raise InputError(f"{path}: its class {wnid} is not in the training split")
             samples.append((str(path), labels[wnid]))
-        return ImageFiles.from_samples(samples, classes)
+        skipped.loose = len(images) - len(flat)
+        return ImageFiles.from_samples(samples, classes, About(str(folder), skipped={str(folder): skipped}))
 
 
 def read_devkit(root: Path) -> tuple[dict[int, str], list[int]]:

@@ -135,6 +135,9 @@ class ShardImages(Examples):
     not be carried over a fork.
     """
 
+    decoded_before = True
+    """make_shards.py decodes each image, and remote shards should not be fetched before they are needed."""
+
     def __init__(
         self,
         shards: list[LocatedShard],

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from xcit.errors import InputError
+
+from ..image_formats import image_extensions
 
 INDEX = "index.json"
 HEADER = 512
 """The size of a tar header in bytes. It is directly before the data of its member."""
 PROTOCOLS = ("http", "https", "s3", "file")
-IMAGE_KINDS = frozenset(suffix.removeprefix(".") for suffix in IMG_EXTENSIONS)
 SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 """KEY.KIND. As in webdataset, the first dot of a member's file name separates the key from the kind."""
 
@@ -238,7 +238,7 @@ def find_samples(file: IO[bytes], origin: str, classes: int | None = None) -> Po
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in samples_of(tar):
-                pictures = [member for kind, member in members if kind in IMAGE_KINDS]
+                pictures = [member for kind, member in members if f".{kind}" in image_extensions()]
                 labels = [member for kind, member in members if kind == "cls"]
                 if len(pictures) != 1 or len(labels) != 1:
                     kinds = ", ".join(kind for kind, _ in members)

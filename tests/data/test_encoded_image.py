@@ -92,7 +92,6 @@ FORMATS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of damage
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_damaged_image_is_read_or_named_whatever_pillow_raises(kind: str) -> None:
     generator, file = random.Random(0), io.BytesIO()
@@ -140,7 +139,6 @@ def of_mode(mode: str) -> Image.Image:
             return gray.convert(mode)
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I", "LAB"])
 def test_each_mode_is_read_with_its_colors(mode: str) -> None:
     """Transparency is ignored. Of LAB, Pillow takes the lightness for a gray level."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.datasets.folder import Folder
+from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.encoded_image import BrokenImageError
 from data.examples import Example, Examples, View
@@ -53,7 +53,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "no image":
 def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = truncate) -> tuple[Examples, list[Path]]:
     """Return ten images of two classes, and the paths of `count` of them, which are damaged."""
     root = image_tree("mine", {"train/cat": 5, "train/dog": 5}, ".jpg")
-    images = Folder(root=str(root)).train()
+    images = list_class_folders(root / "train")
     paths = sorted(root.rglob("*.jpg"))[::-1][:count]
     for path in paths:
         damage(path)
@@ -196,7 +196,7 @@ def test_an_image_with_too_many_pixels_is_broken(
 ) -> None:
     """Pillow's own limit has no influence."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    images = Folder(root=str(image_tree("mine", {"train/cat": 4, "train/dog": 4}, suffix))).train()
+    images = list_class_folders(image_tree("mine", {"cat": 4, "dog": 4}, suffix))
     view = CenterLabelledCrop(Preprocessing(size=(16, 16)), 2)
     largest = 23 * 24
     assert sum(len(batch.images) for batch in loader(images, max_pixels=largest).epoch(0)) == 8
@@ -231,8 +231,7 @@ class Nothing(View):
 
 def many(image_tree: Tree, count: int) -> ImageFiles:
     """Return `count` entries that refer to the same few files."""
-    images = Folder(root=str(image_tree("mine", {"train/cat": 4, "train/dog": 4}))).train()
-    assert isinstance(images, ImageFiles)
+    images = list_class_folders(image_tree("mine", {"cat": 4, "dog": 4}))
     return images.take(np.arange(count) % len(images))
 
 

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import pil_to_tensor
 
 from data.datasets.digits import Digits
-from data.datasets.folder import Folder
+from data.datasets.folder import list_class_folders
 from data.examples import Examples
 from data.loader import EvalLoader, TrainLoader
 from data.mixing import Mixing
@@ -187,7 +187,7 @@ def test_a_broken_image_is_named_in_one_line_from_any_process(image_tree: Callab
     root = image_tree("mine", {"train/cat": 8, "train/dog": 8})
     broken = root / "train" / "dog" / "003.png"
     broken.write_bytes(b"broken")
-    images = Folder(root=str(root)).train()
+    images = list_class_folders(root / "train")
     with pytest.raises(InputError) as caught:
         list(loader(images, workers=workers).epoch(0))
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
@@ -205,7 +205,7 @@ def test_evaluation_takes_the_last_part_batch_and_one_hot_targets() -> None:
 
 def test_the_evaluation_crop_is_the_centre(image_tree: Callable[..., Path]) -> None:
     """Full crop: the short side becomes the image size, and the middle of the long side is kept."""
-    images = Folder(root=str(image_tree("mine", {"train/cat": 1}))).train()
+    images = list_class_folders(image_tree("mine", {"cat": 1}))
     picture = images[0].image.rgb()
     assert picture.size == (24, 20)
     kept = whole(CenterLabelledCrop(Preprocessing(size=(20, 20)), 1), picture)

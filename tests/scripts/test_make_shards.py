@@ -226,6 +226,22 @@ def test_a_class_whose_name_is_not_utf_8(command: Command, tree: Path, tmp_path:
     assert command(SCRIPT, str(tree), "shards").stdout.startswith("shards/train: already finished\n")
 
 
+def test_splits_formats_and_system_files_are_those_of_the_folder(
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    tree = image_tree("tree", {"Training/cat": 3, "Test/cat": 2, "__MACOSX/Test/cat": 1}, ".gif")
+    (tree / "Training" / "cat" / "._000.gif").write_bytes(b"macOS")
+    (tree / "Training" / "cat" / "a.txt").write_text("mine")
+    result = command(SCRIPT, str(tree), "shards")
+    assert result.status == 0, result.stderr
+    skipped = "skipped 1 file that is not an image (1 .txt), 1 hidden or system file"
+    assert result.stderr == f"note: {tree}/Training: {skipped}\n"
+    for split, samples in (("train", 3), ("test", 2)):
+        (shard,) = parse_index((tmp_path / "shards" / split / INDEX).read_bytes(), "").shards
+        assert shard.samples == samples
+        assert sum(name.endswith(".gif") for name in members(tmp_path / "shards" / split / shard.name)) == samples
+
+
 def test_a_link_to_nothing_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
     dangling = tree / "train" / "red" / "link.JPEG"
     dangling.symlink_to("nowhere")

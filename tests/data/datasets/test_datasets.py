@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import savemat
 
 from data.datasets import DATASETS
@@ -35,27 +34,6 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert not fingerprints[0] & fingerprints[1]
 
 
-def test_a_folder_with_train_and_val(image_tree: Tree) -> None:
-    root = image_tree("mine", {"train/cat": 3, "train/dog": 4, "val/dog": 2})
-    train = Folder(root=str(root)).train()
-    val = Folder(root=str(root)).val(train.classes)
-    assert train.classes == val.classes == ["cat", "dog"]
-    assert (len(train), len(val)) == (7, 2)
-    assert [val[i].target for i in range(2)] == [1, 1], "labels are indices into the classes of training"
-    assert val[0].image.rgb().mode == "RGB"
-    assert val[0].key == str(root / "val" / "dog" / "000.png")
-
-
-def test_an_undivided_folder_sets_a_share_of_each_class_aside(image_tree: Tree) -> None:
-    root = image_tree("mine", {"cat": 10, "dog": 5})
-    source = Folder(root=str(root), val_fraction=0.2)
-    train, val = source.train(), source.val()
-    assert Counter(label for _, label in val.samples) == {0: 2, 1: 1}
-    assert sorted(train.samples + val.samples) == sorted({*train.samples, *val.samples})
-    assert len(train) + len(val) == 15
-    assert Folder(root=str(root), val_fraction=0.2).val().samples == val.samples
-
-
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_a_root_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}/nowhere: no such folder"):
@@ -67,52 +45,6 @@ def test_an_empty_root_is_named(tmp_path: Path) -> None:
         Folder(root=str(tmp_path)).train()
     with pytest.raises(InputError, match=f"{tmp_path}/train: no such folder"):
         ImageNet(root=str(tmp_path)).train()
-
-
-def test_a_class_folder_without_images_is_named(image_tree: Tree) -> None:
-    root = image_tree("mine", {"train/cat": 1, "train/dog": 0})
-    with pytest.raises(InputError, match="train/dog: holds no images"):
-        Folder(root=str(root)).train()
-
-
-def test_a_class_that_training_lacks_is_named(image_tree: Tree) -> None:
-    root = image_tree("mine", {"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/wolf": 1})
-    with pytest.raises(InputError, match="val/wolf: class is not in the training split"):
-        Folder(root=str(root)).val(["cat", "dog"])
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
-def test_a_share_out_of_range_is_refused(image_tree: Tree, fraction: float) -> None:
-    with pytest.raises(InputError, match=r"data\.val_fraction"):
-        Folder(root=str(image_tree("mine", {"cat": 1})), val_fraction=fraction)
-
-
-@pytest.mark.parametrize("damage", [b"", b"not an image", None])
-def test_an_image_that_cannot_be_decoded_is_named(image_tree: Tree, damage: bytes | None) -> None:
-    root = image_tree("mine", {"train/cat": 1}, suffix=".jpg")
-    path = root / "train" / "cat" / "000.jpg"
-    path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
-    with pytest.raises(InputError, match=f"{path}: cannot be decoded"):
-        Folder(root=str(root)).train()[0].image.rgb()
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
-def test_any_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
-    gray = Image.fromarray(np.full((8, 8), 90, np.uint8))
-    image = Image.fromarray(np.full((8, 8), 90 * 257, np.uint16)) if mode == "I;16" else gray.convert(mode)
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    image.save(tmp_path / "train" / "cat" / ("a.jpg" if mode == "CMYK" else "a.png"))
-    found = Folder(root=str(tmp_path)).train()[0].image.rgb()
-    assert found.mode == "RGB"
-    assert np.abs(np.asarray(found).astype(int) - 90).max() <= 2
-
-
-def test_an_image_is_upright_as_its_exif_has_it(tmp_path: Path) -> None:
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    Image.new("RGB", (12, 8)).save(tmp_path / "train" / "cat" / "a.jpg", exif=exif)
-    assert Folder(root=str(tmp_path)).train()[0].image.rgb().size == (8, 12)
 
 
 WNIDS = {1: "n02119789", 2: "n02100735", 3: "n02110185"}

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data.about import Skipped
 from data.cache_folder import cache_folder
 from data.datasets import listing
-from data.datasets.folder import Folder
+from data.datasets.folder import list_class_folders
 from data.datasets.listing import list_images
 from data.datasets.packed_strings import PackedStrings
 from xcit.errors import InputError
@@ -94,6 +97,47 @@ def test_a_folder_that_has_just_changed_is_not_relied_upon(root: Path, monkeypat
     assert seen
 
 
+def test_what_is_skipped_is_kept_with_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cat/a.txt", "cat/b.TXT", "dog/old/c.heic", "dog/Thumbs.db", ".hidden", "loose.png"):
+        (root / name).write_bytes(b"x")
+    first = list_images(root)
+    seen = scans(monkeypatch)
+    assert list_images(root).skipped == first.skipped == Skipped(Counter({".txt": 2, ".heic": 1}), system=2, loose=1)
+    assert not seen
+
+
+def test_another_pillow_may_know_other_formats(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "cat" / "a.heic").write_bytes(b"x")
+    assert len(list_images(root).labels) == 6
+    known = listing.image_extensions() | {".heic"}
+    monkeypatch.setattr(listing, "image_extensions", lambda: known)
+    assert len(list_images(root).labels) == 7
+
+
+def test_a_damaged_cache_is_never_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any damage, a single bit of a path for example, the folder is listed anew."""
+    expected = list_images(root)
+    (cache,) = cache_folder("listings").iterdir()
+    content, generator = cache.read_bytes(), random.Random(0)
+    seen = scans(monkeypatch)
+    for number in range(100):
+        damaged = bytearray(content)
+        at = generator.randrange(len(damaged))
+        if number % 4 == 3:
+            del damaged[at : at + generator.choice([1, 16, 512])]
+        else:
+            damaged[at] ^= 1 << generator.randrange(8)
+        cache.write_bytes(damaged)
+        seen.clear()
+        found = list_images(root)
+        assert seen, "the folder was listed"
+        assert (list(found.paths), found.skipped) == (list(expected.paths), expected.skipped)
+        assert cache.stat().st_size == len(content), "the cache was written anew"
+    seen.clear()
+    list_images(root)
+    assert not seen
+
+
 @pytest.mark.parametrize("content", [b"", b"PK broken", b"\x93NUMPY"])
 def test_a_broken_cache_is_as_good_as_none(root: Path, content: bytes) -> None:
     expected = list(list_images(root).paths)
@@ -124,7 +168,7 @@ def test_packed_strings_equal_the_originals() -> None:
 
 def test_a_data_set_holds_no_object_for_each_image(root: Path) -> None:
     """The pickle without its buffers has the same size for any number of images."""
-    images = Folder(root=str(root)).train()
+    images = list_class_folders(root)
     buffers: list[pickle.PickleBuffer] = []
     few = len(pickle.dumps(images, protocol=5, buffer_callback=buffers.append))
     many = images.take(np.zeros(100_000, dtype=np.int64))
@@ -132,7 +176,7 @@ def test_a_data_set_holds_no_object_for_each_image(root: Path) -> None:
 
 
 def test_an_image_that_is_gone_is_named(root: Path) -> None:
-    images = Folder(root=str(root)).train()
+    images = list_class_folders(root)
     for path, _ in images.samples:
         Path(path).unlink()
     with pytest.raises(InputError, match=r"\.png: cannot be read \(No such file"):

@@ -1,0 +1,189 @@
+"""Before a run begins, it says what is read and what is skipped, and finds broken validation images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import start_up
+from data.about import About, Skipped
+from data.datasets.digits import Digits
+from data.datasets.folder import Folder, list_class_folders
+from data.datasets.image_files import ImageFiles
+from data.examples import Examples, examples_to_evaluate
+from data.loader import EvalLoader
+from data.start_up import look_through, require_sound, start_up_lines, warn_of_other_split
+from data.views.labelled_crop import CenterLabelledCrop
+from xcit.errors import InputError, Notice
+from xcit.preprocessing import Preprocessing
+
+from ..conftest import TINY, Result
+from .test_faults import CPU, truncate
+
+Tree = Callable[..., Path]
+
+
+def lines_of(source: Folder) -> list[str]:
+    return start_up_lines({"training": source.train(), "validation": source.val()})
+
+
+# What is said
+
+
+def test_a_divided_folder_is_described_with_all_that_is_skipped(image_tree: Tree) -> None:
+    root = image_tree("mine", {"cat": 30, "dog": 30})
+    for name in ("cat/a.txt", "dog/b.txt", "dog/c.heic", "dog/._a.jpg", "Thumbs.db"):
+        (root / name).write_bytes(b"x")
+    source = Folder(root=str(root))
+    train, val = len(source.train()), len(source.val())
+    assert lines_of(source) == [
+        f"data: {train} training images and {val} validation images in 2 classes from {root} "
+        "(held out by file name: 20 %)",
+        "data: skipped 3 files that are not images (2 .txt, 1 .heic), 2 hidden or system files",
+    ]
+
+
+def test_splits_are_described(image_tree: Tree) -> None:
+    root = image_tree("mine", {"Train/cat": 2, "Train/dog": 1, "Test/cat": 1, "extra": 2})
+    assert lines_of(Folder(root=str(root))) == [
+        f"data: 3 training images from {root}/Train and 1 validation image from {root}/Test "
+        "(there is no validation folder) in 2 classes",
+        "data: skipped the folder extra",
+    ]
+
+
+def test_other_data_sets_are_counted() -> None:
+    assert start_up_lines({"training": Digits().train(), "validation": Digits().val()}) == [
+        "data: 1,437 training images and 360 validation images in 10 classes"
+    ]
+
+
+def test_many_extensions_take_no_more_than_a_line() -> None:
+    images = Digits().train()
+    images.about = About("there", "", {"there": Skipped()})
+    images.about.skipped["there"].others.update({f".x{n}": 10 - n for n in range(10)})
+    assert start_up_lines({"training": images})[1] == (
+        "data: skipped 55 files that are not images (10 .x0, 9 .x1, 8 .x2, 7 .x3, 6 .x4, 5 others)"
+    )
+
+
+# What is evaluated
+
+
+def test_a_model_of_elsewhere_is_evaluated_on_all_images_of_a_folder_without_splits(image_tree: Tree) -> None:
+    root = image_tree("mine", {"cat": 8, "dog": 8})
+    source = Folder(root=str(root))
+    assert len(examples_to_evaluate(source, None, of_run=False)) == 16
+    assert len(examples_to_evaluate(source, None, of_run=True)) == len(source.val()) < 16
+    assert len(examples_to_evaluate(Digits(), None, of_run=False)) == 360
+
+
+def split(order: dict[str, object]) -> ImageFiles:
+    return ImageFiles.from_samples([("a.png", 0)], ["a"]).described(order=order)
+
+
+BY_NAME: dict[str, object] = {start_up.HELD_OUT: "by file name", "data.val_fraction": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "warned"),
+    [
+        ({}, {}, None),
+        (BY_NAME, BY_NAME, None),
+        ({}, BY_NAME, "the run held out other images for validation than those that are held out by file name now"),
+        (BY_NAME, {**BY_NAME, "data.val_fraction": 0.3}, "data.val_fraction was 0.2 in training and is 0.3 now"),
+        (BY_NAME, {**BY_NAME, "data.val_fraction": 0.1}, None),
+        (BY_NAME, {start_up.HELD_OUT: start_up.NONE_HELD_OUT}, "all images of the folder are evaluated"),
+    ],
+)
+def test_images_that_a_run_was_trained_on_are_told_of(
+    before: dict[str, object], now: dict[str, object], warned: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    warn_of_other_split(before, split(now), same_data=False)
+    assert not recwarn
+    warn_of_other_split(before, split(now))
+    messages = [str(warning.message) for warning in recwarn if issubclass(warning.category, Notice)]
+    consequence = "so the run was trained on some of them: its metrics are too good"
+    assert messages == ([f"data: {warned}, {consequence}"] if warned else [])
+    if warned:
+        with pytest.raises(InputError, match="so the run cannot continue within an epoch; begin a new run"):
+            warn_of_other_split(before, split(now), within_epoch=True)
+
+
+# The look through the validation images
+
+
+def loader_of(images: Examples, workers: int = 0, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    view = CenterLabelledCrop(Preprocessing(size=(16, 16)), len(images.classes))
+    return EvalLoader(images, view, 64, workers=workers, device=CPU, rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_validation_image_is_found_and_the_line_says_what_can_be_done(image_tree: Tree, workers: int) -> None:
+    root = image_tree("mine", {"cat": 6, "dog": 6}, ".jpg")
+    truncate(root / "dog" / "004.jpg")
+    images = list_class_folders(root)
+    look = look_through(loader_of(images, workers))
+    with pytest.raises(InputError) as caught:
+        require_sound([(3, None), look], 12)
+    assert str(caught.value).startswith(f"{root}/dog/004.jpg: cannot be decoded (")
+    assert str(caught.value).endswith("; every validation image must be readable: remove or convert this file")
+
+
+def test_the_processes_share_the_look(image_tree: Tree) -> None:
+    images = list_class_folders(image_tree("mine", {"cat": 5, "dog": 6}))
+    looks = [look_through(loader_of(images, rank=rank, world_size=2)) for rank in range(2)]
+    assert looks == [(6, None), (5, None)]
+    assert require_sound(looks, 11) == []
+
+
+def test_a_look_that_ran_out_of_time_says_how_far_it_came(image_tree: Tree) -> None:
+    few = list_class_folders(image_tree("mine", {"cat": 9, "dog": 9}))
+    many = few.take(np.arange(200) % len(few))
+    look = look_through(loader_of(many), seconds=-1)
+    assert look == (64, None)
+    assert require_sound([look], 200) == [
+        "data: 64 of 200 validation images were decoded in 5 s, and none is broken; "
+        "the others are decoded after the first epoch"
+    ]
+
+
+SMALL = (*TINY, "data=folder", "recipe=digits", "+model.depth=1", "data.workers=0", "train.global_batch_size=8")
+
+
+def test_a_run_says_what_it_reads_and_an_evaluation_too(
+    command: Callable[..., Result], image_tree: Tree, tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"cat": 12, "dog": 12})
+    (root / "cat" / "notes.txt").write_text("mine")
+    (root / "cat" / "._000.png").write_text("macOS")
+    val = len(Folder(root=str(root)).val())
+    skipped = "data: skipped 1 file that is not an image (1 .txt), 1 hidden or system file"
+    from_root = f"in 2 classes from {root} (held out by file name: 20 %)"
+
+    result = command("train.py", *SMALL, f"data.root={root}", "resolutions=[16]", "run_dir=run")
+    assert result.status == 0, result.stderr
+    expected = f"data: {24 - val} training images and {val} validation images {from_root}"
+    assert result.stderr.splitlines()[:2] == [expected, skipped]
+
+    result = command("eval.py", "checkpoint=run", "run_dir=own", "weights=raw")
+    assert result.stderr.splitlines() == [f"data: {val} evaluation images {from_root}", skipped]
+
+    given = ("data=folder", f"data.root={root}", "data.workers=0", "weights=raw")
+    result = command("eval.py", "checkpoint=run", *given, "run_dir=given")
+    note, line, _ = result.stderr.splitlines()
+    assert note.startswith("note: data: all images of the folder are evaluated, so the run was trained on some of them")
+    assert line == f"data: 24 evaluation images in 2 classes from {root} (all, because the folder has no splits)"
+
+
+def test_a_broken_validation_image_ends_a_run_before_it_begins(
+    command: Callable[..., Result], image_tree: Tree, tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4})
+    truncate(root / "val" / "dog" / "003.png")
+    result = command("train.py", *SMALL, f"data.root={root}", "run_dir=run")
+    _, line = result.stderr.splitlines()
+    assert line.startswith(f"error: {root}/val/dog/003.png: cannot be decoded (")
+    assert line.endswith("remove or convert this file")
+    assert (result.status, (tmp_path / "run").exists()) == (2, False)
