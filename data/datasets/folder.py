@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,23 +40,22 @@ class Folder:
     def train(self) -> ImageFiles:
         splits = self.splits
         if not splits.found:
-            return self.divide(self.root)[0]
+            return self.divided[0]
         if not splits.train:
             raise InputError(f"{self.root}: holds {splits.found[0].name} but no training split; {EXPECTED}")
         if splits.val or splits.test:
             return self.of_split(list_class_folders(splits.train))
-        return self.of_split(self.divide(splits.train)[0])
+        return self.of_split(self.divided[0])
 
     def val(self, classes: list[str] | None = None) -> ImageFiles:
         splits = self.splits
         if not splits.found:
-            return self.held_out(self.root).relabel(classes, self.root)
+            return self.held_out(classes)
         if splits.val:
             return self.of_split(list_class_folders(splits.val, classes))
         if splits.test:
             return self.of_split(list_class_folders(splits.test, classes), "there is no validation folder")
-        assert splits.train
-        return self.of_split(self.held_out(splits.train).relabel(classes, splits.train))
+        return self.of_split(self.held_out(classes))
 
     def everything(self, classes: list[str] | None = None) -> ImageFiles:
         """Return all images of a folder without splits, otherwise the validation split.
@@ -67,8 +67,10 @@ class Folder:
         choice = "all, because the folder has no splits" + self.about_classes()
         return list_class_folders(self.root, classes).described(choice, order={HELD_OUT: NONE_HELD_OUT})
 
-    def divide(self, folder: Path) -> tuple[ImageFiles, ImageFiles]:
-        """Return the training images and the held-out images of a folder without splits."""
+    @cached_property
+    def divided(self) -> tuple[ImageFiles, ImageFiles]:
+        """The training images and the held-out images of a folder without splits, or of the training split."""
+        folder = self.splits.train or self.root
         images = list_class_folders(folder)
         names = [path[len(f"{folder}/") :].partition("/")[2] for path in images.paths]  # within the class folder
         chosen = np.zeros(len(images), dtype=bool)
@@ -83,16 +85,16 @@ class Folder:
         images = images.described(choice, order={HELD_OUT: "by file name", VAL_FRACTION: self.val_fraction})
         return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 
-    def held_out(self, folder: Path) -> ImageFiles:
-        """Return the held-out images of a folder without splits.
+    def held_out(self, classes: list[str] | None) -> ImageFiles:
+        """Return the held-out images.
 
         Raises:
             InputError: Each class has only one image.
         """
-        images = self.divide(folder)[1]
+        folder, images = self.splits.train or self.root, self.divided[1]
         if not len(images):
             raise InputError(f"{folder}: each class has only one image, so none can be held out for validation")
-        return images
+        return images.relabel(classes, folder)
 
     def about_classes(self) -> str:
         """Say if a class folder could be a split by its name."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data import start_up
 from data.about import About, Skipped
@@ -175,6 +176,14 @@ def test_a_run_says_what_it_reads_and_an_evaluation_too(
     note, line, _ = result.stderr.splitlines()
     assert note.startswith("note: data: all images of the folder are evaluated, so the run was trained on some of them")
     assert line == f"data: 24 evaluation images in 2 classes from {root} (all, because the folder has no splits)"
+
+    # A checkpoint of an earlier version does not say how images were held out.
+    content = dict(torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True))
+    content["identity"]["order"] = {"data": "folder"}
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    torch.save(content, tmp_path / "old/checkpoints/last.pt")
+    result = command("eval.py", "checkpoint=old/checkpoints/last.pt", "run_dir=older", "weights=raw")
+    assert result.stderr.startswith("note: data: the run held out other images for validation than those that are held")
 
 
 def test_a_broken_validation_image_ends_a_run_before_it_begins(
