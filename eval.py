@@ -5,7 +5,6 @@ python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=/pa
 torchrun --nproc-per-node=8 eval.py …
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +34,14 @@ from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
-from xcit.preprocessing import Preprocessing
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import BARE_WEIGHTS, TASKS
-from xcit.weights.formats import Weights, weights_in
+from xcit.weights.formats import Weights, checkpoint_weights
+from xcit.weights.loading import weights_at
 from xcit.weights.published import find_published
-from xcit.weights.sources import HUB_CONFIG, HUB_FILE, locate
+from xcit.weights.sources import locate, read_hub_config
 
+NOT_OPTIONS = ("num_classes", "in_chans", "pretrained_cfg", "label_names")  # in a hub folder's config.json
 TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
 
 
@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         # 3. The data set.
         task_class = TASKS[whole.task.name]
         source = DATASETS[whole.data.name](**whole.data.options)
-        examples = examples_to_evaluate(source, saved.classes, of_run=config.data is None)
+        examples = examples_to_evaluate(source, saved.weights.classes, of_run=config.data is None)
         warn_of_other_split(saved.order, examples, same_data=same_folder(whole.data, saved.config))
         require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
@@ -76,7 +76,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             load_exactly(task, state, str(path))
             task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
             tasks[kind] = task
-        preprocessing = saved.preprocessing or Preprocessing.of_model(model)
+        preprocessing = saved.weights.preprocessing(model)
 
         # 5. The evaluation at each resolution.
         say(start_up_lines({"evaluation": examples}), shown=distributed.is_main())
@@ -118,9 +118,7 @@ class Saved:
     weights: Weights
     """Of the task in a run's checkpoint, otherwise of the model alone."""
     config: TrainConfig | None = None
-    """Of the run that wrote it; None for a file of weights, like the fields below."""
-    classes: list[str] | None = None
-    preprocessing: Preprocessing | None = None
+    """Of the run that wrote it; None for a file of weights."""
     order: Mapping[str, Any] = field(default_factory=dict)
     """What decided which images the run was trained on."""
 
@@ -134,14 +132,11 @@ class Saved:
 def read_checkpoint(path: Path) -> Saved:
     content = read_tensors(path)
     if not is_checkpoint(content):
-        return Saved(weights_in(content, str(path)))
+        return Saved(weights_at(path, content))
     content = upgraded(content, str(path))
-    preprocessing = content.get("preprocessing")  # older checkpoints have none: it is the model's
     return Saved(
-        Weights(str(path), task_weights(content), content.get("validated", {}), content.get("headline", "")),
+        checkpoint_weights(content, task_weights(content), str(path)),
         read_config(TrainConfig, content["identity"]["config"], TABLES),
-        content["identity"]["classes"],
-        Preprocessing.from_dict(preprocessing) if preprocessing else None,
         content["identity"].get("order", {}),
     )
 
@@ -175,17 +170,17 @@ def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> Re
 
 def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
     """The model that published weights are for, or that the config.json beside a hub folder's weights describes."""
-    published, beside = find_published(checkpoint), path.with_name(HUB_CONFIG)
+    published, hub_config = find_published(checkpoint), read_hub_config(path)
     plain: dict[str, Any] | None = None
     if published:
         plain = published.options
     elif checkpoint.startswith("timm/"):
         plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
-    elif path.name == HUB_FILE and beside.is_file():
-        plain = named(json.loads(beside.read_text()))
+    elif hub_config:
+        plain = named(hub_config)
     if plain is None:
         return None
-    options = {key: value for key, value in plain.items() if key not in ("num_classes", "in_chans")}
+    options = {key: value for key, value in plain.items() if key not in NOT_OPTIONS}
     return section_for("model", options, MODELS).model_validate(options)
 
 

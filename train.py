@@ -55,10 +55,7 @@ TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.item
 def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
     """One run, from configuration to report; returns the headline metric of the final weights as trained.
 
-    Args:
-        raw: the composed configuration.
-        choices: group → the file of conf/ that was chosen for it.
-        typed: the keys that were given on the command line.
+    raw is the composed configuration, choices are the files of conf/ in it, and typed the keys on the command line.
     """
     with distributed.session() as device, ExitStack() as at_end:
         # 1. The configuration: as composed, or that of the run to continue, changed by what was typed. Then its folder.

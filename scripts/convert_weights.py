@@ -23,7 +23,8 @@ from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
 from xcit.models import MODELS
 from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
-from xcit.weights.formats import to_authors_names, weights_in
+from xcit.weights.formats import Weights, to_authors_names
+from xcit.weights.loading import describe, weights_at
 from xcit.weights.published import find_published
 from xcit.weights.sources import locate
 
@@ -51,7 +52,7 @@ def main() -> None:
     # Read the weights.
     path = locate(source)
     content = read_tensors(path)
-    weights = weights_in(content, str(path))
+    weights = weights_at(path, content)
     kind = arguments.weights or weights.better()
     state = weights.state(kind)
     # Write them, for the hub as a model with its card.
@@ -59,7 +60,7 @@ def main() -> None:
         options = arguments.model or model_in(content) or published_model(source)
         if not options:
             raise InputError(f"--model: must be given for --to hub, as {source} does not contain its architecture")
-        model = build(options, state, str(path))
+        model = build(options, state, weights)
         facts = card(options["name"], kind, path.absolute()) if is_checkpoint(content) else {"name": options["name"]}
         model.save_pretrained(target, model_card_kwargs={"repo_id": target.name, **facts})
     else:
@@ -102,8 +103,8 @@ def published_model(source: str) -> dict[str, Any] | None:
     return published.options if published else None
 
 
-def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
-    """An XCiT of this configuration, with these weights."""
+def build(given: Mapping[str, Any], state: State, weights: Weights) -> XCiT:
+    """An XCiT of this configuration, with this kind of the weights."""
     try:
         options = section_for("model", given, MODELS).model_validate(given)
     except ValidationError as invalid:
@@ -113,7 +114,8 @@ def build(given: Mapping[str, Any], state: State, origin: str) -> XCiT:
     model = create_model(options.entry, num_classes=num_classes, **options.options)
     if not isinstance(model, XCiT):
         raise InputError(f"--to hub: supports XCiT only, not {options.name}")
-    load_exactly(model, state, origin)
+    load_exactly(model, state, weights.origin)
+    describe(model, weights)
     return model
 
 

@@ -9,8 +9,7 @@ TREE holds train/CLASS/ and val/CLASS/ (or a flat val/ with ImageNet's devkit), 
 SHARDS/val/. Without val/, test/CLASS/ becomes SHARDS/test/. Or TREE holds CLASS/ alone, which becomes SHARDS/. The
 order of the images follows from --seed, so the bytes of the shards depend only on the images and the options. A shard
 is written to a temporary file, read back, checked, and renamed. After an interruption, run the script again: it keeps
-the finished shards.
-"""
+the finished shards."""
 
 import argparse
 import hashlib

@@ -19,6 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_RULES = ("crop", "letterbox", "squash")
+TIMM_CROP_MODES = {"crop": "center", "letterbox": "border", "squash": "squash"}
 PIL_MODES = {1: "L", 3: "RGB"}
 """The mode of an 8-bit Pillow image by its number of channels.
 
@@ -80,7 +81,12 @@ class Preprocessing:
     @classmethod
     def of_model(cls, model: nn.Module) -> "Preprocessing":
         """From a model's `pretrained_cfg` (timm's dictionary); ImageNet's defaults for keys that it lacks."""
-        cfg, default = pretrained_cfg(model), cls()
+        return cls.from_timm(pretrained_cfg(model))
+
+    @classmethod
+    def from_timm(cls, cfg: Mapping[str, Any]) -> "Preprocessing":
+        """From a dictionary with timm's keys, and with `resize` and `bit_depth`, which timm does not have."""
+        default = cls()
         channels, *size = cfg.get("input_size", (default.channels, *default.size))
         # If the channels differ from the cfg's, use the mean of its statistics. Users should give their own.
         mean, std = (spread(cfg.get(key, getattr(default, key)), channels) for key in ("mean", "std"))
@@ -91,7 +97,22 @@ class Preprocessing:
             interpolation=cfg.get("interpolation", default.interpolation),
             mean=mean,
             std=std,
+            resize=cfg.get("resize", default.resize),
+            bit_depth=cfg.get("bit_depth", default.bit_depth),
         )
+
+    def as_timm(self) -> dict[str, Any]:
+        """The inverse of `from_timm`: what timm's `resolve_model_data_config` reads, and `resize` and `bit_depth`."""
+        return {
+            "input_size": (self.channels, *self.size),
+            "mean": self.mean,
+            "std": self.std,
+            "crop_pct": self.crop_ratio,
+            "crop_mode": TIMM_CROP_MODES[self.resize],
+            "interpolation": self.interpolation,
+            "resize": self.resize,
+            "bit_depth": self.bit_depth,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -248,6 +269,18 @@ def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
     """timm's dictionary of a model; empty if the model has none."""
     cfg: Any = getattr(model, "pretrained_cfg", None)
     return cfg or {}
+
+
+def describe_input(model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str] | None) -> None:
+    """Make the model's `pretrained_cfg` say what the model expects of its images, and the names of its classes.
+
+    classes: the names in the order of the outputs; None if they are unknown.
+    """
+    cfg = {key: value for key, value in pretrained_cfg(model).items() if not key.startswith("label_")}
+    cfg |= preprocessing.as_timm()
+    if classes is not None:
+        cfg |= {"num_classes": len(classes), "label_names": list(classes)}
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
 
 
 def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -44,17 +44,23 @@ def test_a_round_trip_changes_no_bit(command: Command, authors: Path, way: tuple
 
 
 def test_a_run_becomes_a_folder_for_the_hub_with_its_recipe_and_results(command: Command, tmp_path: Path) -> None:
-    assert command("train.py", *TINY, "model.lpi=false", "run_dir=run").status == 0
+    torch.save(xcit.create_model("xcit_n12", patch_size=8, lpi=False).state_dict(), tmp_path / "planted.pth")
+    planted = f"pretrained={tmp_path / 'planted.pth'}"
+    assert command("train.py", *TINY, "model.lpi=false", planted, "crop_ratio=0.9", "run_dir=run").status == 0
     result = command(SCRIPT, "run", "mine", "--to", "hub", "--weights", "raw")
     assert result.status == 0, result.stderr
     model = xcit.XCiT.from_pretrained(tmp_path / "mine")
     state = read_tensors(tmp_path / "run/checkpoints/last.pt")["task"]
     assert all(torch.equal(value, state[f"model.{key}"]) for key, value in model.state_dict().items())
     assert (model.patch_size, model.num_classes, model.pretrained_cfg["input_size"]) == (8, 10, (3, 16, 16))
+    loaded = xcit.load(tmp_path / "mine")
+    assert (loaded.preprocessing.crop_ratio, loaded.classes) == (0.9, [str(digit) for digit in range(10)])
     card = (tmp_path / "mine/README.md").read_text()
+    published = card + (tmp_path / "mine/config.json").read_text()
+    assert "planted" not in published and str(tmp_path) not in published and "last.pt" not in published
     rows = [r for r in json.loads((tmp_path / "run/results.json").read_text()) if r["weights"] == "raw"]
     assert "# xcit_n12" in card and "| lpi | False |" in card and "global_batch_size: 128" in card
-    assert all(f"| raw | digits | {row['resolution']} | 1 | {row['top1']:.4g} |" in card for row in rows)
+    assert all(f"| raw | digits | {row['resolution']} | 0.9 | {row['top1']:.4g} |" in card for row in rows)
 
 
 def test_bad_arguments_end_with_one_line(command: Command, authors: Path, tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from huggingface_hub import HfApi, ModelCard
+from timm.data import resolve_model_data_config
 
 import xcit
+from xcit.preprocessing import Preprocessing, describe_input
 
 from ..models.examples import same, tiny
 
@@ -52,7 +55,38 @@ def test_the_folder_is_what_the_hubs_tools_read(tmp_path: Path) -> None:
         "patch_size": 8,
         "num_classes": 7,
     }
-    assert all(isinstance(value, (int, float, str, bool)) for value in config.values())
+    assert all(isinstance(config[key], (int, float, str, bool)) for key in model.init_options())
+    assert config.keys() - model.init_options().keys() == {"pretrained_cfg"}
+    assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
+
+
+def test_the_configuration_says_the_true_input_and_the_class_names_as_timms_do(tmp_path: Path) -> None:
+    model = tiny(in_chans=1, num_classes=2)
+    told = Preprocessing((48, 32), 1, 16, "squash", 0.9, "bilinear", (0.3,), (0.2,))
+    describe_input(model, told, ["cat", "dog"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["label_names"] == ["cat", "dog"]
+    cfg = config["pretrained_cfg"]
+    assert (cfg["input_size"], cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([1, 48, 32], [0.3], [0.2], 0.9)
+    assert (cfg["interpolation"], cfg["crop_mode"], cfg["num_classes"]) == ("bilinear", "squash", 2)
+    assert "Images: (B, 1, H, W)" in (tmp_path / "README.md").read_text()
+    loaded, preprocessing, classes = xcit.load(tmp_path)
+    assert (preprocessing, classes) == (told, ["cat", "dog"])
+    data = resolve_model_data_config(loaded)
+    assert (data["input_size"], data["crop_mode"], data["mean"]) == ((1, 48, 32), "squash", (0.3,))
+    loaded.reset_classifier(3)  # type: ignore[operator]
+    assert "label_names" not in loaded.pretrained_cfg  # type: ignore[operator]
+
+
+def test_a_folder_of_an_earlier_commit_loads(tmp_path: Path) -> None:
+    """Its config.json has the keyword arguments alone."""
+    model = tiny(image_size=96)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model.init_options()))
+    loaded, preprocessing, classes = xcit.load(tmp_path)
+    assert (preprocessing.size, classes) == ((96, 96), None)
+    assert same(loaded.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("classes", [3, 0])
@@ -136,6 +170,40 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(tmp_path: Path) -> 
     assert "/home/me" not in card.text
 
 
+PLANTED = """\
+run_dir: /home/me/planted
+data:
+  root: planted
+  urls: ["/mnt/planted/{000..146}.tar", s3://planted/train]
+  cache_dir: C:\\planted
+pretrained: planted
+task:
+  teacher: resnet18
+  teacher_weights: ~/planted.pth
+later: ["https://me:planted@host/x", ../planted]
+copied: /home/planted/xcit_nano_12_p16_224.pth
+model: {name: xcit_n12, lpi: true}
+augment: {rand_augment: rand-m9-mstd0.5-inc1, scale: [0.08, 1.0]}
+optim: {lr: 0.00025, min_lr: 1.0e-06}
+"""
+
+
+def test_the_card_publishes_no_local_path(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path, model_card_kwargs={"recipe": PLANTED})
+    text = (tmp_path / "README.md").read_text()
+    assert "planted" not in text
+    shown = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    told = yaml.safe_load(PLANTED)
+    assert shown["data"]["urls"] == ["LOCAL", "LOCAL"] and shown["pretrained"] == "LOCAL"
+    assert all(shown[key] == told[key] for key in ("model", "augment", "optim"))
+    assert shown["task"]["teacher"] == "resnet18"
+
+
+@pytest.mark.parametrize("name", ["fb_dist_in1k", "xcit_n12_p16.fb_in1k", "timm/resnet50.a1_in1k", "hf-hub:me/mine"])
+def test_the_card_keeps_the_names_of_public_weights(name: str) -> None:
+    assert f"pretrained: {name}\n" in tiny().generate_model_card(recipe=f"pretrained: {name}").text
+
+
 def test_a_card_says_nothing_of_what_was_not_given(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
@@ -166,5 +234,5 @@ def test_a_push_uploads_weights_configuration_and_card(monkeypatch: pytest.Monke
     assert uploaded["to"] == ("me/mine", "model")
     assert uploaded["files"] == ["README.md", "config.json", "model.safetensors"]
     assert same(uploaded["state"], model.state_dict())
-    assert uploaded["config"] == model.init_options()
+    assert uploaded["config"] == json.loads(json.dumps(model.hub_config()))
     assert 'from_pretrained("me/mine")' in uploaded["card"] and "epochs: 400" in uploaded["card"]

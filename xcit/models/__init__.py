@@ -68,6 +68,9 @@ def create_model(
     model = build(num_classes=num_classes, **options)
     if source:
         load_weights(model, source)
+        if isinstance(model, XCiT) and options.get("image_size"):  # it counts, not that of the weights' run
+            size = options["image_size"]
+            model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], size, size)
     if not features_only:
         return model
     if not isinstance(model, XCiT):

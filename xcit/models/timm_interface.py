@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ..preprocessing import Preprocessing
 from .fast.checkpointing import checkpointed
 
 
@@ -24,11 +24,7 @@ class TimmInterface(nn.Module):
         """Set the attributes that timm's tools read: `resolve_model_data_config`, feature extraction, fine-tuning."""
         self.grad_checkpointing = False
         self.pretrained_cfg = self.default_cfg = {
-            "input_size": (in_chans, image_size, image_size),
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
+            **Preprocessing.from_timm({"input_size": (in_chans, image_size, image_size)}).as_timm(),
             "num_classes": self.num_classes,
             "classifier": "head",
             "first_conv": first_conv,
@@ -98,6 +94,7 @@ class TimmInterface(nn.Module):
             nn.init.zeros_(self.head.bias)
         self.head.train(self.training)
         self.num_classes = self.pretrained_cfg["num_classes"] = num_classes
+        self.pretrained_cfg.pop("label_names", None)  # those of the old head
         self.init_options()["num_classes"] = num_classes
 
     def no_weight_decay(self) -> set[str]:

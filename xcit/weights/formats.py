@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import backbone_weights, better_weights, describe_lag, is_checkpoint
 from ..errors import InputError, Notice
+from ..preprocessing import Preprocessing
 
 State = dict[str, Tensor]
 
@@ -27,6 +28,10 @@ class Weights:
     """The headline metric of each kind in the run's last validation; empty for other files and older checkpoints."""
     headline: str = ""
     """The name of that metric."""
+    input_values: Mapping[str, Any] = field(default_factory=dict)
+    """What the file says of the model's preprocessing: values of `Preprocessing`; empty if it says nothing."""
+    classes: list[str] | None = None
+    """The names of the classes in the order of the outputs; None if the file has none."""
 
     def state(self, kind: str | None = None) -> State:
         """The weights of one kind. Without `kind` it is `better()`, and a notice tells of the other one."""
@@ -45,6 +50,10 @@ class Weights:
         if kind == "ema":
             self.tell_of_lag()
         return self.kinds[kind]
+
+    def preprocessing(self, model: nn.Module) -> Preprocessing:
+        """What a model with these weights expects of its images; what the file does not say comes from the model."""
+        return replace(Preprocessing.of_model(model), **self.input_values)
 
     def better(self) -> str:
         """The kind that did better in the run's last validation. A notice tells of a moving average that lags behind.
@@ -73,8 +82,7 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
         InputError: there is no state dict in the content.
     """
     if is_checkpoint(content):
-        measured = content.get("validated", {}), content.get("headline", "")
-        return Weights(origin, backbone_weights(content), *measured)
+        return checkpoint_weights(content, backbone_weights(content), origin)
     if "teacher" in content:
         return Weights(origin, {"raw": backbone_of_dino(state_dict(content["teacher"], origin))})
     kinds = {"raw": content}
@@ -82,6 +90,34 @@ def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
         if isinstance(content.get(raw), Mapping):
             kinds = {"raw": content[raw]} | ({"ema": content[ema]} if content.get(ema) else {})
     return Weights(origin, {kind: to_timm_names(state_dict(state, origin)) for kind, state in kinds.items()})
+
+
+def checkpoint_weights(content: Mapping[str, Any], kinds: dict[str, State], origin: str) -> Weights:
+    """These kinds of weights in a checkpoint of ours, with all that it says of them."""
+    identity = content["identity"]
+    values = content.get("preprocessing")
+    if values:
+        preprocessing = Preprocessing.from_dict(values)
+        values = {name: getattr(preprocessing, name) for name in values}
+    elif "config" in identity:  # older checkpoints have none: it was the model's, at the size and crop ratio of the run
+        size = identity["config"]["data"]["image_size"]
+        values = {"size": (size, size), "crop_ratio": identity["config"].get("crop_ratio", 1.0)}
+    return Weights(
+        origin,
+        kinds,
+        content.get("validated", {}),
+        content.get("headline", ""),
+        values or {},
+        list(identity["classes"]) if identity.get("classes") else None,
+    )
+
+
+def hub_weights(state: State, config: Mapping[str, Any], origin: str) -> Weights:
+    """The weights in a folder of `save_pretrained`, with what its config.json says of them."""
+    cfg = config.get("pretrained_cfg")
+    values = Preprocessing.from_timm(cfg).as_dict() if cfg else {}
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Weights(origin, {"raw": state}, input_values=tuples, classes=config.get("label_names"))
 
 
 def state_dict(state: object, origin: str) -> State:

@@ -1,25 +1,36 @@
 """Save an XCiT to the Hugging Face hub and load it from there, with a model card."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 
+from ..errors import InputError
 from ..preprocessing import Preprocessing
 from .loading import load_weights
+from .published import PUBLISHED, find_published
 from .sources import HUB_FILE
 
 PAPER = "https://arxiv.org/abs/2106.09681"
+
+# What the model card leaves out: the values of these keys, and everything that looks like a path or a URL.
+PATH_KEYS = ("run_dir", "root", "resume", "pretrained", "teacher_weights", "urls", "val_urls", "cache_dir")
+PATH = re.compile(r"[/\\]|^~")
 
 
 class HubMixin(nn.Module, PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub, for an XCiT.
 
-    A folder or repository holds model.safetensors, config.json (the keyword arguments of the model) and README.md (the
-    model card). `model_card_kwargs` of `save_pretrained` and `push_to_hub` are passed to `generate_model_card`.
+    A folder or repository holds model.safetensors, config.json and README.md (the model card). config.json has the
+    keyword arguments of the model, and like timm's `pretrained_cfg` (what it expects of its images) and `label_names`.
+    `model_card_kwargs` of `save_pretrained` and `push_to_hub` are passed to `generate_model_card`.
     """
+
+    pretrained_cfg: dict[str, Any]
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
@@ -33,8 +44,18 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
         load_weights(model, source)
         return model.to(map_location).eval()
 
+    def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **rest: Any) -> str | None:
+        """Save the model to a folder. The arguments are those of huggingface_hub's mixin."""
+        return super().save_pretrained(save_directory, config=config or self.hub_config(), **rest)
+
+    def hub_config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        cfg = dict(self.pretrained_cfg)
+        names = {"label_names": cfg.pop("label_names")} if "label_names" in cfg else {}
+        return {**self.init_options(), "pretrained_cfg": cfg, **names}
+
     def init_options(self) -> dict[str, Any]:
-        """The keyword arguments that build this model: the content of config.json."""
+        """The keyword arguments that build this model."""
         assert isinstance(self._hub_mixin_config, dict)
         return self._hub_mixin_config
 
@@ -51,7 +72,8 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
         Args:
             repo_id: the folder or repository that the model is saved to.
             name: the name of the model, such as xcit_s12.
-            recipe: the configuration of the training run (config.yaml in its run folder).
+            recipe: the configuration of the training run (config.yaml in its run folder). Local paths in it are left
+                out of the card.
             results: rows of a results.json.
         """
         header = ModelCardData(
@@ -67,7 +89,8 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
             f"---\n{header.to_yaml()}\n---\n# {name}",
             f"A cross-covariance image transformer (XCiT, {PAPER}) with {parameters:.2f} M parameters.",
             f'```python\nimport xcit\n\nmodel = xcit.XCiT.from_pretrained("{repo_id}")\n```',
-            f"Images: (B, 3, H, W), normalized with mean {settings.mean} and std {settings.std}. The model accepts any "
+            f"Images: (B, {settings.channels}, H, W), normalized with mean {settings.mean} and std {settings.std}. "
+            "The model accepts any "
             f"size; its training size is {settings.size[0]} × {settings.size[1]} pixels (crop ratio "
             f"{settings.crop_ratio}, {settings.interpolation}).",
             f"## Architecture\n\n{table(options)}",
@@ -76,8 +99,34 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
             measured = [{key: value for key, value in row.items() if key != "checkpoint"} for row in results]
             parts.append(f"## Results\n\n{table(measured)}")
         if recipe:
-            parts.append(f"## Recipe\n\nThe training configuration:\n\n```yaml\n{recipe.strip()}\n```")
+            shown = without_local_paths(recipe).strip()
+            parts.append(f"## Recipe\n\nThe training configuration, without local paths:\n\n```yaml\n{shown}\n```")
         return ModelCard("\n\n".join(parts) + "\n")
+
+
+def without_local_paths(recipe: str) -> str:
+    """The configuration, with LOCAL for every value that names a file, a folder or a server."""
+    try:
+        content = yaml.safe_load(recipe)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe: not a YAML file ({str(error).splitlines()[0]})") from None
+    return yaml.safe_dump(hide_paths(content), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def hide_paths(value: Any, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {name: hide_paths(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [hide_paths(inner, key) for inner in value]
+    local = isinstance(value, str) and (key in PATH_KEYS or PATH.search(value)) and not is_public(value)
+    return "LOCAL" if local else value
+
+
+def is_public(name: str) -> bool:
+    """Whether it names published weights, or a repository on the hub."""
+    tags = {entry.tag for entry in PUBLISHED.values()}
+    plain = not re.search(r"[/\\]", name) and (name in tags or find_published(name) is not None)
+    return plain or name == "none" or name.startswith(("timm/", "hf-hub:"))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,14 +8,17 @@ from typing import Any
 from torch import nn
 
 from ..errors import Notice
-from ..preprocessing import pretrained_cfg
+from ..preprocessing import describe_input, pretrained_cfg
 from ..storage import load_exactly, read_tensors
-from .formats import State, Weights, weights_in
-from .sources import locate
+from .formats import State, Weights, hub_weights, weights_in
+from .sources import locate, read_hub_config
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind: str | None = None) -> None:
     """Load weights into a model, in place.
+
+    The model's `pretrained_cfg` then says what the weights were trained with: the input size, mean, standard deviation
+    and the names of the classes, as far as the file says them.
 
     If the weights are for another number of classes, or have no classifier, the model keeps its classifier and a
     `Notice` says so.
@@ -35,6 +38,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     weights = read_weights(source)
     state, notice = with_head_of(model, weights.state(kind), weights.origin)
     load_exactly(model, state, weights.origin)
+    describe(model, weights, with_classes=notice is None)
     if notice:
         warnings.warn(notice, Notice, stacklevel=2)
 
@@ -44,7 +48,20 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
     if isinstance(source, Mapping):
         return weights_in(source, "the state dict")
     path = locate(str(source))
-    return weights_in(read_tensors(path), str(path))
+    return weights_at(path, read_tensors(path))
+
+
+def weights_at(path: Path, content: Mapping[str, Any]) -> Weights:
+    """The weights in the content of the file at `path`, and what the config.json beside a hub folder's file says."""
+    weights = weights_in(content, str(path))
+    config = read_hub_config(path)
+    return hub_weights(weights.state("raw"), config, weights.origin) if config else weights
+
+
+def describe(model: nn.Module, weights: Weights, *, with_classes: bool = True) -> None:
+    """Make the model's `pretrained_cfg` say what is known of the weights that it has just loaded."""
+    if weights.input_values:
+        describe_input(model, weights.preprocessing(model), weights.classes if with_classes else None)
 
 
 def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:

@@ -1,6 +1,7 @@
 """Find and download weights: from a file, a run folder, the hub, a URL, or a published name."""
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ from base64 import b64encode
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -66,6 +68,18 @@ def find_in_folder(folder: Path) -> Path:
     if not (folder / LAST).is_file():
         raise InputError(f"{folder}: holds neither a run's {LAST} nor {HUB_FILE}")
     return folder / LAST
+
+
+def read_hub_config(path: Path) -> dict[str, Any] | None:
+    """The config.json that `save_pretrained` wrote beside a file of weights; None if there is none, or it is timm's."""
+    beside = path.with_name(HUB_CONFIG)
+    if path.name != HUB_FILE or not beside.is_file():
+        return None
+    try:
+        config = json.loads(beside.read_text())
+    except ValueError as error:
+        raise InputError(f"{beside}: not a JSON file ({error})") from None
+    return config if isinstance(config, dict) and "architecture" not in config else None
 
 
 def cached_as(url: str) -> str:

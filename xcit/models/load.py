@@ -1,0 +1,92 @@
+"""Load a trained model in one line: the model, its preprocessing and the names of its classes."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..checkpoint import is_checkpoint
+from ..errors import InputError
+from ..preprocessing import Preprocessing
+from ..storage import load_exactly, read_tensors
+from ..weights.formats import State, Weights
+from ..weights.loading import describe, head_prefix, weights_at
+from ..weights.published import find_published
+from ..weights.sources import locate, read_hub_config
+from . import create_model
+from .variants import VARIANTS
+from .xcit import XCiT
+
+
+class Loaded(NamedTuple):
+    """What `load` returns."""
+
+    model: nn.Module
+    """In evaluation mode, on the CPU."""
+    preprocessing: Preprocessing
+    """Call it with a list of pictures; the result is the model's input."""
+    classes: list[str] | None
+    """The names of the classes in the order of the outputs; None if they are unknown."""
+
+
+def load(source: str | Path, kind: str | None = None) -> Loaded:
+    """Load a trained model with its classifier, its preprocessing and its class names.
+
+    Args:
+        source: a run folder (its last checkpoint), a checkpoint in one, a folder that `save_pretrained` wrote,
+            hf-hub:OWNER/NAME, or a name of `list_pretrained()`. A run with model=timm needs timm.
+        kind: "raw" or "ema". The default is the better one in the last validation of the run.
+
+    The class names of published weights come from timm; without timm they are None.
+
+    Raises:
+        InputError: the source cannot be found or read, or does not say which model its weights are for.
+    """
+    path = locate(str(source))
+    content = read_tensors(path)
+    weights = weights_at(path, content)
+    state = weights.state(kind or weights.better())
+    model = new_model(str(source), path, content, weights, state)
+    load_exactly(model, state, weights.origin)
+    describe(model, weights)
+    classes = weights.classes
+    if classes is None and find_published(str(source)) and getattr(model, "num_classes", 0) == 1000:
+        classes = imagenet_classes()
+    return Loaded(model.eval(), weights.preprocessing(model), classes)
+
+
+def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weights, state: State) -> nn.Module:
+    """The model that these weights are for, with its initial weights."""
+    published, hub_config = find_published(source), read_hub_config(path)
+    if hub_config:
+        accepted = inspect.signature(XCiT).parameters
+        return XCiT(**{key: value for key, value in hub_config.items() if key in accepted})
+    if is_checkpoint(content):
+        options = dict(content["identity"]["config"]["model"])
+    elif published:
+        options = dict(published.options)
+    else:
+        raise InputError(
+            f"{source}: does not say which model its weights are for; create_model(NAME, pretrained=…) does"
+        )
+    library = options.pop("library", "xcit")
+    name = "timm" if library == "timm" else options.pop("name")
+    options = {key: value for key, value in options.items() if (key, value) != ("heads", None)}  # the variant's number
+    if name in VARIANTS:
+        head = state.get("head.weight")
+        return create_model(name, num_classes=0 if head is None else len(head), **options)
+    model = create_model(name, num_classes=len(weights.classes or ()), **options)
+    if not any(key.startswith(head_prefix(model)) for key in state):
+        model.reset_classifier(0)  # type: ignore[operator]
+    return model
+
+
+def imagenet_classes() -> list[str] | None:
+    """The names of ImageNet's classes, in the order of the published weights; None without timm, which has them."""
+    try:
+        from timm.data import ImageNetInfo  # here, since `import xcit` must not need timm
+    except ImportError:
+        return None
+    return list(ImageNetInfo("imagenet-1k").label_descriptions())
