@@ -108,6 +108,16 @@ def test_a_saved_model_is_weights_for_load_weights(tmp_path: Path) -> None:
     assert same(model.state_dict(), saved.state_dict())
 
 
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(xcit.InputError, match=r"model\.safetensors: damaged \(its content differs from its checksum\)"):
+        xcit.XCiT.from_pretrained(tmp_path / "saved")
+
+
 def test_weights_in_another_layout_of_memory_are_saved(tmp_path: Path) -> None:
     model = tiny().to(memory_format=torch.channels_last)
     model.save_pretrained(tmp_path)

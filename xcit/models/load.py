@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..checkpoint import is_checkpoint
+from ..checkpoint import is_checkpoint, upgraded
 from ..errors import InputError
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
@@ -64,7 +64,7 @@ def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weig
         accepted = inspect.signature(XCiT).parameters
         return XCiT(**{key: value for key, value in hub_config.items() if key in accepted})
     if is_checkpoint(content):
-        options = dict(content["identity"]["config"]["model"])
+        options = dict(upgraded(content, source)["identity"]["config"]["model"])
     elif published:
         options = dict(published.options)
     else:

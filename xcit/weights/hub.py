@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..preprocessing import Preprocessing
+from ..storage import write_safetensors
 from .loading import load_weights
 from .published import PUBLISHED, find_published
 from .sources import HUB_FILE
@@ -47,6 +48,10 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **rest: Any) -> str | None:
         """Save the model to a folder. The arguments are those of huggingface_hub's mixin."""
         return super().save_pretrained(save_directory, config=config or self.hub_config(), **rest)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """huggingface_hub calls it to write the weights. Ours carry a checksum."""
+        write_safetensors(save_directory / HUB_FILE, self.state_dict())
 
     def hub_config(self) -> dict[str, Any]:
         """The content of config.json."""
