@@ -21,6 +21,7 @@ from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
 from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
+from xcit.credentials import without_credentials
 from xcit.models import MODELS
 from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
 from xcit.weights.formats import Weights, to_authors_names
@@ -124,7 +125,7 @@ def card(name: str, kind: str, checkpoint: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name}
     run = checkpoint.parents[1]
     if (run / "config.yaml").is_file():
-        facts["recipe"] = (run / "config.yaml").read_text()
+        facts["recipe"] = without_credentials((run / "config.yaml").read_text())  # older runs saved passwords
     if (run / "results.json").is_file():
         rows = json.loads((run / "results.json").read_text())
         facts["results"] = [r for r in rows if (r["weights"], Path(r["checkpoint"]).name) == (kind, checkpoint.name)]
