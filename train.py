@@ -24,7 +24,7 @@ from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run, typed_keys
 from xcit.composition import Choices, continued, every_key, make_tables, read_config, to_yaml
-from xcit.config import TrainConfig
+from xcit.config import ScaledTrainConfig, TrainConfig
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
 from xcit.engine.ema import make_ema
@@ -33,7 +33,7 @@ from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism, tell_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
-from xcit.engine.progress import announce_resume
+from xcit.engine.progress import announce_few_images, announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
@@ -58,54 +58,57 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
     raw is the composed configuration, choices are the files of conf/ in it, and typed the keys on the command line.
     """
     with distributed.session() as device, ExitStack() as at_end:
-        # 1. The configuration: as composed, or that of the run to continue, changed by what was typed. Then its folder.
-        origin = find_origin(str(raw["resume"]), raw["run_dir"], name_of(raw))
+        # 1. The configuration: as composed, or that of the run to continue, changed by what was typed.
+        origin = find_origin(str(raw["resume"]), raw["run_dir"], lambda: read_config(TrainConfig, raw, TABLES).name)
         if origin:
             at_end.callback(origin.folder.lock.release)
             raw, choices = continued(origin.config, origin.choices, raw, choices, typed)
-        config = read_config(TrainConfig, raw, TABLES)
-        require_determinism(config.deterministic)
-        check(config, device)
-        length = Length(config.train.epochs, config.train.updates)
-        if origin and origin.is_finished and origin.is_complete(length):
-            print_note(f"{origin.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
-            return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
-        tell_of_slow_precision(device, config.train.precision, "train.precision")
-        folder = folder_for(origin, config.resume, config.run_dir, config.name)
-        folder.keep(last=config.train.keep_last, best=config.train.keep_best)
-        at_end.callback(folder.lock.release)
+        given = read_config(TrainConfig, raw, TABLES)
+        require_determinism(given.deterministic)
+        check(given, device)
 
-        # 2. The data set: training and validation examples, and their kind of target.
-        source = DATASETS[config.data.name](**config.data.options)
+        # 2. The data set: training and validation examples, and their kind of target. Their number sets what is "auto".
+        source = DATASETS[given.data.name](**given.data.options)
         examples = source.train()
+        config = given.scaled(len(examples), distributed.world_size())
         held_out = source.val(examples.classes)
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
 
-        # 3. The model, and the task that says what it learns.
+        # 3. The run's folder. A finished run is left as it is.
+        length = Length(config.train.epochs, config.train.updates)
+        if origin and origin.is_finished and origin.is_complete(length):
+            print_note(f"{origin.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
+            return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
+        folder = folder_for(origin, config.resume, config.run_dir, config.name)
+        folder.keep(last=config.train.keep_last, best=config.train.keep_best)
+        at_end.callback(folder.lock.release)
+
+        # 4. The model, and the task that says what it learns.
         model = new_model(config, target, pretrained=None if origin else config.pretrained)
         task = TASKS[config.task.name](model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
         preprocessing = Preprocessing.of_model(model).at(config.data.image_size, config.crop_ratio)
 
-        # 4. Everything that must survive a crash; a resumed run continues from its checkpoint.
+        # 5. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, choices, task, examples, preprocessing, device)
         if origin:
             state.load_state_dict(origin.saved, str(origin.checkpoint))
             warn_of_other_split(origin.saved["identity"].get("order", {}), held_out, within_epoch=state.seen > 0)
             before = without_credentials(read_config(TrainConfig, origin.config, TABLES).model_dump())
             announce_resume(origin.checkpoint, state.epoch, state.seen, before, state.identity["config"])
+        else:
+            announce_few_images(len(examples), config.data.name, config.pretrained, config.optim.layer_decay)
 
-        # 5. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
+        # 6. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
         updates_per_epoch = len(batches) // config.train.accumulate
-        evaluation_view = VIEWS[task.view].evaluation
 
         def batches_at(resolution: int) -> EvalLoader:
             return EvalLoader(
                 held_out,
-                evaluation_view(preprocessing.at(resolution), examples.classes),
+                VIEWS[task.view].evaluation(preprocessing.at(resolution), examples.classes),
                 config.train.batch_size(distributed.world_size()),
                 workers=config.data.workers,
                 device=device,
@@ -113,8 +116,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 max_pixels=config.data.max_pixels,
             )
 
-        # 6. Say what is read, and look through the validation images.
         validation = batches_at(config.data.image_size)
+        # Say what is read, and look through the validation images.
         say(start_up_lines({"training": examples, "validation": held_out}), shown=distributed.is_main())
         looks = distributed.from_all(look_through(validation))
         say(require_sound(looks, len(held_out)), shown=distributed.is_main())
@@ -179,8 +182,10 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         return final[state.headline]
 
 
-def check(config: TrainConfig, device: torch.device) -> None:
+def check(given: TrainConfig, device: torch.device) -> None:
     """Raise an InputError for whatever is wrong with the configuration, before the data are read."""
+    config = given.scaled(1_000_000, distributed.world_size())  # the number of images is not known yet
+    tell_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
@@ -200,7 +205,7 @@ def check(config: TrainConfig, device: torch.device) -> None:
 def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> nn.Module:
     """The model before the first update, with as many outputs as the task needs."""
     torch.manual_seed(config.seed)
-    with given_as("pretrained"), distributed.main_first():
+    with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
         model = create_model(
             config.model.entry,
             num_classes=TASKS[config.task.name].num_outputs(target),
@@ -214,7 +219,7 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
     return model
 
 
-def new_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+def new_optimizer(config: ScaledTrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     lr = peak_lr(config.optim.lr, config.train.global_batch_size)
     return make_optimizer(
         module, lr=lr, **config.optim.model_dump(include={"name", "weight_decay", "options", "layer_decay"})
@@ -222,7 +227,7 @@ def new_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimiz
 
 
 def new_state(
-    config: TrainConfig,
+    config: ScaledTrainConfig,
     choices: Choices,
     task: Task,
     examples: Examples,
@@ -255,7 +260,7 @@ def new_state(
 
 
 def train_batches(
-    config: TrainConfig, examples: Examples, preprocessing: Preprocessing, length: Length, device: torch.device
+    config: ScaledTrainConfig, examples: Examples, preprocessing: Preprocessing, length: Length, device: torch.device
 ) -> TrainLoader:
     """This process's share of the augmented batches, as conf/augment describes them."""
     view = VIEWS[TASKS[config.task.name].view].training
@@ -281,11 +286,6 @@ def train_batches(
         max_broken=config.data.max_broken,
         max_pixels=config.data.max_pixels,
     )
-
-
-def name_of(raw: DictConfig) -> str:
-    """The run's name if resume=auto needs it, before the configuration is known."""
-    return read_config(TrainConfig, raw, TABLES).name if raw["resume"] == "auto" and not raw["run_dir"] else ""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -34,6 +34,7 @@ from scripts.paper_results import SECTIONS, Row, every_row
 from xcit import InputError
 from xcit.command import ArgumentParser, guarded
 from xcit.composition import section_for
+from xcit.config import LoopConfig
 from xcit.errors import unknown
 from xcit.evaluation.flops import forward_flops, teacher_flops
 from xcit.models import MODELS
@@ -141,7 +142,9 @@ def needs(command: str | None, tflops: float) -> Needs | None:
     teacher = teacher_flops(config["task"]["teacher"]) if config["task"]["name"] == "distill" else 0
     # From the FLOPs of an image to the hours of the run.
     images = IMAGES[" ".join(str(config["data"][key]) for key in ("name", "year") if key in config["data"])]
-    flops = (TRAINING_OVER_FORWARD * forward + teacher) * images * config["train"]["epochs"]
+    epochs = LoopConfig.model_validate(config["train"]).scaled(images, gpus).epochs
+    assert epochs is not None
+    flops = (TRAINING_OVER_FORWARD * forward + teacher) * images * epochs
     return Needs(gpus, hours=flops / (gpus * tflops * 1e12) / 3600, gmacs=forward / 2e9)
 
 

@@ -41,10 +41,11 @@ GAP, LINE = 10, 18
 FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
 
 
-def show(config: TrainConfig) -> None:
+def show(given: TrainConfig) -> None:
     with distributed.session() as device:
-        check(config, device)
-        examples = DATASETS[config.data.name](**config.data.options).train()
+        check(given, device)
+        examples = DATASETS[given.data.name](**given.data.options).train()
+        config = given.scaled(len(examples), distributed.world_size())
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
 
         # One batch needs no workers. Workers would also load the next batches, which are not used.

@@ -75,6 +75,16 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_dist",
             "pretrained=fb_dist: no such file or run folder, nor the name of published weights; did ",
         ),
+        (
+            "pretrained=fb_in1k model.patch_size=4",
+            "pretrained=fb_in1k: not published for xcit_n12 at patch_size=4 (published: fb_in1k, fb_dist_in1k, "
+            "fb_dist_in1k_384 at patch_size=8; fb_in1k, fb_dist_in1k, fb_dist_in1k_384 at patch_size=16); "
+            "pretrained=null trains from scratch",
+        ),
+        (
+            "pretrained=fb_in1k model=timm model.name=resnet10t",
+            "pretrained=fb_in1k: names weights of an XCiT; true takes timm's own weights of this model; pretra",
+        ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
         ("+augment.dice=1", "augment.dice: unknown key; task=classify takes the augment options color_jitter, cutmix,"),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
@@ -85,7 +95,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
     ],
 )
 def test_a_wrong_configuration_is_refused(command: Command, tmp_path: Path, argument: str, line: str) -> None:
-    message = refused(command("train.py", argument, "run_dir=new"), tmp_path, set())
+    message = refused(command("train.py", *argument.split(), "run_dir=new"), tmp_path, set())
     assert message.startswith(line)
     assert "\n" not in message
 
@@ -99,7 +109,8 @@ def test_a_name_stays_below_runs(command: Command, tmp_path: Path, name: str) ->
 def test_cutmix_with_one_class_is_refused(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
     root = image_tree("mine", {"only": 10})
     before = set(tmp_path.rglob("*"))
-    result = command("train.py", "data=folder", f"data.root={root}", "augment.cutmix=1.0", "augment.mixup=0")
+    arguments = ("data=folder", f"data.root={root}", "pretrained=null", "augment.cutmix=1.0", "augment.mixup=0")
+    result = command("train.py", *arguments)
     assert refused(result, tmp_path, before).startswith("augment.cutmix=1.0: needs at least two classes")
 
 
@@ -130,7 +141,8 @@ def test_an_image_that_cannot_be_decoded_is_named(
     broken = root / "train" / "dog" / "002.png"
     broken.write_bytes(b"no image")
     small = ("data.image_size=16", "model.patch_size=8", "train.global_batch_size=8", f"data.workers={workers}")
-    result = command("train.py", "data=folder", f"data.root={root}", *small, "resolutions=[16]", "run_dir=new")
+    arguments = ("data=folder", f"data.root={root}", "pretrained=null", *small, "resolutions=[16]", "run_dir=new")
+    result = command("train.py", *arguments)
     assert result.status == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: {broken}: cannot be decoded")
     assert "Traceback" not in result.stderr
@@ -147,7 +159,7 @@ def test_a_broken_image_that_another_process_reads_is_named(image_tree: Callable
         "data.workers=0",
         "train.epochs=1",
     )
-    arguments = ("data=folder", f"data.root={root}", *small, "resolutions=[16]", "run_dir=new")
+    arguments = ("data=folder", f"data.root={root}", "pretrained=null", *small, "resolutions=[16]", "run_dir=new")
     result = launch("train.py", *arguments, cwd=tmp_path, processes=2)
     assert result.stderr.count(f"error: {broken}: cannot be decoded") == 1
     assert not (tmp_path / "new").exists()

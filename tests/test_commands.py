@@ -211,7 +211,14 @@ def test_a_users_own_images_train_with_their_class_names(
     command: Command, image_tree: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = image_tree("mine", {"train/red": 12, "train/green": 12, "val/green": 3})
-    arguments = ("data=folder", f"data.root={root}", "data.image_size=32", "data.workers=1", "model.patch_size=8")
+    arguments = (
+        "data=folder",
+        "pretrained=null",
+        f"data.root={root}",
+        "data.image_size=32",
+        "data.workers=1",
+        "model.patch_size=8",
+    )
     loop = (
         "train.epochs=2",
         "train.global_batch_size=8",
@@ -243,7 +250,14 @@ def test_imagenet_composes_the_papers_recipe_and_starts(
 
 def test_a_model_can_be_compiled(command: Command, image_tree: Callable[..., Path]) -> None:
     root = image_tree("mine", {"red": 8, "green": 8})
-    arguments = ("data=folder", f"data.root={root}", "data.image_size=16", "data.workers=0", "model.patch_size=8")
+    arguments = (
+        "data=folder",
+        "pretrained=null",
+        f"data.root={root}",
+        "data.image_size=16",
+        "data.workers=0",
+        "model.patch_size=8",
+    )
     loop = (
         "train.epochs=1",
         "train.global_batch_size=8",

@@ -35,6 +35,7 @@ SMALL = (
     "train.epochs=1",
     "train.precision=fp32",
     "resolutions=[16]",
+    "pretrained=null",
     "run_dir=run",
 )
 

@@ -157,7 +157,7 @@ def describe(invalid: ValidationError, schema: type[Section], plain: Mapping[str
     """The first problem in one line: its key, its value, and what would be accepted."""
     problem = invalid.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
-    key = re.sub(r"\.(str|bool|int|float|list\[.*)$", "", key)  # the type that pydantic tried
+    key = re.sub(r"\.(str|bool|int|constrained-int|float|list\[.*)$", "", key)  # the type that pydantic tried
     match problem["type"]:
         case "extra_forbidden":
             return f"{key}: unknown key{accepted_options(key, schema, plain) or did_you_mean(key, known_keys(schema))}"

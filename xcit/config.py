@@ -7,7 +7,7 @@ each, whose entries own their options: the keyword-only arguments of the entry a
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +17,13 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Auto = Literal["auto"]
+"""A number that follows from the number of training images; see `LoopConfig.scaled`."""
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+MOST_IMAGES_PER_UPDATE, FEWEST_EPOCHS, FEWEST_UPDATES = 512, 100, 1_000
+"""What "auto" means in train.global_batch_size and train.epochs."""
 
 
 class Section(BaseModel):
@@ -126,10 +132,10 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     """train.*: the loop."""
 
-    epochs: Positive | None = None
+    epochs: Positive | Auto | None = None
     updates: Positive | None = None
     """The length of the run; takes the place of epochs."""
-    global_batch_size: Positive
+    global_batch_size: Positive | Auto
     accumulate: Positive
     precision: Precision
     compile: bool
@@ -148,7 +154,7 @@ class LoopConfig(Section):
         """A number of updates takes the place of the recipe's epochs."""
         if isinstance(values, dict) and values.get("updates") is not None:
             usable = isinstance(values["updates"], int) and values["updates"] >= 1  # otherwise an error follows
-            if usable and values.get("epochs") is not None:
+            if usable and values.get("epochs") not in (None, "auto"):
                 warnings.warn(
                     f"train.updates={values['updates']}: sets the length of the run; "
                     f"train.epochs={values['epochs']} has no effect",
@@ -164,12 +170,29 @@ class LoopConfig(Section):
             raise ValueError("epochs: must be given, or train.updates")
         return self
 
+    def scaled(self, num_images: int, world_size: int) -> "ScaledLoopConfig":
+        """The same with numbers instead of "auto".
+
+        The global batch is the largest power of two that is at most 512 and half of the images, or a multiple of the
+        processes just below it. The epochs are 100, or more until there are 1,000 updates.
+        """
+        parts = world_size * self.accumulate
+        largest = max(1, min(MOST_IMAGES_PER_UPDATE, num_images // 2))
+        power_of_two = 1 << (largest.bit_length() - 1)
+        given, epochs = self.global_batch_size, self.epochs
+        batch = given if isinstance(given, int) else max(parts, power_of_two // parts * parts)
+        if epochs == "auto":
+            updates_per_epoch = max(1, num_images // batch)
+            epochs = max(FEWEST_EPOCHS, -(-FEWEST_UPDATES // updates_per_epoch))
+        return ScaledLoopConfig.model_validate(dict(self) | {"epochs": epochs, "global_batch_size": batch})
+
     def batch_size(self, world_size: int) -> int:
-        """Images of one forward pass in one process.
+        """Images of one forward pass in one process; not for a global batch of "auto".
 
         Raises:
             InputError: the global batch cannot be divided.
         """
+        assert isinstance(self.global_batch_size, int)
         parts = world_size * self.accumulate
         if self.global_batch_size % parts:
             raise InputError(
@@ -177,6 +200,13 @@ class LoopConfig(Section):
                 f"({world_size} processes × train.accumulate={self.accumulate})"
             )
         return self.global_batch_size // parts
+
+
+class ScaledLoopConfig(LoopConfig):
+    """A loop whose length and batch are numbers."""
+
+    epochs: Positive | None = None
+    global_batch_size: Positive
 
 
 class LoggerConfig(Section):
@@ -210,11 +240,22 @@ class TrainConfig(Section):
     deterministic: bool
     resolutions: Annotated[list[Positive], Field(min_length=1)]
 
+    def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
+        """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""
+        train = self.train.scaled(num_images, world_size)
+        return cast(ScaledTrainConfig, self.model_copy(update={"train": train}))  # it keeps the options of open groups
+
     @model_validator(mode="after")
     def stays_below_runs(self) -> "TrainConfig":
         if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(f"name={self.name}: must be a folder below runs/; run_dir= takes any")
         return self
+
+
+class ScaledTrainConfig(TrainConfig):
+    """A run whose length and batch are numbers."""
+
+    train: ScaledLoopConfig
 
 
 class EvalConfig(Section):

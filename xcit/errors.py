@@ -41,12 +41,16 @@ def print_note(line: str) -> None:
 
 
 @contextmanager
-def given_as(key: str) -> Iterator[None]:
-    """Put the configuration key before the message of an InputError, which begins with the value."""
+def given_as(key: str, otherwise: str = "") -> Iterator[None]:
+    """Put the configuration key before the message of an InputError, which begins with the value.
+
+    otherwise: what the user can do instead; it is put behind the message.
+    """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{key}={error}") from None
+        separator = "\n  " if "\n" in str(error) else "; "
+        raise InputError(f"{key}={error}{otherwise and separator}{otherwise}") from None
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:

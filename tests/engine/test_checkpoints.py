@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     keep_scores(folder.last.parent, [3.0, 2.0, 1.0], keep_last=2, keep_best=1)
     folder.metrics.write_text("rows\n")
     damage(folder.last)
-    origin = find_origin("auto" if resume == "auto" else str(tmp_path), str(tmp_path), "")
+    origin = find_origin("auto" if resume == "auto" else str(tmp_path), str(tmp_path), str)
     assert origin
     assert origin.checkpoint.name == "last-1.pt", "it is newer than best.pt"
     note = f"{folder.last}: damaged (its content differs from its checksum); continuing from {origin.checkpoint}"
@@ -129,17 +129,17 @@ def test_a_folder_whose_checkpoints_are_all_damaged_is_never_started_anew(tmp_pa
     damage(folder.last)
     folder.best.unlink()
     with pytest.raises(InputError, match=r"holds a run that cannot be continued \(.*last\.pt: damaged"):
-        find_origin("auto", str(tmp_path), "")
+        find_origin("auto", str(tmp_path), str)
     folder.last.unlink()
     folder.results.write_text("[]")
     with pytest.raises(InputError, match=r"holds a run that cannot be continued \(it has no checkpoint\)"):
-        find_origin("auto", str(tmp_path), "")
+        find_origin("auto", str(tmp_path), str)
 
 
 def test_a_run_without_last_continues_from_best(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     keep_scores(folder.last.parent, [1.0, 0.5], keep_last=1, keep_best=1)
     folder.last.unlink()
-    origin = find_origin("auto", str(tmp_path), "")
+    origin = find_origin("auto", str(tmp_path), str)
     assert origin and origin.checkpoint == folder.best
     origin.folder.lock.release()

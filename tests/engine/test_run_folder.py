@@ -44,10 +44,10 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path)
     first_epoch = '{"step": 1, "epoch": 1, "split": "train"}\n{"step": 1, "epoch": 1, "split": "val"}\n'
     metrics.write_text(first_epoch)
     RunFolder(tmp_path).require_free(restart=True)
-    assert find_origin("auto", str(tmp_path), "") is None
+    assert find_origin("auto", str(tmp_path), str) is None
     metrics.write_text(first_epoch + '{"step": 2, "epoch": 2, "split": "train"}\n')
     with pytest.raises(InputError, match="holds a run that cannot be continued \\(it has no checkpoint\\)"):
-        find_origin("auto", str(tmp_path), "")
+        find_origin("auto", str(tmp_path), str)
     metrics.write_text(first_epoch)
     (tmp_path / "classes.json").unlink()
     with pytest.raises(InputError, match="is not empty"):
@@ -72,12 +72,12 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_origin("auto", None, "name") is None, "nothing to continue: a new run"
+    assert find_origin("auto", None, lambda: "name") is None, "nothing to continue: a new run"
     for age, stamp in enumerate(["20260102-000000", "20260101-000000"]):
         folder = with_checkpoint(Path("runs/name") / stamp)
         for path in (folder.last, folder.path):
             os.utime(path, (1000 - age, 1000 - age))
-    origin = find_origin("auto", None, "name")
+    origin = find_origin("auto", None, lambda: "name")
     assert origin
     assert origin.folder.path == Path("runs/name/20260102-000000")
     assert origin.checkpoint == origin.folder.last
@@ -94,7 +94,7 @@ def test_resume_takes_a_run_folder_or_any_of_its_checkpoints(tmp_path: Path, mon
         (str(folder.best), folder.best, [folder.last]),  # last.pt is of a later update
         ("best.pt", Path("best.pt"), [folder.last]),
     ):
-        origin = find_origin(resume, None, "name")
+        origin = find_origin(resume, None, lambda: "name")
         assert origin
         origin.folder.lock.release()
         assert (origin.checkpoint, origin.unused, origin.folder.path) == (checkpoint, unused, folder.path)
@@ -107,13 +107,13 @@ def test_resume_takes_a_run_folder_or_any_of_its_checkpoints(tmp_path: Path, mon
         (str(folder.path / "config.yaml"), "must be a run folder or a checkpoint in one"),
     ):
         with pytest.raises(InputError, match=f"resume={resume}: {reason}"):
-            find_origin(resume, None, "name")
+            find_origin(resume, None, lambda: "name")
 
 
 def test_a_finished_run_is_continued_in_a_new_folder(tmp_path: Path) -> None:
     folder = with_checkpoint(tmp_path / "run")
     folder.results.write_text("[]")
-    origin = find_origin(str(folder.path), None, "name")
+    origin = find_origin(str(folder.path), None, lambda: "name")
     assert origin and origin.is_finished
     assert not (folder.path / "run.lock").exists(), "nothing is written to a finished run"
     assert folder_for(origin, str(folder.path), str(tmp_path / "longer"), "name").path == tmp_path / "longer"

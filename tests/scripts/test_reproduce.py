@@ -158,7 +158,7 @@ def stated(recipe: str) -> tuple[str, str]:
 
 def gpu_hours(recipe: str, *more: str) -> str:
     """The script's estimate on the data set of the recipe's header, or on ImageNet, as the headers write it."""
-    own = {"transfer": "cifar10", "folder": "cifar10"}  # for 50,000 images
+    own = {"transfer": "cifar10", "folder": "cifar10", "folder_from_scratch": "cifar10"}  # for 50,000 images
     data = own.get(recipe) or (recipe if (ROOT / f"conf/data/{recipe}.yaml").is_file() else "imagenet")
     data = "imagenet" if data == "imagenet_shards" else data
     found = needs(shlex.join([*shlex.split(PAPER), f"data={data}", f"recipe={recipe}", *more]), DEFAULT_TFLOPS)

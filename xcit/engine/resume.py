@@ -1,6 +1,6 @@
 """Finds what resume= continues, the folder that a run writes to, and opens that folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Origin:
             print_note(f"{', '.join(path.name for path in self.unused)}: set aside in {target}")
 
 
-def find_origin(resume: str, run_dir: str | None, name: str) -> Origin | None:
+def find_origin(resume: str, run_dir: str | None, name: Callable[[], str]) -> Origin | None:
     """Find what resume= asks for, and lock its folder unless its run is finished. All processes call it.
 
     resume=none starts a new run. resume=auto continues the run in run_dir, or else the latest run below runs/NAME; it
@@ -118,12 +118,12 @@ def open_run(
     return Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
 
 
-def locate(resume: str, run_dir: str | None, name: str) -> tuple[Path, Path | None] | None:
+def locate(resume: str, run_dir: str | None, name: Callable[[], str]) -> tuple[Path, Path | None] | None:
     """The folder of the run to continue, and its checkpoint if resume= names one."""
     if resume == "none":
         return None
     if resume == "auto":
-        folders = [RunFolder(Path(run_dir))] if run_dir else [RunFolder(path) for path in (RUNS / name).glob("*")]
+        folders = [RunFolder(Path(run_dir))] if run_dir else [RunFolder(path) for path in (RUNS / name()).glob("*")]
         with_work = [folder for folder in folders if folder.holds_work]
         return (max(with_work, key=last_change).path, None) if with_work else None
     path = Path(resume)

@@ -1,8 +1,9 @@
 """The models by name. A new model is a file in this folder and a line in MODELS."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -65,6 +66,8 @@ def create_model(
     published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")
     if published:
         options, source = {"image_size": published.input_size} | options, published.name
+    elif source in {entry.tag for entry in PUBLISHED.values()} and not Path(source).exists():
+        raise InputError(f"{source}: {no_such_weights(name, source, options)}")
     model = build(num_classes=num_classes, **options)
     if source:
         load_weights(model, source)
@@ -79,6 +82,18 @@ def create_model(
     if not indices:
         raise InputError(f"out_indices: must be given for {len(model.blocks)} layers")
     return FeatureMaps(model, indices)
+
+
+def no_such_weights(name: str, tag: str, options: Mapping[str, Any]) -> str:
+    """Why the published weights with this tag are not for this model, and what is for it."""
+    if name == "timm":
+        return "names weights of an XCiT; true takes timm's own weights of this model"
+    entries = [entry for entry in PUBLISHED.values() if entry.model == name]
+    if not entries:
+        return f"no weights are published for {name}"
+    tags = {entry.patch_size: [e.tag for e in entries if e.patch_size == entry.patch_size] for entry in entries}
+    accepted = "; ".join(f"{', '.join(found)} at patch_size={size}" for size, found in sorted(tags.items()))
+    return f"not published for {name} at patch_size={options.get('patch_size', 16)} (published: {accepted})"
 
 
 def list_models() -> list[str]:

@@ -1,0 +1,129 @@
+"""A recipe for one's own images fits their number: enough updates, and a batch that the images fill."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import xcit
+from xcit.engine.progress import announce_few_images
+from xcit.storage import read_tensors
+
+from .conftest import ROOT, Result, launch
+from .test_recipes import composed
+
+Command = Callable[..., Result]
+FOLDER = ("data=folder", "data.root=/mine")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "epochs", "batch"),
+    [
+        (1, 1000, 1),
+        (10, 500, 4),  # two updates an epoch
+        (192, 334, 64),  # three
+        (2_040, 334, 512),
+        (8_144, 100, 512),  # fifteen, which are 1,500
+        (50_000, 100, 512),
+    ],
+)
+def test_the_length_and_the_batch_follow_from_the_number_of_images(num_images: int, epochs: int, batch: int) -> None:
+    for recipe in ("folder", "folder_from_scratch"):
+        train = composed(*FOLDER, f"recipe={recipe}").scaled(num_images, 1).train
+        assert (train.epochs, train.global_batch_size) == (epochs, batch)
+        assert epochs * (num_images // batch) >= 1000
+
+
+@pytest.mark.parametrize(("processes", "accumulate", "batch"), [(8, 1, 64), (3, 1, 63), (2, 3, 60), (8, 16, 128)])
+def test_the_batch_can_be_divided_among_the_processes(processes: int, accumulate: int, batch: int) -> None:
+    train = composed(*FOLDER, f"train.accumulate={accumulate}").scaled(192, processes).train
+    assert train.global_batch_size == batch
+    assert train.batch_size(processes) * processes * accumulate == batch
+
+
+def test_numbers_on_the_command_line_win() -> None:
+    train = composed(*FOLDER, "train.epochs=2", "train.global_batch_size=8").scaled(192, 1).train
+    assert (train.epochs, train.updates, train.global_batch_size) == (2, None, 8)
+    train = composed(*FOLDER, "train.updates=7").scaled(192, 1).train
+    assert (train.epochs, train.updates, train.global_batch_size) == (None, 7, 64)
+    other = composed("data=imagenet", "data.root=/path")
+    assert other.scaled(192, 1).model_dump() == other.model_dump(), "recipes with numbers keep them"
+
+
+def test_a_folder_starts_from_published_weights_as_the_recipe_transfer_does() -> None:
+    folder, transfer = composed(*FOLDER), composed(*FOLDER, "recipe=transfer")
+    assert folder.pretrained == "fb_dist_in1k"
+    assert composed(*FOLDER, "pretrained=null").pretrained is None
+    assert composed(*FOLDER, "recipe=folder_from_scratch").pretrained is None
+    assert folder.optim.model_dump() == transfer.optim.model_dump()
+    assert folder.augment.model_dump() == transfer.augment.model_dump()
+
+
+SMALL = ("data.image_size=16", "data.workers=0", "train.updates=2", "train.precision=fp32", "resolutions=[16]")
+
+
+def test_a_folder_trains_from_the_downloaded_weights_of_its_model(
+    command: Command, image_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"train/red": 8, "train/green": 8, "val/red": 2, "val/green": 2})
+    cache = tmp_path / "cache" / "checkpoints"
+    cache.mkdir(parents=True)
+    published = xcit.create_model("xcit_n12").state_dict()
+    torch.save({"model": published}, cache / "xcit_nano_12_p16_224_dist.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    result = command("train.py", "data=folder", f"data.root={root}", *SMALL, "optim.lr=1e-12", "run_dir=run")
+    assert result.status == 0, result.stderr
+    assert "its classifier of 1000 classes is not loaded" in result.stderr
+    assert "from scratch" not in result.stderr
+    content = read_tensors(tmp_path / "run/checkpoints/last.pt")
+    torch.testing.assert_close(content["task"]["model.blocks.3.gamma1"], published["blocks.3.gamma1"])
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["train"]["global_batch_size"] == content["identity"]["config"]["train"]["global_batch_size"] == 8
+    assert "auto" not in json.dumps(config), "the run's configuration has the numbers"
+
+
+def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
+    image_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = image_tree("mine", {"train/red": 8, "train/green": 8, "val/red": 2})
+    offline = (
+        "import socket, torch\n"
+        f"torch.hub.set_dir({str(tmp_path / 'cache')!r})\n"
+        "def refuse(*_, **__): raise OSError('no network')\n"
+        "socket.getaddrinfo = refuse"
+    )
+    result = launch("train.py", "data=folder", f"data.root={root}", *SMALL, "run_dir=run", cwd=tmp_path, before=offline)
+    assert result.status == 2
+    assert re.fullmatch(
+        r"error: pretrained=\S+xcit_nano_12_p16_224_dist\.pth: cannot be downloaded \(.*\); if you have the file, pass "
+        "its path; pretrained=null trains from scratch",
+        result.stderr.splitlines()[-1],
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((192, "folder", None, None), True),
+        ((3_000, "folder", None, None), False),
+        ((192, "folder", "fb_dist_in1k", None), False),
+        ((1_437, "digits", None, None), False),
+    ],
+)
+def test_a_run_from_scratch_on_few_images_is_told_of(
+    given: Any, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announce_few_images(*given)
+    assert ("note: training from scratch on 192 images: a good model needs" in capsys.readouterr().err) == told
+
+
+def test_the_note_names_the_recipe_for_training_from_scratch(capsys: pytest.CaptureFixture[str]) -> None:
+    announce_few_images(192, "folder", None, 0.75)
+    (recipe,) = re.findall(r"recipe=(\w+)", capsys.readouterr().err)
+    assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()
