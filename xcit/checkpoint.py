@@ -19,7 +19,7 @@ LAST = Path("checkpoints", "last.pt")
 """The checkpoint in a run folder from which the run continues; the folder's path stands for it."""
 
 
-LAG = 0.05
+LAG = 0.1
 """The EMA lags behind the raw weights if its headline metric is lower by more than this share of theirs."""
 
 

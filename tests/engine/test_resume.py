@@ -195,3 +195,10 @@ def test_a_signal_is_recorded_and_the_old_handlers_are_restored(number: signal.S
         signal.raise_signal(number)
         assert signals.agreed() == number.name
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_resumed_state_knows_its_last_validation(whole: tuple[Path, list[LabelledImages]]) -> None:
+    state, content = begin(), read_state(RunFolder(whole[0]).last)
+    assert content["validated"].keys() == {"raw", "ema"} and content["best_weights"] in ("raw", "ema")
+    state.load_state_dict(content, "last.pt")
+    assert (state.validated, state.best_weights) == (content["validated"], content["best_weights"])
