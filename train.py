@@ -18,8 +18,9 @@ from data.datasets import DATASETS
 from data.examples import Examples
 from data.gpu_decoding import require_gpu_decoding
 from data.loader import EvalLoader, TrainLoader
+from data.look import look_through, require_sound
 from data.samplers import TrainBatches
-from data.start_up import look_through, require_sound, say, start_up_lines, warn_of_other_split
+from data.start_up import say, start_up_lines, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run, typed_keys

@@ -14,7 +14,8 @@ from data.datasets.folder import Folder, list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.examples import Examples, examples_to_evaluate
 from data.loader import EvalLoader
-from data.start_up import look_through, require_sound, start_up_lines, warn_of_other_split
+from data.look import look_through, require_sound
+from data.start_up import start_up_lines, warn_of_other_split
 from data.views.labelled_crop import CenterLabelledCrop
 from xcit.errors import InputError, Notice
 from xcit.preprocessing import Preprocessing
