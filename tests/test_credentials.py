@@ -1,12 +1,15 @@
 """Passwords and tokens are masked wherever an address may stand, and nothing else is."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from xcit.credentials import restore_credentials, split_login, without_credentials
 from xcit.errors import InputError, TrainingError, print_note
+
+from .conftest import Result
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,30 @@ def test_nested_values_keep_their_form() -> None:
         "sizes": (1, 2.5, None, True),
         "deep": {"api_key": "***", "num_tokens": 3},
     }
+
+
+def test_values_of_a_configuration_have_named_secrets_in_queries_alone() -> None:
+    values = {
+        "root": "/data/session=3/train?token=1",
+        "urls": ["s3://bucket/key=7/x", "https://host/session=3/x?token=pw&b=2#sig=pw"],
+    }
+    masked = {
+        "root": "/data/session=3/train?token=1",
+        "urls": ["s3://bucket/key=7/x", "https://host/session=3/x?token=***&b=2#sig=***"],
+    }
+    assert without_credentials({"data": values}) == {"data": masked}
+    assert without_credentials(["data.root=/data/session=3/train"]) == ["data.root=/data/session=***"]
+
+
+@pytest.mark.parametrize("multirun", ["-m", "--multi", "hydra.mode=MULTIRUN"])
+def test_multirun_is_refused_if_it_would_save_a_secret(
+    multirun: str, command: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = command("train.py", "data=imagenet_shards", "data.urls=https://me:planted@host/x", "seed=0,1", multirun)
+    shown = "data.urls=https://***@host/x: multirun would save its secret in multirun.yaml"
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr == f"error: {shown}; use ~/.netrc, or start single runs\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_and_notes_never_hold_secrets(capsys: pytest.CaptureFixture[str]) -> None:

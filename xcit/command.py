@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -63,6 +64,7 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
     print_notices()
     sys.excepthook = print_traceback
+    refuse_secrets_in_multirun(sys.argv[1:])
     try:
         with stop_at_signals():
             main()
@@ -72,6 +74,16 @@ def run(main: Callable[[], Any], keys: Sequence[str]) -> None:
         if not str(error).startswith("Config group override must be"):
             raise
         stop(f"{nameless_choice(sys.argv[1:], keys)}: must be a name, which --help lists", 2)
+
+
+def refuse_secrets_in_multirun(arguments: Sequence[str]) -> None:
+    """End the process with status 2 if Hydra's multirun would write a password or token to its multirun.yaml."""
+    by_mode = re.compile(r"\+*hydra\.mode=(?!RUN$|null$)")
+    if get_args(arguments).multirun or any(map(by_mode.match, arguments)):
+        for argument in arguments:
+            shown = without_credentials(argument)
+            if shown != argument:
+                stop(f"{shown}: multirun would save its secret in multirun.yaml; use ~/.netrc, or start single runs", 2)
 
 
 def typed_keys(overrides: Sequence[str]) -> list[str]:

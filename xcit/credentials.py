@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ NAMED = re.compile(
     r"(?:([\"'])(.*?)\2"  # a quoted value
     r"|([^&#\s'\"]*?)(?=[:;,.)\]]*(?:[&#\s'\"]|$)))"  # any other, without the punctuation after it
 )
+QUERY = re.compile(r"(.*?://[^?#]*|.*)(?:([?#])(.*))?", re.DOTALL)
+"""A text up to the query or fragment of the address in it, and that."""
 WORDS = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]*")
 
 
@@ -32,17 +34,31 @@ def without_credentials(value: T) -> T:
     """Replace passwords and tokens by ***: user:password in addresses, and values whose name says that they are secret.
 
     Args:
-        value: a text, or nested mappings, lists and tuples of texts and other values, which stay as they are.
+        value: a message or an argument, in which any NAME=VALUE is looked at; a list or tuple of them; or a mapping
+            with the values of a configuration. In those only the query and the fragment of an address have names, and
+            a folder may be called session=3.
     """
     if isinstance(value, str):
         return mask_named(LOGIN.sub(f"{MASK}@", value))  # type: ignore[return-value]
     if isinstance(value, Mapping):
-        return {  # type: ignore[return-value]
-            key: MASK if item and isinstance(item, str) and is_secret(str(key)) else without_credentials(item)
+        return masked_values(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(without_credentials, value))
+    return value
+
+
+def masked_values(value: Any) -> Any:
+    """Mask the values of a configuration: nested mappings, lists and tuples."""
+    if isinstance(value, str):
+        address, start, query = QUERY.fullmatch(LOGIN.sub(f"{MASK}@", value)).groups("")  # type: ignore[union-attr]
+        return address + start + mask_named(query)
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if item and isinstance(item, str) and is_secret(str(key)) else masked_values(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return type(value)(map(without_credentials, value))
+        return type(value)(map(masked_values, value))
     return value
 
 
