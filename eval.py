@@ -24,7 +24,7 @@ from xcit.command import guarded, run
 from xcit.composition import every_key, make_tables, read_config, section_for, to_yaml
 from xcit.config import DataConfig, EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
-from xcit.engine.numerics import tell_of_slow_precision
+from xcit.engine.numerics import warn_of_slow_precision
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, require_target
 from xcit.errors import InputError, given_as
@@ -57,7 +57,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         whole = completed(config, saved.config, path)
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         folder.require_free()
-        tell_of_slow_precision(device, config.precision, "precision")
+        warn_of_slow_precision(device, config.precision, "precision")
 
         # 3. The data set.
         task_class = TASKS[whole.task.name]

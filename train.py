@@ -32,7 +32,7 @@ from xcit.engine.ema import make_ema
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
-from xcit.engine.numerics import grad_scaler, require_determinism, tell_of_slow_precision
+from xcit.engine.numerics import grad_scaler, require_determinism, warn_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.progress import announce_few_images, announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
@@ -186,7 +186,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
 def check(given: TrainConfig, device: torch.device) -> None:
     """Raise an InputError for whatever is wrong with the configuration, before the data are read."""
     config = given.scaled(1_000_000, distributed.world_size())  # the number of images is not known yet
-    tell_of_slow_precision(device, config.train.precision, "train.precision")
+    warn_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())

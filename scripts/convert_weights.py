@@ -54,6 +54,8 @@ def main() -> None:
     path = locate(source)
     content = read_tensors(path)
     weights = weights_at(path, content)
+    if not arguments.weights:
+        weights.warn_of_lag()
     kind = arguments.weights or weights.better()
     state = weights.state(kind)
     # Write them, for the hub as a model with its card.

@@ -36,7 +36,10 @@ class Notice(UserWarning):
 
 
 def print_note(line: str) -> None:
-    """Print what the user should know and need not mend; in a worker process, where a `Notice` would be lost."""
+    """Print what the user should know and need not mend.
+
+    Unlike a `Notice`, it is printed in worker processes, too, and it cannot be filtered.
+    """
     print(f"note: {without_credentials(line)}", file=sys.stderr, flush=True)
 
 

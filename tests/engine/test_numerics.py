@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import xcit
-from xcit.engine.numerics import tell_of_slow_precision
+from xcit.engine.numerics import warn_of_slow_precision
 
 from ..conftest import Result
 
@@ -19,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_other_precisions_need_no_note(device: torch.device, precision: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tell_of_slow_precision(device, precision, "precision")
+        warn_of_slow_precision(device, precision, "precision")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="commands use the GPU, where fp16 is fast")

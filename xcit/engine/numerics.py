@@ -15,7 +15,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
-def tell_of_slow_precision(device: torch.device, precision: str, key: str) -> None:
+def warn_of_slow_precision(device: torch.device, precision: str, key: str) -> None:
     """Print a note if the precision is slow on the device. `key` is the configuration key of the precision."""
     if device.type == "cpu" and precision == "fp16":
         warnings.warn(

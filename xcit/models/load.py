@@ -47,6 +47,8 @@ def load(source: str | Path, kind: str | None = None) -> Loaded:
     path = locate(str(source))
     content = read_tensors(path)
     weights = weights_at(path, content)
+    if kind is None:
+        weights.warn_of_lag()
     state = weights.state(kind or weights.better())
     model = new_model(str(source), path, content, weights, state)
     load_exactly(model, state, weights.origin)

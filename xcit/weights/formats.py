@@ -34,7 +34,12 @@ class Weights:
     """The names of the classes in the order of the outputs; None if the file has none."""
 
     def state(self, kind: str | None = None) -> State:
-        """The weights of one kind. Without `kind` it is `better()`, and a notice tells of the other one."""
+        """The weights of one kind. Without `kind` it is `better()`, and a notice tells of the other one.
+
+        A notice tells of a moving average that lags behind, unless the raw weights are asked for.
+        """
+        if kind != "raw":
+            self.warn_of_lag()
         if kind is None:
             kind = self.better()
             if len(self.kinds) > 1:
@@ -47,8 +52,6 @@ class Weights:
                 )
         if kind not in self.kinds:
             raise InputError(f"weights={kind}: {self.origin} has only {' and '.join(self.kinds)} weights")
-        if kind == "ema":
-            self.tell_of_lag()
         return self.kinds[kind]
 
     def preprocessing(self, model: nn.Module) -> Preprocessing:
@@ -56,16 +59,16 @@ class Weights:
         return replace(Preprocessing.of_model(model), **self.input_values)
 
     def better(self) -> str:
-        """The kind that did better in the run's last validation. A notice tells of a moving average that lags behind.
+        """The kind that did better in the run's last validation.
 
         If that is unknown, it is the moving average if there is one.
         """
-        self.tell_of_lag()
         if self.validated.keys() >= self.kinds.keys():
             return better_weights(self.validated)
         return "ema" if "ema" in self.kinds else "raw"
 
-    def tell_of_lag(self) -> None:
+    def warn_of_lag(self) -> None:
+        """Warn if the moving average was clearly worse than the raw weights in the run's last validation."""
         lag = describe_lag(self.validated, self.headline)
         if lag:
             warnings.warn(f"{self.origin}: {lag}", Notice, 2)
