@@ -5,6 +5,7 @@ both processes. With a GPU only the worker's part is saved, since torch's pin_me
 """
 
 import shutil
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,12 @@ def describe_shortage() -> str:
 
 
 def require_shared_memory(workers: int) -> None:
-    """Raise a SharedMemoryError if there is too little for the semaphores of a DataLoader's queues."""
+    """Raise a SharedMemoryError if there is too little for the semaphores of a DataLoader's queues.
+
+    Only Linux keeps them in a file system whose size is limited.
+    """
+    if sys.platform != "linux":
+        return
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:

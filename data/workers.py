@@ -23,7 +23,8 @@ def default_workers() -> int:
 
     Processes that torchrun started on this machine share its cores equally.
     """
-    cores = len(os.sched_getaffinity(0))
+    # macOS and Windows cannot tell which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(CPU_QUOTA)
     if quota is not None:
         cores = min(cores, round(quota))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.loader import batches_of
-from data.shared_memory import SharedMemoryError
+from data.shared_memory import SharedMemoryError, require_shared_memory
 
 from ..conftest import ROOT, TINY
 from .test_shared_memory import Ragged, Square, loader
@@ -68,3 +68,14 @@ def test_no_room_for_the_semaphores_is_found_before_workers_start(monkeypatch: p
     with pytest.raises(SharedMemoryError, match=r"\(0\.0 MB of 0\.0 MB are free\)"):
         list(batches_of(loader(Square(), workers=1)))
     assert len(list(batches_of(loader(Square(), workers=0)))) == 16
+
+
+def test_systems_without_dev_shm_start_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("data.shared_memory.shutil.disk_usage", missing)
+    with pytest.raises(SharedMemoryError, match="No such file or directory"):
+        require_shared_memory(1)
+    monkeypatch.setattr("data.shared_memory.sys.platform", "darwin")
+    require_shared_memory(1)

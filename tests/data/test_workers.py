@@ -47,6 +47,16 @@ def test_workers_default_to_the_cores_at_hand(
     assert workers.default_workers() == expected
 
 
+def test_workers_default_to_all_cores_on_a_system_that_cannot_tell_which_are_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(workers, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert workers.default_workers() == 5
+
+
 @pytest.mark.parametrize(("asked", "started"), [(None, 3), (0, 0), (8, 8)])
 def test_a_given_number_of_workers_is_kept(monkeypatch: pytest.MonkeyPatch, asked: int | None, started: int) -> None:
     monkeypatch.setattr("data.loader.default_workers", lambda: 3)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
@@ -50,7 +51,8 @@ def end_with_parent() -> None:
     An agent that was killed cannot end its processes, and they would train on. The signal is SIGKILL, because a process
     that waits for others in a collective handles no other signal. A checkpoint is complete at any moment.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":  # other systems have no prctl
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != PARENT:  # the agent ended before
         os.kill(os.getpid(), signal.SIGKILL)
 
