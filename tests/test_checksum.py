@@ -1,6 +1,9 @@
 """A damaged file is never used in silence."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import torch
 
 from xcit.errors import InputError
 from xcit.storage import read_tensors, write_safetensors, write_tensors
+
+from .conftest import ROOT
 
 DAMAGES = 100
 
@@ -87,3 +92,22 @@ def test_torch_and_safetensors_read_our_files(tmp_path: Path) -> None:
     tensors = some_tensors()
     write_safetensors(tmp_path / "a.safetensors", tensors)
     assert equal(safetensors.load_file(tmp_path / "a.safetensors"), tensors)
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+WRITE_THE_SAME = """
+import sys, torch
+from pathlib import Path
+from xcit.storage import write_safetensors
+write_safetensors(Path(sys.argv[1]), {"größe": torch.ones(3), "b": torch.zeros(2, dtype=torch.int64)})
+"""
+
+
+def test_the_same_tensors_give_the_same_file_in_every_process(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.safetensors" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        subprocess.run([sys.executable, "-c", WRITE_THE_SAME, path], check=True, cwd=ROOT, env=environment)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert read_tensors(paths[0])["größe"].tolist() == [1, 1, 1]

@@ -5,6 +5,7 @@ checksum of all their bytes. It is where other programs ignore it: in the commen
 of a safetensors file. Files without it are checked as far as they allow: a zip archive by its CRCs, others not at all.
 """
 
+import json
 import re
 import sys
 import zipfile
@@ -41,9 +42,19 @@ def seal_zip(file: IO[bytes]) -> None:
 
 
 def seal_safetensors(content: bytes) -> bytes:
-    """Fill in the checksum of a safetensors file whose metadata have METADATA_KEY with as many zeros."""
+    """Add the checksum to the metadata of a safetensors file.
+
+    The header is written here, because safetensors writes several metadata in a random order: the same tensors would
+    give different files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"][METADATA_KEY] = "0" * DIGITS
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    content = len(text).to_bytes(8, "little") + text + content[end:]
     place = IN_METADATA.search(content)
-    assert place and place[1] == b"0" * DIGITS
+    assert place
     return content[: place.start(1)] + xxhash.xxh3_128_hexdigest(content).encode() + content[place.end(1) :]
 
 

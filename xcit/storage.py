@@ -17,8 +17,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .checksum import (
-    DIGITS,
-    METADATA_KEY,
     DamagedFileError,
     seal_safetensors,
     seal_zip,
@@ -101,8 +99,8 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors by name as a safetensors file with a checksum, which `read_tensors` reads and verifies."""
-    metadata = {"format": "pt", METADATA_KEY: "0" * DIGITS}
-    whole = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()}, metadata)
+    contiguous = {key: value.contiguous() for key, value in tensors.items()}
+    whole = safetensors.torch.save(contiguous, {"format": "pt"})  # which other libraries require
     sealed = seal_safetensors(whole)
     write_atomically(path, lambda file: file.write(sealed))
 
