@@ -6,6 +6,7 @@ torchrun --nproc-per-node=8 eval.py …
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.item
 
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
-    with distributed.session() as device:
+    with distributed.session() as device, ExitStack() as at_end:
         # 1. Read the checkpoint and its run's configuration.
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
@@ -79,6 +80,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
         preprocessing = saved.weights.preprocessing(model)
 
         # 5. The evaluation at each resolution.
+        at_end.callback(folder.close)
+        distributed.on_main(folder.create)
         say(start_up_lines({"evaluation": examples}), shown=distributed.is_main())
         view = VIEWS[task_class.view].evaluation
         rows = sweep(
@@ -103,7 +106,6 @@ def evaluate(config: EvalConfig) -> list[Row]:
 
         # 6. The report.
         if distributed.is_main():
-            folder.create()
             folder.describe(to_yaml(whole))
             trained_at = saved.config.data.image_size if saved.config else None
             write_report(folder.path, rows, task_class.headline, trained_at)

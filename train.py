@@ -20,7 +20,7 @@ from data.gpu_decoding import require_gpu_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
 from data.samplers import TrainBatches
-from data.start_up import say, start_up_lines, warn_of_other_split
+from data.start_up import few_images_lines, say, start_up_lines, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model
 from xcit.command import guarded, run, typed_keys
@@ -34,14 +34,14 @@ from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism, warn_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
-from xcit.engine.progress import announce_few_images, announce_resume
+from xcit.engine.progress import announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals, if_stopped
 from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
-from xcit.errors import given_as, print_note
+from xcit.errors import given_as
 from xcit.evaluation.report import read_score, write_report
 from xcit.evaluation.resolutions import sweep
 from xcit.models.dry_run import dry_run
@@ -62,7 +62,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         # 1. The configuration: as composed, or that of the run to continue, changed by what was typed.
         origin = find_origin(str(raw["resume"]), raw["run_dir"], lambda: read_config(TrainConfig, raw, TABLES).name)
         if origin:
-            at_end.callback(origin.folder.lock.release)
+            at_end.callback(origin.folder.close)
             raw, choices = continued(origin.config, origin.choices, raw, choices, typed)
         given = read_config(TrainConfig, raw, TABLES)
         require_determinism(given.deterministic)
@@ -79,11 +79,11 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         # 3. The run's folder. A finished run is left as it is.
         length = Length(config.train.epochs, config.train.updates)
         if origin and origin.is_finished and origin.is_complete(length):
-            print_note(f"{origin.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
+            origin.announce_end()
             return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
-        at_end.callback(folder.lock.release)
+        at_end.callback(folder.close)
 
         # 4. The model, and the task that says what it learns.
         model = new_model(config, target, pretrained=None if origin else config.pretrained)
@@ -99,8 +99,6 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             warn_of_other_split(origin.saved["identity"].get("order", {}), held_out, within_epoch=state.seen > 0)
             before = without_credentials(read_config(TrainConfig, origin.config, TABLES).model_dump())
             announce_resume(origin.checkpoint, state.epoch, state.seen, before, state.identity["config"])
-        else:
-            announce_few_images(len(examples), config.data.name, config.pretrained, config.optim.layer_decay)
 
         # 6. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
@@ -117,9 +115,12 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 max_pixels=config.data.max_pixels,
             )
 
-        validation = batches_at(config.data.image_size)
         # Say what is read, and look through the validation images.
-        say(start_up_lines({"training": examples, "validation": held_out}), shown=distributed.is_main())
+        validation = batches_at(config.data.image_size)
+        lines = start_up_lines({"training": examples, "validation": held_out})
+        if not config.pretrained and not origin:
+            lines += few_images_lines(len(examples), config.data.image_size, config.optim.layer_decay)
+        say(lines, shown=distributed.is_main())
         looks = distributed.from_all(look_through(validation))
         say(require_sound(looks, len(held_out)), shown=distributed.is_main())
 
@@ -141,11 +142,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 **config.optim.schedule,
             ),
             device=device,
-            precision=config.train.precision,
-            global_batch_size=config.train.global_batch_size,
-            accumulate=config.train.accumulate,
+            **config.train.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every"}),
             clip_norm=config.optim.clip_norm,
-            log_every=config.train.log_every,
             seed=config.seed,
             length=length,
             frozen=frozen_parts(model, config.train.freeze),

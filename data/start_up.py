@@ -10,6 +10,11 @@ from xcit.errors import InputError, Notice
 from .about import About, Skipped, counted
 from .examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, Examples
 
+FEW_IMAGES = 3_000
+"""Below this number of training images, a run from scratch prints a note."""
+PHOTOGRAPHS = 64
+"""The smallest image size in pixels for which it does."""
+
 
 def start_up_lines(splits: Mapping[str, Examples]) -> list[str]:
     """Describe the data in one line, and what is skipped in another one.
@@ -32,6 +37,22 @@ def start_up_lines(splits: Mapping[str, Examples]) -> list[str]:
     if skipped := str(sum(by_folder.values(), Skipped())):
         lines.append(f"data: skipped {skipped}")
     return lines
+
+
+def few_images_lines(num_images: int, image_size: int, layer_decay: float | None) -> list[str]:
+    """A note for a run that trains on few photographs from scratch. Smaller pictures, such as digits, are simpler.
+
+    Args:
+        image_size: In pixels.
+        layer_decay: The recipe's; only recipes for fine-tuning have one.
+    """
+    if num_images >= FEW_IMAGES or image_size < PHOTOGRAPHS:
+        return []
+    other = "; for training from scratch, recipe=folder_from_scratch learns faster" if layer_decay else ""
+    return [
+        f"note: training from scratch on {num_images:,} images: a good model needs some thousands, or pretrained "
+        f"weights (pretrained=){other}"
+    ]
 
 
 def say(lines: Sequence[str], *, shown: bool) -> None:

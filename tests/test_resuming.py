@@ -140,7 +140,11 @@ def test_a_finished_run_stays_as_it_is_and_is_continued_elsewhere(
     result = command("train.py", "resume=auto", f"run_dir={whole}", "train.epochs=3")
     assert result.status == 2
     assert "its run is finished; to train it longer, give resume=" in result.stderr
-    result = command("train.py", f"resume={whole}", "run_dir=longer", "train.epochs=3")
+    # It is killed before its first update, and continued as the longer run that it is.
+    kill = AT_STEP_14.format("signal.raise_signal(signal.SIGKILL)").replace("== 13", "== 22")
+    longer_run = ("train.py", f"resume={whole}", "run_dir=longer", "train.epochs=3")
+    assert launch(*longer_run, cwd=tmp_path, before=kill).status == -9
+    result = command("train.py", "resume=longer")
     assert result.status == 0, result.stderr
     assert contents(whole) == before
     longer = metrics(tmp_path / "longer")

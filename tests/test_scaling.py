@@ -4,14 +4,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import xcit
-from xcit.engine.progress import announce_few_images
+from data.start_up import few_images_lines
 from xcit.storage import read_tensors
 
 from .conftest import ROOT, Result, launch
@@ -107,23 +106,15 @@ def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ((192, "folder", None, None), True),
-        ((3_000, "folder", None, None), False),
-        ((192, "folder", "fb_dist_in1k", None), False),
-        ((1_437, "digits", None, None), False),
-    ],
-)
-def test_a_run_from_scratch_on_few_images_is_told_of(
-    given: Any, told: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    announce_few_images(*given)
-    assert ("note: training from scratch on 192 images: a good model needs" in capsys.readouterr().err) == told
+@pytest.mark.parametrize(("num_images", "image_size", "told"), [(192, 224, 1), (3_000, 224, 0), (1_437, 32, 0)])
+def test_a_run_from_scratch_on_few_photographs_is_told_of(num_images: int, image_size: int, told: int) -> None:
+    assert len(few_images_lines(num_images, image_size, None)) == told
 
 
-def test_the_note_names_the_recipe_for_training_from_scratch(capsys: pytest.CaptureFixture[str]) -> None:
-    announce_few_images(192, "folder", None, 0.75)
-    (recipe,) = re.findall(r"recipe=(\w+)", capsys.readouterr().err)
+def test_the_note_names_the_recipe_for_training_from_scratch() -> None:
+    (line,) = few_images_lines(192, 224, 0.75)
+    assert line.startswith(
+        "note: training from scratch on 192 images: a good model needs some thousands, or pretrained"
+    )
+    (recipe,) = re.findall(r"recipe=(\w+)", line)
     assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()

@@ -68,6 +68,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         raise InputError(describe(invalid, complete, plain)) from None
 
 
+REMOVED = object()
 Choices = Mapping[str, str | None]
 """Group → the file of conf/ that was chosen for it."""
 
@@ -88,14 +89,17 @@ def continued(
     config, now = OmegaConf.create({**before}), {**choices_before}
     for key in dict.fromkeys(["resume", "run_dir", *typed]):
         if key == "recipe":
-            if choices_before.get(key, choices[key]) != choices[key]:
-                raise InputError(f"recipe={choices[key]}: the run to continue has recipe={choices_before[key]}")
+            if choices_before.get(key, choices.get(key)) != choices.get(key):
+                raise InputError(f"recipe={choices.get(key)}: the run to continue has recipe={choices_before[key]}")
             continue
         if key in choices:
             now[key] = choices[key]
             if is_same_choice(key, before, choices_before, composed, choices):
                 continue  # what was set in this group when the run was started stays
-        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+        value = OmegaConf.select(composed, key, default=REMOVED)
+        if value is REMOVED:
+            raise InputError(f"~{key}: cannot be removed from the configuration of the run to continue")
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
     # A length that was typed takes the place of the run's, which may be given in the other unit.
     if "train.epochs" in typed and "train.updates" not in typed:
         config.train.updates = None

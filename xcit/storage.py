@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         WriteError: The file cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
         try:
             with aside.open("w+b") as file:
@@ -49,13 +49,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def aside_of(path: Path) -> Path:
+    """The temporary name beside a file. A run removes the ones that a killed process left (`.*.tmp`)."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the renames in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -105,7 +105,8 @@ def go_on(
     folder, state = RunFolder(path), begin()
     if folder.last.exists():
         state.load_state_dict(read_state(folder.last), str(folder.last))
-    folder.create()
+    path.mkdir(parents=True, exist_ok=True)
+    folder.lock.acquire()
 
     def die(at: str) -> None:
         if killed_at == (state.step, at):

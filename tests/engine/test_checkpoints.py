@@ -9,7 +9,7 @@ from xcit.engine.checkpoints import Checkpoints, Score
 from xcit.engine.resume import find_origin
 from xcit.engine.run_folder import RunFolder
 from xcit.errors import InputError
-from xcit.storage import read_tensors, write_tensors
+from xcit.storage import WriteError, read_tensors, write_tensors
 
 from .toy import ToyLoader, run
 
@@ -143,3 +143,33 @@ def test_a_run_without_last_continues_from_best(tmp_path: Path) -> None:
     origin = find_origin("auto", str(tmp_path), str)
     assert origin and origin.checkpoint == folder.best
     origin.folder.lock.release()
+
+
+def test_scores_whose_checkpoints_are_gone_are_dropped(tmp_path: Path) -> None:
+    checkpoints = keep_scores(tmp_path / "checkpoints", [3.0, 2.0, 1.0], keep_last=1, keep_best=3)
+    scores = {1: (3.0, "raw"), 2: (2.0, "raw"), 3: (1.0, "raw")}
+    assert checkpoints.existing(scores) == scores
+    checkpoints.best.unlink()
+    assert checkpoints.existing(scores) == {2: (2.0, "raw"), 3: (1.0, "raw")}
+    assert read_tensors(checkpoints.best)["step"] == 2, "the best one that is left"
+    checkpoints.best_of(3).unlink()
+    assert checkpoints.existing({2: (2.0, "raw"), 3: (1.0, "raw")}) == {2: (2.0, "raw")}
+
+
+def test_an_epoch_is_ranked_once(tmp_path: Path) -> None:
+    """A second try to write a checkpoint ranks its epoch again."""
+    scores = {10: (5.0, "raw"), 7: (4.0, "raw")}
+    assert Checkpoints(tmp_path, keep_best=2).rank(scores, 10, (5.0, "raw")) == {10: (5.0, "raw"), 7: (4.0, "raw")}
+
+
+def test_a_failed_save_leaves_the_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = keep_scores(tmp_path / "checkpoints", [1.0, 2.0, 3.0], keep_last=3, keep_best=1)
+    before = steps(tmp_path / "checkpoints")
+
+    def full(path: Path, content: object) -> None:
+        raise WriteError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("xcit.engine.checkpoints.write_tensors", full)
+    with pytest.raises(WriteError, match=r"/last\.pt: cannot be written"):
+        checkpoints.write_last(content(4), [3])
+    assert steps(tmp_path / "checkpoints") == before

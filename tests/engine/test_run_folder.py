@@ -49,7 +49,7 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path)
     with pytest.raises(InputError, match="holds a run that cannot be continued \\(it has no checkpoint\\)"):
         find_origin("auto", str(tmp_path), str)
     metrics.write_text(first_epoch)
-    (tmp_path / "classes.json").unlink()
+    (tmp_path / "classes.json").unlink()  # before metrics.jsonl, a run writes classes.json
     with pytest.raises(InputError, match="is not empty"):
         RunFolder(tmp_path).require_free(restart=True)  # this could be an evaluation's folder
 
@@ -119,3 +119,45 @@ def test_a_finished_run_is_continued_in_a_new_folder(tmp_path: Path) -> None:
     assert folder_for(origin, str(folder.path), str(tmp_path / "longer"), "name").path == tmp_path / "longer"
     with pytest.raises(InputError, match="its run is finished; to train it longer, give resume="):
         folder_for(origin, "auto", str(folder.path), "name")
+
+
+def test_a_run_killed_while_its_folder_is_made_may_start_over(tmp_path: Path) -> None:
+    for name in ("run.lock", "config.yaml", "environment.json"):
+        (tmp_path / name).write_text("")
+        RunFolder(tmp_path).require_free(restart=True)
+
+
+def test_two_starts_in_one_folder_do_not_meet(tmp_path: Path) -> None:
+    """Both find the folder free. The second one notices when it takes the lock, after the first has ended."""
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    for folder in (first, second):
+        folder.require_free(restart=True)
+    first.create()
+    with pytest.raises(InputError, match="another process is writing"):
+        second.create()
+    first.last.parent.mkdir()
+    write_checkpoint(first.last, 7)
+    first.close()
+    with pytest.raises(InputError, match="is not empty"):
+        second.create()
+    second.close()
+    assert [path.name for path in first.path.iterdir()] == ["checkpoints"]
+
+
+def test_a_folder_to_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.require_free()
+    folder.create()
+    folder.close()
+    assert not folder.path.exists()
+
+
+def test_auto_ignores_what_a_refused_resume_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    older, newer = (with_checkpoint(Path("runs/name") / stamp) for stamp in ("a", "b"))
+    os.utime(older.last, (1000, 1000))
+    (older.path / "run.lock").touch()
+    (older.path / "run.lock").unlink()
+    origin = find_origin("auto", None, lambda: "name")
+    assert origin and origin.folder.path == newer.path
+    origin.folder.lock.release()

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from xcit.engine import run_lock
 from xcit.engine.run_lock import STALE, Owner, RunLock
 from xcit.errors import InputError, TrainingError
 
 HOLD = """
 import sys
 from pathlib import Path
+from xcit.engine import run_lock
 from xcit.engine.run_lock import RunLock
 RunLock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
@@ -74,21 +76,49 @@ def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("machine", ["another kernel", ""])
-def test_the_lock_of_another_machine_expires(tmp_path: Path, machine: str) -> None:
-    """Its processes cannot be looked up, so the time of its last touch decides."""
+def test_the_lock_of_another_machine_expires(
+    tmp_path: Path, machine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its processes cannot be looked up, so a touch decides. The test's clock runs without waiting."""
     owner = replace(Owner.this_process(), host="elsewhere", machine=machine, pid=1, started="1")
-    write_lock(tmp_path, owner, age=STALE - 30)
-    with pytest.raises(InputError, match=r"\(host elsewhere, pid 1, since .*the lock expires in (30|29) seconds"):
+    path = write_lock(tmp_path, owner, age=STALE - 30)
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: path.touch())
+    with pytest.raises(InputError, match=r"another process is writing to it \(host elsewhere, pid 1, since "):
         RunLock(tmp_path).acquire()
-    write_lock(tmp_path, owner, age=STALE + 1)
+    assert "waiting up to 30 s for a sign of life of host elsewhere" in capsys.readouterr().err
+
+    # Without a touch it is taken over as soon as it is old enough.
+    write_lock(tmp_path, owner, age=STALE - 30)
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: None)
+    ages = iter([STALE - 30, STALE - 20, STALE + 1])
+    monkeypatch.setattr(run_lock, "seconds_since_touched", lambda path: next(ages))
     lock = RunLock(tmp_path)
-    lock.acquire()
+    with pytest.raises(StopIteration):
+        lock.acquire()
+        next(ages)
     lock.require_held()
 
 
-def test_a_lock_that_is_just_being_written_is_respected(tmp_path: Path) -> None:
-    (tmp_path / "run.lock").touch()
-    with pytest.raises(InputError, match="an unknown process"):
+def test_the_lock_of_a_live_process_of_this_machine_never_expires(tmp_path: Path) -> None:
+    """It may have been stopped by Ctrl-Z, or the machine may have slept."""
+    process = held_by_another_process(tmp_path)
+    try:
+        path = tmp_path / "run.lock"
+        os.utime(path, (path.stat().st_mtime - 10 * STALE,) * 2)
+        with pytest.raises(InputError, match=f"pid {process.pid}"):
+            RunLock(tmp_path).acquire()
+    finally:
+        process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    RunLock(tmp_path).acquire()  # its parent has not collected it: a zombie has ended, too
+    process.wait()
+
+
+def test_a_lock_that_is_just_being_written_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.lock"
+    path.touch()
+    monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: path.write_text("its owner"))
+    with pytest.raises(InputError, match=r"another process is writing to it \(unknown\)"):
         RunLock(tmp_path).acquire()
 
 
@@ -107,6 +137,7 @@ def test_of_many_processes_one_gets_the_lock_of_a_dead_owner(tmp_path: Path) -> 
     race = """
 import sys
 from pathlib import Path
+from xcit.engine import run_lock
 from xcit.engine.run_lock import RunLock
 from xcit.errors import InputError
 print("ready", flush=True)

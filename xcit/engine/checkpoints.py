@@ -7,15 +7,15 @@ best-epoch-12.pt … of the next best ones (train.keep_best)
 set_aside/         what a resumed run did not use: damaged checkpoints, and those after its own
 """
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..storage import write_tensors
+from ..storage import WriteError, aside_of, sync_folder, write_tensors
 from .state import read_state
 
 SET_ASIDE = "set_aside"
@@ -42,9 +42,20 @@ class Checkpoints:
 
     def rank(self, scores: Mapping[int, Score], epoch: int, score: Score) -> dict[int, Score]:
         """Add an epoch to the scores of the kept epochs. Return the best ones; the first is the best of all."""
-        every = [*scores.items(), (epoch, score)]
+        every = [*((other, kept) for other, kept in scores.items() if other != epoch), (epoch, score)]
         every.sort(key=lambda item: -item[1][0])  # of equal scores, the older one is better
         return dict(every[: self.keep_best])
+
+    def existing(self, scores: Mapping[int, Score]) -> dict[int, Score]:
+        """Drop the epochs whose checkpoint is gone, and make the best one that is left best.pt."""
+        kept: dict[int, Score] = {}
+        for epoch, score in scores.items():
+            path = self.best_of(epoch)
+            if not kept and path.exists() and not self.best.exists():
+                path.replace(self.best)
+            if path.exists() or (not kept and self.best.exists()):
+                kept[epoch] = score
+        return kept
 
     def write_best(self, content: Mapping[str, Any], ranking: Sequence[int], epoch: int) -> None:
         """Write the checkpoint of an epoch that was just validated, if it is among the best.
@@ -77,11 +88,18 @@ class Checkpoints:
             OSError: A file cannot be written.
         """
         self.folder.mkdir(exist_ok=True)
+        # Write the new checkpoint completely before the others move: if that fails, they stay what they are.
+        new = aside_of(self.last)
+        try:
+            write_tensors(new, content)
+        except WriteError as error:
+            raise WriteError(error.errno, error.strerror, str(self.last)) from None
         for number in range(self.keep_last - 1, 0, -1):
             newer = self.previous(number - 1)
             if newer.exists():
                 replace_by_copy(self.previous(number), newer)
-        write_tensors(self.last, content)
+        new.replace(self.last)
+        sync_folder(self.folder)
         kept = {self.best_of(epoch) for epoch in ranking[1:]} | {self.previous(n) for n in range(self.keep_last)}
         for path in [*self.folder.glob("last-*.pt"), *self.folder.glob("best-epoch-*.pt")]:
             if path not in kept:
@@ -141,13 +159,16 @@ def step_of(path: Path) -> float:
         return float("inf")
 
 
-def replace_by_copy(target: Path, source: Path) -> None:
-    """Make `target` the same file as `source`, by a hard link where the file system has them."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def replace_by_copy(target: Path, source: Path, *, link: bool = True) -> None:
+    """Make `target` the same as `source`, by a hard link if that is wanted and the file system has them."""
+    aside = aside_of(target)
     try:
-        try:
-            aside.hardlink_to(source)
-        except OSError:
+        linked = False
+        if link:
+            with suppress(OSError):
+                aside.hardlink_to(source)
+                linked = True
+        if not linked:
             shutil.copy2(source, aside)
         aside.replace(target)
     finally:

@@ -11,11 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from ..errors import print_note
 from . import distributed
-
-FEW_IMAGES = 3_000
-"""Below this number of training images, a run from scratch prints a note."""
 
 
 class Progress:
@@ -66,19 +62,6 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.bar.stop()
-
-
-def announce_few_images(
-    num_images: int, data_name: str, pretrained: str | bool | None, layer_decay: float | None
-) -> None:
-    """Print a note if few photographs train a model from scratch. The demo's digits are simpler than photographs."""
-    if pretrained or num_images >= FEW_IMAGES or data_name == "digits" or not distributed.is_main():
-        return
-    other = "; for training from scratch, recipe=folder_from_scratch learns faster" if layer_decay else ""
-    print_note(
-        f"training from scratch on {num_images:,} images: a good model needs some thousands, or published weights "
-        f"(pretrained=fb_dist_in1k){other}"
-    )
 
 
 def announce_resume(

@@ -22,10 +22,7 @@ class Recorder:
 
     def __init__(self, path: Path, tracker: Tracker, *, after_step: int, epochs_done: int) -> None:
         self.path, self.tracker = path, tracker
-        if path.exists():
-            write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step, epochs_done)))
-        else:
-            write_text(path, "")
+        write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step, epochs_done)))
         self.unwritten: list[str] = []
         self.failing = False
 
@@ -94,7 +91,7 @@ def kept_lines(path: Path, after_step: int, epochs_done: int) -> list[str]:
     Raises:
         InputError: A line is damaged. Only the last one may be cut off, by a crash.
     """
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     kept = []
     for number, line in enumerate(lines, 1):
         try:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ..checkpoint import LAST
 from ..errors import InputError, print_note
+from ..storage import WriteError
 from . import distributed
 from .length import Length
-from .recorder import NullRecorder, Recorder
+from .recorder import NullRecorder, Recorder, kept_lines
 from .run_folder import RUNS, RunFolder, new_path, require_writable
 from .state import TrainingState, read_state
 from .trackers import make_tracker, new_run_id
@@ -25,6 +26,8 @@ class Origin:
     """The content of the checkpoint."""
     unused: list[Path]
     """Checkpoints of the same folder that cannot be read, or were written after this one."""
+    is_finished: bool
+    """Whether the run has its final evaluation."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -36,14 +39,14 @@ class Origin:
         """Group → the file of conf/ that was chosen for it. Older checkpoints do not have it."""
         return self.saved["identity"].get("choices", {})
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has its final evaluation."""
-        return self.folder.results.exists()
-
     def is_complete(self, length: Length) -> bool:
         """Whether nothing is left to train of a run of this length."""
         return length.is_reached(step=self.saved["step"], epoch=self.saved["epoch"], seen=self.saved.get("seen", 0))
+
+    def announce_end(self) -> None:
+        """Print that the run is finished."""
+        if distributed.is_main():
+            print_note(f"{self.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
 
     def set_unused_aside(self) -> None:
         """Move the unused checkpoints away, so that no later resume takes them for those of this run."""
@@ -68,10 +71,11 @@ def find_origin(resume: str, run_dir: str | None, name: Callable[[], str]) -> Or
         return None
     path, checkpoint = found
     folder = RunFolder(path)
-    if not folder.results.exists():
+    is_finished = distributed.on_main(folder.results.exists)
+    if not is_finished:
         distributed.on_main(lambda: lock(folder))
     checkpoint, unused = distributed.on_main(lambda: choose(folder, checkpoint))
-    return Origin(folder, checkpoint, read_state(checkpoint), unused)
+    return Origin(folder, checkpoint, read_state(checkpoint), unused, is_finished)
 
 
 def folder_for(origin: Origin | None, resume: str, run_dir: str | None, name: str) -> RunFolder:
@@ -103,19 +107,28 @@ def open_run(
         config_yaml: the content of config.yaml.
         name, logger: the tracker and its options, see `make_tracker`.
     """
-    if origin and origin.folder is not folder:
+    elsewhere = origin is not None and origin.folder is not folder
+    if elsewhere:
         state.identity["tracker"] = distributed.from_main(new_run_id())
     distributed.on_main(folder.create)
-    if not distributed.is_main():
-        return NullRecorder()
-    if origin and origin.folder is folder:
-        origin.set_unused_aside()
-    elif origin:
-        folder.inherit(origin.folder)
-    folder.describe(config_yaml, state.identity["classes"])
-    identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
-    tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
-    return Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
+    recorder: Recorder = NullRecorder()
+    if distributed.is_main():
+        try:
+            if origin and elsewhere:
+                folder.inherit(origin.folder, origin.unused)
+            # Before anything is changed: it raises an error for damaged rows.
+            kept_lines(folder.metrics, state.step, state.epoch)
+            if origin and not elsewhere:
+                origin.set_unused_aside()
+            folder.describe(config_yaml, state.identity["classes"])
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror or str(error), error.filename or str(folder.path)) from None
+        identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
+        tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
+        recorder = Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
+    if elsewhere:
+        folder.save(state, recorder)  # so that a kill before the first checkpoint loses nothing
+    return recorder
 
 
 def locate(resume: str, run_dir: str | None, name: Callable[[], str]) -> tuple[Path, Path | None] | None:

@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,15 +19,17 @@ from ..checkpoint import LAST
 from ..errors import InputError, TrainingError, print_note
 from ..storage import write_text
 from . import distributed
-from .checkpoints import Checkpoints, Score
+from .checkpoints import Checkpoints, Score, replace_by_copy
 from .recorder import Recorder, epochs_begun
-from .run_lock import RunLock
+from .run_lock import LOCK, RunLock
 from .state import TrainingState
 
 RUNS = Path("runs")
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 
+DESCRIPTION = ("config.yaml", "environment.json", "classes.json")
+"""What `describe` writes, in this order."""
 MAX_FAILURES = 3
 """Failed checkpoints in a row after which the run ends."""
 
@@ -50,6 +53,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / LAST.parent)
         self.last, self.best = self.checkpoints.last, self.checkpoints.best
         self.lock = RunLock(path)
+        self.restart = False
         self.failures = 0
         """Checkpoints in a row that could not be written."""
 
@@ -64,34 +68,50 @@ class RunFolder:
 
     def require_free(self, *, restart: bool = False) -> None:
         """Refuse a folder that is not empty, unless `restart` is true and its run ended before its first checkpoint."""
-        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        abandoned = restart and {"config.yaml", "classes.json"} <= names and not self.holds_work
-        if names and not abandoned:
+        self.restart = restart
+        names = {path.name for path in self.path.iterdir()} - {LOCK} if self.path.is_dir() else set()
+        begun = names <= set(DESCRIPTION) or {"config.yaml", "classes.json"} <= names
+        if names and not (restart and begun and not self.holds_work):
             raise InputError(
                 f"run_dir={self.path}: is not empty; choose a new folder, or continue its run with resume="
             )
         require_writable(self.path)
 
     def create(self) -> None:
-        """Make the folder that `require_free` has accepted, and lock it."""
+        """Make the folder that `require_free` has accepted, and lock it. The folder of a resumed run is locked already.
+
+        Raises:
+            InputError: The folder cannot be made, or another run wrote to it in the meantime.
+        """
+        if self.lock.is_ours:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except OSError as error:
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
+        self.require_free(restart=self.restart)
 
-    def inherit(self, other: "RunFolder") -> None:
-        """Copy the metrics and the best checkpoints of the run that this one continues."""
+    def close(self) -> None:
+        """Release the lock. Remove the folder if nothing was written to it."""
+        was_ours = self.lock.is_ours
+        self.lock.release()
+        if was_ours:
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def inherit(self, other: "RunFolder", unused: Sequence[Path]) -> None:
+        """Copy the metrics and the best checkpoints of the run that this one continues, without its unused ones."""
         if other.metrics.exists():
-            shutil.copy2(other.metrics, self.metrics)
+            replace_by_copy(self.metrics, other.metrics, link=False)
         self.checkpoints.folder.mkdir(exist_ok=True)
-        for path in other.checkpoints.folder.glob("best*.pt"):
-            shutil.copy2(path, self.checkpoints.folder / path.name)
+        for path in set(other.checkpoints.folder.glob("best*.pt")) - set(unused):
+            replace_by_copy(self.checkpoints.folder / path.name, path, link=False)
 
     def describe(self, config_yaml: str, classes: list[str] | None = None) -> None:
         """Write config.yaml, environment.json and classes.json; remove files that a killed run left half-written."""
         for leftover in self.path.rglob(".*.tmp"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", config_yaml)
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         if classes is not None:
@@ -109,24 +129,24 @@ class RunFolder:
             TrainingError: Several checkpoints in a row could not be written, or another process took the folder over.
         """
         content = state.state_dict()
-        best = state.best_scores
 
         def write() -> tuple[str | None, dict[int, Score]]:
             """Returns what went wrong, and the scores of the best checkpoints that are there."""
-            written = best
+            best = state.best_scores
             try:
                 self.lock.require_held()
-                recorder.flush()
+                best = self.checkpoints.existing(best)
                 if score is not None:
                     ranking = self.checkpoints.rank(best, state.epoch, score)
                     content["best_scores"] = ranking
                     content["best"], content["best_weights"] = next(iter(ranking.values()))
                     self.checkpoints.write_best(content, list(ranking), state.epoch)
-                    written = ranking
-                self.checkpoints.write_last(content, list(written))
+                    best = ranking
+                self.checkpoints.write_last(content, list(best))
+                recorder.flush()
             except OSError as error:
-                return f"{error.filename or self.last}: cannot be written ({error.strerror or error})", written
-            return None, written
+                return f"{error.filename or self.last}: cannot be written ({error.strerror or error})", best
+            return None, best
 
         fault, state.best_scores = distributed.on_main(write)
         self.failures = self.failures + 1 if fault else 0

@@ -11,18 +11,22 @@ import json
 import os
 import platform
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError, TrainingError, print_note
+from ..storage import aside_of
 
 LOCK = "run.lock"
 HEARTBEAT = 10.0
 """Seconds between two touches."""
 STALE = 90.0
 """Seconds after which the lock of another machine is taken over."""
+POLL = 2.0
+"""Seconds between two looks at such a lock."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,11 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """Empty if there is no such process."""
+    """When a process started; empty if it has ended."""
     with suppress(OSError):
-        # The name of the program is in parentheses and may hold spaces. The start is field 22.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # The name of the program is in parentheses and may hold spaces. Then come field 3, the state, and field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]  # Z and X: it has ended, but its parent has not noticed
     return ""
 
 
@@ -76,6 +81,11 @@ class RunLock:
         """What the lock file holds while it is ours."""
         self.released = threading.Event()
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this object took the lock."""
+        return bool(self.content)
+
     def acquire(self) -> None:
         """Take the lock, or take over that of a dead owner.
 
@@ -83,7 +93,7 @@ class RunLock:
             InputError: Another process holds it.
             OSError: The lock cannot be written.
         """
-        if self.content:
+        if self.is_ours:
             return
         content = json.dumps(asdict(Owner.this_process())).encode()
         while not create(self.path, content):
@@ -132,27 +142,40 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def take_over(path: Path) -> None:
-    """Remove the lock of a dead owner.
+    """Remove the lock of a dead owner. Wait if that cannot be known yet.
 
     Raises:
-        InputError: The owner is alive, or may be.
+        InputError: The owner is alive.
     """
     content = path.read_bytes()
     owner = parse(content)
-    age = seconds_since_touched(path)
-    if not (owner and owner.has_ended) and age < STALE:
-        known = str(owner) if owner else "an unknown process"
-        later = ""
-        if not owner or owner.machine != machine():
-            later = f"; if that process has ended, the lock expires in {STALE - age:.0f} seconds"
-        raise InputError(f"run_dir={path.parent}: another process is writing to it ({known}){later}")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if owner and owner.machine and owner.machine == machine():
+        is_dead = owner.has_ended
+    else:
+        is_dead = expires(path, owner)
+    if not is_dead:
+        raise InputError(f"run_dir={path.parent}: another process is writing to it ({owner or 'unknown'})")
+    aside = aside_of(path)
     path.rename(aside)
     if aside.read_bytes() != content:  # another process took the lock over first: this is its new lock
         aside.rename(path)
         return
     aside.unlink()
     print_note(f"{path.parent}: taking over the lock of a process that has ended ({owner or 'unknown'})")
+
+
+def expires(path: Path, owner: Owner | None) -> bool:
+    """Wait until the lock is touched, or has not been touched for STALE seconds. Return whether it is the latter."""
+    touched = path.stat().st_mtime_ns
+    age = seconds_since_touched(path)
+    if age < STALE:
+        print_note(f"{path.parent}: waiting up to {STALE - age:.0f} s for a sign of life of {owner or 'its owner'}")
+    while age < STALE:
+        time.sleep(POLL)
+        if path.stat().st_mtime_ns != touched:
+            return False
+        age = seconds_since_touched(path)
+    return True
 
 
 def parse(content: bytes) -> Owner | None:
@@ -164,7 +187,7 @@ def parse(content: bytes) -> Owner | None:
 
 def seconds_since_touched(path: Path) -> float:
     """By the clock of the file system, which may differ from this machine's."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    probe = aside_of(path)
     try:
         probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime
