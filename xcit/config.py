@@ -173,14 +173,15 @@ class LoopConfig(Section):
     def scaled(self, num_images: int, world_size: int) -> "ScaledLoopConfig":
         """The same with numbers instead of "auto".
 
-        The global batch is the largest power of two that is at most 512 and half of the images, or a multiple of the
-        processes just below it. The epochs are 100, or more until there are 1,000 updates.
+        The global batch is the largest power of two that is at most 512 and half of the images, or just below it:
+        each process gets an even number of images in each pass, because mixup and CutMix mix pairs of images. The
+        epochs are 100, or more until there are 1,000 updates.
         """
-        parts = world_size * self.accumulate
+        step = 2 * world_size * self.accumulate
         largest = max(1, min(MOST_IMAGES_PER_UPDATE, num_images // 2))
         power_of_two = 1 << (largest.bit_length() - 1)
         given, epochs = self.global_batch_size, self.epochs
-        batch = given if isinstance(given, int) else max(parts, power_of_two // parts * parts)
+        batch = given if isinstance(given, int) else max(step, power_of_two // step * step)
         if epochs == "auto":
             updates_per_epoch = max(1, num_images // batch)
             epochs = max(FEWEST_EPOCHS, -(-FEWEST_UPDATES // updates_per_epoch))
