@@ -86,7 +86,8 @@ class EncodedImage:
         """Convert 16 bits per pixel to 8 bits; return other images unchanged. Pillow itself would clip values to 255.
 
         Raises:
-            BrokenImageError: Nothing says which range the values have: floats, or integers of more than 16 bits.
+            BrokenImageError: The range of the values is not that of 16 bits: floats, integers of more than 16 bits, or
+                8-bit values that are stored in more bits, which would become a black image.
         """
         if image.mode == "F":
             raise self.broken("it has floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
@@ -95,6 +96,11 @@ class EncodedImage:
         values = np.asarray(image)
         if not 0 <= values.min() <= values.max() <= 0xFFFF:
             raise self.broken(f"its pixels are from {values.min()} to {values.max()}; convert it to 8 or 16 bits")
+        if 0 < values.max() <= 0xFF:
+            bits = "16" if image.mode.startswith("I;16") else "32"
+            raise self.broken(
+                f"its {bits}-bit pixels are at most {values.max()}, as 8-bit values; convert it to 8 bits"
+            )
         return Image.fromarray((values >> 8).astype(np.uint8))
 
     def broken(self, reason: str) -> BrokenImageError:

@@ -165,6 +165,19 @@ def test_pixels_whose_range_nothing_tells_are_refused(pixels: np.ndarray, reason
         assert str(caught.value) == f"mine/a.jpg: cannot be decoded ({reason}; convert it to 8 or 16 bits)"
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "bits"), [("PNG", np.uint16, 16), ("TIFF", np.uint16, 16), ("TIFF", np.int32, 32)]
+)
+def test_8_bit_values_in_more_bits_do_not_become_a_black_image(kind: str, dtype: type, bits: int) -> None:
+    for look in (EncodedImage.rgb, whole):
+        with pytest.raises(BrokenImageError) as caught:
+            look(encoded(Image.fromarray((GRAY // 4 * 4).astype(dtype)), kind))
+        reason = f"its {bits}-bit pixels are at most 252, as 8-bit values; convert it to 8 bits"
+        assert str(caught.value) == f"mine/a.jpg: cannot be decoded ({reason})"
+        black = encoded(Image.fromarray(np.zeros_like(GRAY, dtype)), kind)
+        assert not np.asarray(black.rgb()).any(), "a black image is one"
+
+
 class One:
     """One example, whose image is `image`."""
 
