@@ -36,7 +36,7 @@ class Discarded(View):
         """Not called: the samples are dropped in the workers."""
 
 
-def look_through(validation: EvalLoader, seconds: float = LOOK_SECONDS) -> tuple[int, str | None]:
+def look_through(validation: EvalLoader, seconds: float = LOOK_SECONDS) -> tuple[int, InputError | None]:
     """Decode this process's validation images before training: ALWAYS_DECODED, and more as the time allows.
 
     Otherwise a broken image would stop the run at the end of its first epoch.
@@ -58,14 +58,14 @@ def look_through(validation: EvalLoader, seconds: float = LOOK_SECONDS) -> tuple
             if decoded >= ALWAYS_DECODED and time.monotonic() > end:
                 break
     except BrokenImageError as error:
-        return decoded, f"{error}; every validation image must be readable: remove or convert this file"
+        return decoded, InputError(f"{error}; every validation image must be readable: remove or convert this file")
     except InputError as error:
-        return decoded, str(error)
+        return decoded, error
     return decoded, None
 
 
-def require_sound(looks: Sequence[tuple[int, str | None]], total: int) -> list[str]:
-    """Raise an InputError if a process found a broken image. Return a line if not all images were decoded.
+def require_sound(looks: Sequence[tuple[int, InputError | None]], total: int) -> list[str]:
+    """Raise the error that a process met. Return a line if not all images were decoded.
 
     Args:
         looks: What `look_through` returned in each process.
@@ -73,7 +73,8 @@ def require_sound(looks: Sequence[tuple[int, str | None]], total: int) -> list[s
     """
     for _, error in looks:
         if error:
-            raise InputError(error)
+            error.of_one_process = False  # every process raises it here
+            raise error
     decoded = sum(number for number, _ in looks)
     if decoded == total:
         return []

@@ -18,6 +18,9 @@ class InputError(ValueError):
     and tokens in addresses are masked.
     """
 
+    of_one_process: bool = False
+    """Whether only one process raises it. Then this process prints it, otherwise the main one does."""
+
     def __init__(self, message: str) -> None:
         super().__init__(without_credentials(message))
 

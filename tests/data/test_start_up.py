@@ -1,17 +1,20 @@
 """Before a run begins, it says what is read and what is skipped, and finds broken validation images."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data import start_up
 from data.about import About, Skipped
 from data.datasets.digits import Digits
 from data.datasets.folder import Folder, list_class_folders
 from data.datasets.image_files import ImageFiles
+from data.encoded_image import NotEnoughMemoryError
 from data.examples import Examples, examples_to_evaluate
 from data.loader import EvalLoader
 from data.look import look_through, require_sound
@@ -131,6 +134,18 @@ def test_a_broken_validation_image_is_found_and_the_line_says_what_can_be_done(i
         require_sound([(3, None), look], 12)
     assert str(caught.value).startswith(f"{root}/dog/004.jpg: cannot be decoded (")
     assert str(caught.value).endswith("; every validation image must be readable: remove or convert this file")
+
+
+def test_an_error_of_the_machine_keeps_its_exit_status(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", opened)
+    count, error = look_through(loader_of(list_class_folders(image_tree("mine", {"cat": 2, "dog": 2}))))
+    sent = pickle.loads(pickle.dumps(error))  # as to the other processes
+    with pytest.raises(NotEnoughMemoryError, match="memory is too short") as caught:
+        require_sound([(count, sent)], 4)
+    assert (caught.value.exit_status, caught.value.of_one_process) == (1, False)
 
 
 def test_the_processes_share_the_look(image_tree: Tree) -> None:
