@@ -144,6 +144,7 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
         "bytes": arguments.bytes,
         "short_side": arguments.short_side,
         "source": fingerprint(images.classes, samples, sizes, Path(arguments.source)),
+        "decoded": not arguments.no_decode_check,
     }
     # Find the shards of an earlier call.
     known = known_shards(folder, made)
@@ -210,17 +211,29 @@ def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
     plan = folder / UNFINISHED / "plan.json"
     if found.is_file():
         index = parse_index(found.read_bytes(), str(found))
-        if index.made != made:
+        if not is_continued(index.made, made):
             raise InputError(f"{folder}: contains shards of other images or options; give a new folder")
         return {shard.name: shard for shard in index.shards}
     if plan.is_file():
-        if read_json(plan) != made:
+        if not is_continued(read_json(plan), made):
             raise InputError(
                 f"{folder}: contains unfinished shards of other images or options; remove it, or give a new folder"
             )
     elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
         raise InputError(f"{folder}: is not empty; give a new folder")
     return {}
+
+
+def is_continued(before: Any, made: dict[str, Any]) -> bool:
+    """Whether earlier shards are of the same images and options, so that they are kept.
+
+    Then `made` says that all images were decoded only if the earlier call decoded them, too. Older versions did not
+    record it.
+    """
+    if not isinstance(before, dict) or before | {"decoded": None} != made | {"decoded": None}:
+        return False
+    made["decoded"] = made["decoded"] and before.get("decoded") is True
+    return True
 
 
 def is_finished(folder: Path, known: dict[str, Shard]) -> bool:

@@ -135,9 +135,6 @@ class ShardImages(Examples):
     not be carried over a fork.
     """
 
-    decoded_before = True
-    """make_shards.py decodes each image, and remote shards should not be fetched before they are needed."""
-
     def __init__(
         self,
         shards: list[LocatedShard],
@@ -156,6 +153,7 @@ class ShardImages(Examples):
         """
         self.shards, self.new_labels, self.classes = shards, new_labels, classes
         self.cache, self.shuffle_shards = cache, shuffle_shards
+        self.decoded_before = all(located.decoded for located in shards)
         self.ends = np.cumsum([located.shard.samples for located in shards])
         # The order of the shards in the current epoch. It is in shared memory, because the main process calls
         # `shuffled` and the workers must know which shards come next.

@@ -94,7 +94,7 @@ class Cache:
 
     def provide(self, located: LocatedShard, *, wait: bool) -> None:
         """Implement `require`. This method may also raise an OSError of the cache's folder."""
-        address, shard = located
+        address, shard = located.address, located.shard
         if self.is_checked(shard):
             return
         retry = self.retry if wait else replace(self.retry, retries=0)

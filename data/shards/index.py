@@ -72,6 +72,8 @@ class LocatedShard(NamedTuple):
     address: str
     """A path, or an address with a scheme such as https://."""
     shard: Shard
+    decoded: bool = False
+    """Whether its index says that make_shards.py decoded each image."""
 
     @property
     def is_remote(self) -> bool:
@@ -153,7 +155,8 @@ def locate(urls: list[str], option: str, read_index: Callable[[str], Index]) -> 
                     f"{option}={expanded}: no such shard in {join(folder, INDEX)}, which has {len(names)}: "
                     f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
                 )
-            found |= {address: LocatedShard(address, s) for s in matching for address in [join(folder, s.name)]}
+            decoded = indices[folder].made.get("decoded") is True
+            found |= {a: LocatedShard(a, s, decoded) for s in matching for a in [join(folder, s.name)]}
     if not found:
         raise InputError(f"{option}={urls}: must be an address of shards, or several")
     # All folders must have the same classes.

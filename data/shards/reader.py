@@ -32,7 +32,7 @@ def open_local(path: str) -> IO[bytes]:
 
 def require_size(file: IO[bytes], located: LocatedShard) -> None:
     """Raise a ShardError if an open shard has another size than in its index."""
-    address, shard = located
+    address, shard = located.address, located.shard
     size = os.fstat(file.fileno()).st_size
     if size != shard.bytes:
         raise ShardError(f"{address}: has {size:,} bytes where {INDEX} has {shard.bytes:,}")
@@ -97,7 +97,7 @@ class Reader:
 
     def scan(self, number: int, file: IO[bytes]) -> Positions:
         """Find the samples of a shard and remember their positions."""
-        address, shard = self.shards[number]
+        address, shard, _ = self.shards[number]
         positions = find_samples(file, address, self.classes)
         if len(positions) != shard.samples:
             raise ShardError(f"{address}: has {len(positions)} samples where {INDEX} has {shard.samples}")

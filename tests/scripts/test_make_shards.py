@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data.datasets.image_files import ImageFiles
+from data.datasets.imagenet_shards import ImageNetShards
 from data.shards import writing
 from data.shards.index import INDEX, parse_index
 
@@ -214,6 +215,27 @@ def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, 
     assert result.stderr.count("\n") == 1
     assert not list((tmp_path / "shards").rglob("*.tar*"))
     assert command(SCRIPT, str(tree), "shards", "--samples", "100", "--no-decode-check").status == 0
+    assert not decoded_before(tmp_path / "shards")
+
+
+def decoded_before(shards: Path) -> bool:
+    return ImageNetShards(urls=str(shards / "train")).train().decoded_before
+
+
+def test_the_index_says_whether_the_images_were_decoded(command: Command, tree: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
+    assert decoded_before(shards)
+    # A shard is made again, and the others are of an older version, which did not record it.
+    path = shards / "train" / INDEX
+    index = parse_index(path.read_bytes(), "")
+    del index.made["decoded"]
+    path.write_text(index.text())
+    (shards / "train" / "000000.tar").unlink()
+    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
+    assert not decoded_before(shards)
+    assert command(SCRIPT, "--index-only", "shards/train").status == 0
+    assert not decoded_before(shards)
 
 
 def test_a_class_whose_name_is_not_utf_8(command: Command, tree: Path, tmp_path: Path) -> None:
