@@ -14,7 +14,7 @@ class Skipped:
     """The files and folders in a folder that are not read."""
 
     others: Counter[str] = field(default_factory=Counter)
-    """Extension → number of files that are not images, or of a format that this Pillow cannot decode."""
+    """Extension → number of files that Pillow cannot read as images."""
     system: int = 0
     """Hidden files and folders, and those of the operating system."""
     loose: int = 0
@@ -40,11 +40,15 @@ class Skipped:
         )
 
     def __str__(self) -> str:
-        """As "3 files that are not images (2 .txt, 1 .heic), 2 system files"; empty if nothing is skipped."""
+        """As "3 files that Pillow cannot read as images (2 .txt, 1 .heic), 2 system files"; empty for none."""
         found = []
         if self.others:
             kinds = [f"{number:,} {suffix or 'without extension'}" for suffix, number in self.others.most_common()]
-            files = counted(self.others.total(), "file that is not an image", "files that are not images")
+            files = counted(
+                self.others.total(),
+                "file that Pillow cannot read as an image",
+                "files that Pillow cannot read as images",
+            )
             found.append(f"{files} ({listed(kinds)})")
         if self.system:
             found.append(counted(self.system, "hidden or system file"))

@@ -15,7 +15,7 @@ HELD_OUT = "the held-out images"
 VAL_FRACTION = "data.val_fraction"
 """The key of the share of the images that is held out."""
 NONE_HELD_OUT = "none"
-"""Its value if all images of such a data set are evaluated."""
+"""The value of HELD_OUT if all images are evaluated."""
 
 
 class Example(NamedTuple):

@@ -42,8 +42,8 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """List all images in root/CLASS/ and its subfolders, with classes and paths sorted.
 
-    Hidden files, those of the operating system and files that are not images are skipped and counted. The list comes
-    from the cache if no folder has changed since it was written.
+    Hidden files, those of the operating system and files that Pillow cannot read as images are skipped and counted. The
+    list comes from the cache if no folder has changed since it was written.
 
     Raises:
         InputError: A folder cannot be read.

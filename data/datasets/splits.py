@@ -19,8 +19,8 @@ SPELLINGS = {
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""Split → the names of its folder, in any case. A word of WORDS may stand before or after it, and a number at the end:
-Train, VALIDATION, train_images, TestSet and val2017 are recognized, too."""
+"""Split → the names of its folder, in upper or lower case. A word of WORDS may stand before or after it, and a number
+at the end: Train, VALIDATION, train_images, TestSet and val2017 are recognized, too."""
 WORDS = "data|dataset|files|folder|images?|img|imgs|photos|pictures|set|split"
 
 
@@ -109,9 +109,9 @@ def held_out(names: Sequence[str], fraction: float) -> np.ndarray:
     - If no hash is below the fraction, the image with the lowest hash is held out.
     - If all hashes are below the fraction, the image with the highest hash is for training.
 
-    Only in a class to which an exception applies, later images may return one image to the other split. A class with n
-    images is one with a probability of (1 - fraction)ⁿ, or fractionⁿ. In the first case an image moves from validation
-    to training, which does no harm. In the second case one image moves from training to validation.
+    Later images can move an image only in classes where an exception applied. A class with n images is such a class
+    with a probability of (1 - fraction)ⁿ, or fractionⁿ. In the first case an image moves from validation to training,
+    which does no harm. In the second case one image moves from training to validation.
 
     Args:
         names: The path of each image relative to its class folder.

@@ -45,7 +45,7 @@ def test_a_divided_folder_is_described_with_all_that_is_skipped(image_tree: Tree
     assert lines_of(source) == [
         f"data: {train} training images and {val} validation images in 2 classes from {root} "
         "(held out by file name: 20 %)",
-        "data: skipped 3 files that are not images (2 .txt, 1 .heic), 2 hidden or system files",
+        "data: skipped 3 files that Pillow cannot read as images (2 .txt, 1 .heic), 2 hidden or system files",
     ]
 
 
@@ -69,7 +69,7 @@ def test_many_extensions_take_no_more_than_a_line() -> None:
     images.about = About("there", "", {"there": Skipped()})
     images.about.skipped["there"].others.update({f".x{n}": 10 - n for n in range(10)})
     assert start_up_lines({"training": images})[1] == (
-        "data: skipped 55 files that are not images (10 .x0, 9 .x1, 8 .x2, 7 .x3, 6 .x4, 5 others)"
+        "data: skipped 55 files that Pillow cannot read as images (10 .x0, 9 .x1, 8 .x2, 7 .x3, 6 .x4, 5 others)"
     )
 
 
@@ -176,7 +176,7 @@ def test_a_run_says_what_it_reads_and_an_evaluation_too(
     (root / "cat" / "notes.txt").write_text("mine")
     (root / "cat" / "._000.png").write_text("macOS")
     val = len(Folder(root=str(root)).val())
-    skipped = "data: skipped 1 file that is not an image (1 .txt), 1 hidden or system file"
+    skipped = "data: skipped 1 file that Pillow cannot read as an image (1 .txt), 1 hidden or system file"
     from_root = f"in 2 classes from {root} (held out by file name: 20 %)"
 
     result = command("train.py", *SMALL, f"data.root={root}", "resolutions=[16]", "run_dir=run")

@@ -256,7 +256,7 @@ def test_splits_formats_and_system_files_are_those_of_the_folder(
     (tree / "Training" / "cat" / "a.txt").write_text("mine")
     result = command(SCRIPT, str(tree), "shards")
     assert result.status == 0, result.stderr
-    skipped = "skipped 1 file that is not an image (1 .txt), 1 hidden or system file"
+    skipped = "skipped 1 file that Pillow cannot read as an image (1 .txt), 1 hidden or system file"
     assert result.stderr == f"note: {tree}/Training: {skipped}\n"
     for split, samples in (("train", 3), ("test", 2)):
         (shard,) = parse_index((tmp_path / "shards" / split / INDEX).read_bytes(), "").shards

@@ -153,7 +153,8 @@ def test_a_class_folder_without_images_is_named_with_what_is_there(image_tree: T
     root = image_tree("mine", {"train/cat": 1, "train/dog": 0, "val/cat": 1})
     (root / "train" / "dog" / "a.heic").write_bytes(b"x")
     message = (
-        r"train/dog: holds no images \(skipped in .*/train: 1 file that is not an image \(1 \.heic\)\); each folder"
+        r"train/dog: holds no images \(skipped in .*/train: 1 file that Pillow cannot read as an image \(1 \.heic\)\); "
+        r"each folder"
     )
     with pytest.raises(InputError, match=message):
         Folder(root=str(root)).train()
