@@ -156,7 +156,9 @@ def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> Re
     source = config.data or (trained.data if trained else None)
     if not model or not source:
         missing = "data" if model else "model"
-        raise InputError(f"{missing}: must be given, because {config.checkpoint} contains only weights")
+        raise InputError(
+            f"{missing}: must be given, because {config.checkpoint} does not say which one in conf/{missing}"
+        )
     made_for = known_model.options.get("image_size") if known_model else None
     resolutions = config.resolutions or (trained.resolutions if trained else [made_for or source.image_size])
     dry_run(model.entry, model.options, {"resolutions": resolutions})

@@ -149,7 +149,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             frozen=frozen_parts(model, config.train.freeze),
         )
         recorder = open_run(folder, origin, state, to_yaml(config), **config.logger.model_dump())
-        with StopSignals() as signals, recorder:
+        with if_stopped(f"(to go on: train.py resume={folder.path})"), StopSignals() as signals, recorder:
             fit(
                 trainer,
                 batches,

@@ -110,7 +110,7 @@ def test_evaluation_of_bare_weights_needs_the_model_and_the_data(
         result = command(*command_line, *given)
         assert (result.status, result.stderr) == (
             2,
-            f"error: {missing}: must be given, because bare.pth contains only weights\n",
+            f"error: {missing}: must be given, because bare.pth does not say which one in conf/{missing}\n",
         )
     assert command(*command_line, "model=xcit_n12", "model.patch_size=8", "data=digits").status == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -130,18 +130,20 @@ def test_a_folder_whose_checkpoints_are_all_damaged_is_never_started_anew(tmp_pa
     folder.best.unlink()
     with pytest.raises(InputError, match=r"holds a run that cannot be continued \(.*last\.pt: damaged"):
         find_origin("auto", str(tmp_path), str)
+    assert not (tmp_path / "run.lock").exists()
     folder.last.unlink()
     folder.results.write_text("[]")
     with pytest.raises(InputError, match=r"holds a run that cannot be continued \(it has no checkpoint\)"):
         find_origin("auto", str(tmp_path), str)
 
 
-def test_a_run_without_last_continues_from_best(tmp_path: Path) -> None:
+def test_a_run_without_last_continues_from_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(tmp_path)
     keep_scores(folder.last.parent, [1.0, 0.5], keep_last=1, keep_best=1)
     folder.last.unlink()
     origin = find_origin("auto", str(tmp_path), str)
     assert origin and origin.checkpoint == folder.best
+    assert f"note: {folder.last}: is missing; continuing from {folder.best}\n" in capsys.readouterr().err
     origin.folder.lock.release()
 
 

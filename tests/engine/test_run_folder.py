@@ -44,6 +44,8 @@ def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path)
     first_epoch = '{"step": 1, "epoch": 1, "split": "train"}\n{"step": 1, "epoch": 1, "split": "val"}\n'
     metrics.write_text(first_epoch)
     RunFolder(tmp_path).require_free(restart=True)
+    with pytest.raises(InputError, match="its run has no checkpoint yet, resume=auto starts it again"):
+        RunFolder(tmp_path).require_free()
     assert find_origin("auto", str(tmp_path), str) is None
     metrics.write_text(first_epoch + '{"step": 2, "epoch": 2, "split": "train"}\n')
     with pytest.raises(InputError, match="holds a run that cannot be continued \\(it has no checkpoint\\)"):
@@ -161,3 +163,17 @@ def test_auto_ignores_what_a_refused_resume_touched(tmp_path: Path, monkeypatch:
     origin = find_origin("auto", None, lambda: "name")
     assert origin and origin.folder.path == newer.path
     origin.folder.lock.release()
+
+
+def test_a_full_disk_leaves_nothing_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, mode: str) -> None:
+        os.close(descriptor)
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(tmp_path / "run")
+    folder.require_free()
+    with monkeypatch.context() as patched:
+        patched.setattr("xcit.engine.run_lock.os.fdopen", full)
+        with pytest.raises(InputError, match=r"cannot be made \(No space left on device\)"):
+            folder.create()
+    assert not folder.path.exists()

@@ -133,7 +133,10 @@ class Checkpoints:
                 break
         if not steps:
             reasons = "; ".join(faults.values()) or "it has no checkpoint"
-            raise InputError(f"run_dir={self.folder.parent}: holds a run that cannot be continued ({reasons})")
+            raise InputError(
+                f"run_dir={self.folder.parent}: holds a run that cannot be continued ({reasons}); begin a new one "
+                "in another folder"
+            )
         return max(steps, key=lambda path: steps[path]), faults
 
     def after(self, chosen: Path, step: int) -> list[Path]:

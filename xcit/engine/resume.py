@@ -74,8 +74,12 @@ def find_origin(resume: str, run_dir: str | None, name: Callable[[], str]) -> Or
     is_finished = distributed.on_main(folder.results.exists)
     if not is_finished:
         distributed.on_main(lambda: lock(folder))
-    checkpoint, unused = distributed.on_main(lambda: choose(folder, checkpoint))
-    return Origin(folder, checkpoint, read_state(checkpoint), unused, is_finished)
+    try:
+        checkpoint, unused = distributed.on_main(lambda: choose(folder, checkpoint))
+        return Origin(folder, checkpoint, read_state(checkpoint), unused, is_finished)
+    except BaseException:
+        folder.lock.release()
+        raise
 
 
 def folder_for(origin: Origin | None, resume: str, run_dir: str | None, name: str) -> RunFolder:
@@ -170,6 +174,8 @@ def choose(folder: RunFolder, checkpoint: Path | None) -> tuple[Path, list[Path]
     if checkpoint:
         return checkpoint, folder.checkpoints.after(checkpoint, read_state(checkpoint)["step"])
     newest, faults = folder.checkpoints.newest()
+    if not folder.last.exists():
+        print_note(f"{folder.last}: is missing; continuing from {newest}")
     for fault in faults.values():
         print_note(f"{fault}; continuing from {newest}")
     return newest, list(faults)

@@ -71,10 +71,14 @@ class RunFolder:
         self.restart = restart
         names = {path.name for path in self.path.iterdir()} - {LOCK} if self.path.is_dir() else set()
         begun = names <= set(DESCRIPTION) or {"config.yaml", "classes.json"} <= names
-        if names and not (restart and begun and not self.holds_work):
-            raise InputError(
-                f"run_dir={self.path}: is not empty; choose a new folder, or continue its run with resume="
+        begun = begun and not self.holds_work
+        if names and not (restart and begun):
+            run = (
+                "its run has no checkpoint yet, resume=auto starts it again"
+                if begun
+                else "continue its run with resume="
             )
+            raise InputError(f"run_dir={self.path}: is not empty; choose a new folder, or {run}")
         require_writable(self.path)
 
     def create(self) -> None:
@@ -89,6 +93,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except OSError as error:
+            with suppress(OSError):
+                self.path.rmdir()
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
         self.require_free(restart=self.restart)
 
@@ -151,7 +157,10 @@ class RunFolder:
         fault, state.best_scores = distributed.on_main(write)
         self.failures = self.failures + 1 if fault else 0
         if self.failures == MAX_FAILURES:
-            raise TrainingError(f"{fault}; {MAX_FAILURES} checkpoints in a row failed, so the run ends")
+            raise TrainingError(
+                f"{fault}; {MAX_FAILURES} checkpoints in a row failed, so the run ends; "
+                f"when they can be written, train.py resume={self.path} continues it"
+            )
         if fault and distributed.is_main():
             print_note(f"{fault}; trying again at the next checkpoint")
         return not fault

@@ -131,13 +131,17 @@ class RunLock:
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Create the lock file. Return False if it exists."""
+    """Create the lock file. Return False if it exists. If it cannot be written, there is none."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 
 from ..checkpoint import FORMAT, upgraded
-from ..errors import InputError
+from ..errors import InputError, print_note
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from . import distributed
@@ -127,6 +127,11 @@ class TrainingState:
         seen = content.get("seen", 0)  # older checkpoints are of the end of an epoch
         if seen:
             self.require_same_order(content, origin)
+        elif distributed.is_main():
+            key = "the number of images"
+            before, now = (identity.get("order", {}).get(key) for identity in (content["identity"], self.identity))
+            if before != now:
+                print_note(f"{origin}: {key} was {before} and is {now} now")
         load_exactly(self.task, content["task"], origin)
         if (self.ema is None) != (content["ema"] is None):
             has, wants = ("no", "one") if self.ema else ("an", "none")
