@@ -43,7 +43,7 @@ from xcit.weights.published import find_published
 from xcit.weights.sources import locate, read_hub_config
 
 NOT_OPTIONS = ("num_classes", "in_chans", "pretrained_cfg", "label_names")  # in a hub folder's config.json
-TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
+TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
 def evaluate(config: EvalConfig) -> list[Row]:

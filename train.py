@@ -38,19 +38,21 @@ from xcit.engine.progress import announce_resume
 from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
-from xcit.engine.stopping import StopSignals, if_stopped
+from xcit.engine.stopping import StopSignals
 from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, write_report
 from xcit.evaluation.resolutions import sweep
+from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
+from xcit.signals import if_stopped
 from xcit.tasks import TASKS
 
-TABLES = make_tables(DATASETS, {name: view.training for name, view in VIEWS.items()})
+TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
 def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:

@@ -28,13 +28,14 @@ ALLOWED = {
     "xcit.kernels": {"xcit.errors"},
     "xcit.weights": SHARED,
     "xcit.models": SHARED | {"xcit.kernels", "xcit.weights"},
-    "xcit.engine": SHARED,
+    "xcit.signals": set(),
+    "xcit.engine": SHARED | {"xcit.signals"},
     "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine"},
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.errors"},
-    "xcit.composition": {"xcit.credentials", "xcit.errors", "xcit.config", "xcit.models", "xcit.tasks"},
-    "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.engine", "xcit.storage"},
+    "xcit.composition": {"xcit.credentials", "xcit.errors", "xcit.config"},
+    "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.signals"},
     "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
 }
 

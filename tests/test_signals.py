@@ -13,7 +13,8 @@ import pytest
 
 import xcit.evaluation.resolutions
 from data.datasets.digits import Digits
-from xcit.engine.stopping import Stopped, StopSignals
+from xcit.engine.stopping import StopSignals
+from xcit.signals import Stopped
 
 from .conftest import ROOT, TINY, Result, launch
 

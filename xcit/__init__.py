@@ -4,13 +4,19 @@ Importing the package needs torch, safetensors, huggingface_hub and xxhash alone
 `xcit.evaluation` and `xcit.config` need the extra `train`.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from .errors import InputError, Notice
-from .models import create_model, list_models
-from .models.fast.inference import fuse_for_inference
-from .models.load import Loaded, load
-from .models.xcit import XCiT
-from .weights.loading import load_weights
-from .weights.published import list_pretrained
+
+if TYPE_CHECKING:
+    from .models import create_model, list_models
+    from .models.fast.inference import fuse_for_inference
+    from .models.load import Loaded, load
+    from .models.xcit import XCiT
+    from .weights.loading import load_weights
+    from .weights.published import list_pretrained
 
 __all__ = [
     "InputError",
@@ -25,3 +31,28 @@ __all__ = [
     "load_weights",
 ]
 __version__ = "0.1.0"
+
+# name → its module. They are imported when they are used, so that a command can answer before torch is loaded.
+HOMES = {
+    "Loaded": "models.load",
+    "XCiT": "models.xcit",
+    "create_model": "models",
+    "fuse_for_inference": "models.fast.inference",
+    "list_models": "models",
+    "list_pretrained": "weights.published",
+    "load": "models.load",
+    "load_weights": "weights.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function, a class or a submodule of this package when it is used for the first time."""
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

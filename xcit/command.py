@@ -17,10 +17,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .credentials import without_credentials
-from .engine import distributed
-from .engine.stopping import stop_at_signals
-from .errors import InputError, Notice, TrainingError, did_you_mean, unknown
-from .storage import WriteError
+from .errors import InputError, Notice, TrainingError, WriteError, did_you_mean, unknown
+from .signals import stop_at_signals
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -98,7 +96,7 @@ def print_notices() -> None:
     def show_notice(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if not issubclass(category, Notice):
             show(message, category, *rest, **more)
-        elif distributed.is_main():
+        elif is_main():
             print(f"note: {without_credentials(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show_notice
@@ -110,9 +108,14 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     print(without_credentials("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
+def is_main() -> bool:
+    """Whether this process prints: the one of rank 0, if torchrun has started it."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def stop(message: str, status: int, *, alone: bool = False) -> NoReturn:
     """End the process. All processes meet the same error and the main one prints it, unless this one is alone."""
-    if distributed.is_main() or alone:
+    if is_main() or alone:
         print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(status)
 

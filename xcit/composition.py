@@ -13,8 +13,6 @@ from pydantic import BaseModel, ValidationError, create_model
 from .config import OPEN_SECTIONS, Section, TrainConfig
 from .credentials import without_credentials
 from .errors import InputError, Notice, choose, did_you_mean
-from .models import MODELS
-from .tasks import TASKS
 
 C = TypeVar("C", bound=Section)
 
@@ -33,13 +31,20 @@ hydra:
 """
 
 
-def make_tables(datasets: Mapping[str, Callable[..., Any]], training_views: Mapping[str, Callable[..., Any]]) -> Tables:
-    """The tables of the open groups. The caller passes data's tables, because xcit must not import data.
+def make_tables(
+    models: Mapping[str, Callable[..., Any]],
+    datasets: Mapping[str, Callable[..., Any]],
+    tasks: Mapping[str, Any],
+    training_views: Mapping[str, Callable[..., Any]],
+) -> Tables:
+    """The tables of the open groups.
+
+    They are passed in, so that this file can be imported without torch, and because xcit must not import data.
 
     training_views: view → what makes it for training; a task names its view.
     """
-    augment = {name: training_views[task.view] for name, task in TASKS.items()}
-    return {"model": MODELS, "data": datasets, "task": TASKS, "augment": augment}
+    augment = {name: training_views[task.view] for name, task in tasks.items()}
+    return {"model": models, "data": datasets, "task": tasks, "augment": augment}
 
 
 def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Tables) -> C:

@@ -34,6 +34,13 @@ class TrainingError(RuntimeError):
         super().__init__(without_credentials(message))
 
 
+class WriteError(OSError):
+    """A file cannot be written. `filename` and `strerror` say which and why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written ({self.strerror})"
+
+
 class Notice(UserWarning):
     """Something that the user should know and need not mend. Commands print it as one line."""
 

@@ -23,14 +23,7 @@ from .checksum import (
     verify_safetensors,
     verify_zip,
 )
-from .errors import InputError
-
-
-class WriteError(OSError):
-    """A file cannot be written. `filename` and `strerror` say which and why."""
-
-    def __str__(self) -> str:
-        return f"{self.filename}: cannot be written ({self.strerror})"
+from .errors import InputError, WriteError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

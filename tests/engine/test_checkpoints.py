@@ -8,8 +8,8 @@ import torch
 from xcit.engine.checkpoints import Checkpoints, Score
 from xcit.engine.resume import find_origin
 from xcit.engine.run_folder import RunFolder
-from xcit.errors import InputError
-from xcit.storage import WriteError, read_tensors, write_tensors
+from xcit.errors import InputError, WriteError
+from xcit.storage import read_tensors, write_tensors
 
 from .toy import ToyLoader, run
 

@@ -12,8 +12,8 @@ from xcit import storage
 from xcit.engine.recorder import Recorder
 from xcit.engine.run_folder import MAX_FAILURES, RunFolder
 from xcit.engine.trackers import NullTracker
-from xcit.errors import InputError, TrainingError
-from xcit.storage import WriteError, read_tensors
+from xcit.errors import InputError, TrainingError, WriteError
+from xcit.storage import read_tensors
 
 from .toy import ToyLoader, run
 

@@ -12,9 +12,10 @@ from data.views.labelled_crop import LabelledImages
 from xcit.engine.loop import Trainer
 from xcit.engine.run_folder import RunFolder
 from xcit.engine.state import read_state
-from xcit.engine.stopping import SIGNALS, StopSignals
+from xcit.engine.stopping import StopSignals
 from xcit.engine.task import Losses
 from xcit.errors import InputError, TrainingError
+from xcit.signals import SIGNALS
 
 from .older_formats import as_version_2
 from .small_run import (

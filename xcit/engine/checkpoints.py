@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..storage import WriteError, aside_of, sync_folder, write_tensors
+from ..errors import InputError, WriteError
+from ..storage import aside_of, sync_folder, write_tensors
 from .state import read_state
 
 SET_ASIDE = "set_aside"

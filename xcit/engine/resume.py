@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LAST
-from ..errors import InputError, print_note
-from ..storage import WriteError
+from ..errors import InputError, WriteError, print_note
 from . import distributed
 from .length import Length
 from .recorder import NullRecorder, Recorder, kept_lines
