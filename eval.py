@@ -5,6 +5,11 @@ python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=/pa
 torchrun --nproc-per-node=8 eval.py …
 """
 
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from xcit.command import answer
+
+    answer(__file__)
+
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +27,7 @@ from data.views import VIEWS
 from xcit import create_model
 from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
-from xcit.composition import every_key, make_tables, read_config, section_for, to_yaml
+from xcit.composition import make_tables, read_config, section_for, to_yaml
 from xcit.config import DataConfig, EvalConfig, ModelConfig, ResolvedEvalConfig, TaskConfig, TrainConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
@@ -195,4 +200,4 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, every_key(EvalConfig, TABLES))
+    run(main, __file__)

@@ -5,12 +5,16 @@ python train.py model=xcit_s12 data=imagenet data.root=/path    # the paper's ru
 torchrun --nproc-per-node=8 train.py …                          # the same on eight GPUs
 """
 
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from xcit.command import answer
+
+    answer(__file__)
+
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import nn
 
@@ -23,8 +27,8 @@ from data.samplers import TrainBatches
 from data.start_up import few_images_lines, say, start_up_lines, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model
-from xcit.command import guarded, run, typed_keys
-from xcit.composition import Choices, continued, every_key, make_tables, read_config, to_yaml
+from xcit.command import choices_and_typed_keys, guarded, run
+from xcit.composition import Choices, continued, make_tables, read_config, to_yaml
 from xcit.config import ScaledTrainConfig, TrainConfig
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
@@ -191,11 +195,8 @@ def check(given: TrainConfig, device: torch.device) -> None:
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     TASKS[config.task.name].check_options(config.task.options, config.augment.options)
-    sizes = {
-        "augment.image_sizes": config.augment.image_sizes or [],
-        "data.image_size": [config.data.image_size],
-        "resolutions": config.resolutions,
-    }
+    sizes = {"data.image_size": [config.data.image_size], "resolutions": config.resolutions}
+    sizes["augment.image_sizes"] = config.augment.image_sizes or []
     model = dry_run(config.model.entry, config.model.options, sizes)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
@@ -292,10 +293,8 @@ def train_batches(
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guarded
 def main(raw: DictConfig) -> float:
-    command = HydraConfig.get()
-    choices = {group: name for group, name in command.runtime.choices.items() if not group.startswith("hydra/")}
-    return train(raw, choices, typed_keys(command.overrides.task))
+    return train(raw, *choices_and_typed_keys())
 
 
 if __name__ == "__main__":
-    run(main, every_key(TrainConfig, TABLES))
+    run(main, __file__)

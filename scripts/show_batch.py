@@ -19,11 +19,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
+import train
 from data.datasets import DATASETS
 from data.views.labelled_crop import LabelledImages
 from train import TABLES, check, train_batches
 from xcit.command import guarded, run
-from xcit.composition import every_key, read_config
+from xcit.composition import read_config
 from xcit.config import TrainConfig
 from xcit.engine import distributed
 from xcit.engine.length import Length
@@ -127,4 +128,4 @@ if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv[1:]):  # because Hydra would print the help of train.py
         print(__doc__)
     else:
-        run(main, every_key(TrainConfig, TABLES))
+        run(main, train.__file__)

@@ -33,7 +33,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("model=null", "model=null: must be a name, which --help lists"),
         ("recipe=3", "recipe=3: must be a name, which --help lists"),
         ("data.image_size=x", "data.image_size=x: must be a valid integer"),
-        ("pretrained=3", "pretrained=3: must be a valid string"),
+        ("pretrained=3", "pretrained=3: no such file or run folder, nor the name of published weights"),
         ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of cars, cifar10, "),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
         ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),
@@ -86,7 +86,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_in1k: names weights of an XCiT; true takes timm's own weights of this model; pretra",
         ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
-        ("+augment.dice=1", "augment.dice: unknown key; task=classify takes the augment options color_jitter, cutmix,"),
+        ("+augment.dice=1", "augment.dice: unknown key; augment has the settings color_jitter, cutmix, erase_prob, "),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
             "+optim.options.momentun=0.9",

@@ -35,14 +35,17 @@ ALLOWED = {
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.errors"},
     "xcit.composition": {"xcit.credentials", "xcit.errors", "xcit.config"},
-    "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.signals"},
+    "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.signals", "xcit.config", "xcit.composition"},
     "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
 }
 
 # Third parties that one place alone may know.
 KEPT_TO = {
-    "hydra": {"train", "eval", "xcit.command"},
-    "omegaconf": {"train", "eval", "xcit.command", "xcit.composition"},
+    "hydra": {"train", "eval", "xcit.command", "xcit.command.arguments", "xcit.command.jobs"},
+    "omegaconf": {
+        *("train", "eval", "xcit.composition"),
+        *("xcit.command", "xcit.command.arguments", "xcit.command.help", "xcit.command.jobs"),
+    },
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
     "wandb": {"xcit.engine.trackers"},
 }

@@ -147,7 +147,7 @@ def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Calla
     if not isinstance(name, str):
         return base
     options = options_of(choose(table, name, f"{base.chosen_by or group}.name"))
-    section = create_model(base.__name__, __base__=base, **options)
+    section = create_model(base.__name__, __base__=base, __cls_kwargs__={"extra": "forbid"}, **options)
     section.option_names = frozenset(options)
     return section
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 from .credentials import without_credentials
 
 T = TypeVar("T")
+NEAR = 0.6
+"""Least similarity of a name that is suggested for another, as difflib measures it."""
 
 
 class InputError(ValueError):
@@ -82,5 +84,5 @@ def unknown(name: str, what: str, choices: Iterable[str]) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """'; did you mean xcit_s12?', or '' if no choice is near. A section is not suggested for a key in it."""
-    near = difflib.get_close_matches(name, [c for c in choices if not name.startswith(f"{c}.")], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [c for c in choices if not name.startswith(f"{c}.")], n=1, cutoff=NEAR)
     return f"; did you mean {near[0]}?" if near else ""

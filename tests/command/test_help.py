@@ -1,0 +1,38 @@
+"""--help explains each setting, and shows the values of the choices at hand."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from ..conftest import Result
+
+Command = Callable[..., Result]
+
+
+def test_each_setting_has_its_value_and_its_explanation(command: Command) -> None:
+    text = command("train.py", "--help").stdout
+    settings = re.findall(r"^  ([\w.]+)=(\S*) *\n? +(\S.*)$", text, re.MULTILINE)
+    assert ("train.epochs", "16") in [found[:2] for found in settings]
+    assert len(settings) == len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)), "each has an explanation"
+    assert "${" not in text
+
+
+def test_the_help_fits_the_choices(command: Command) -> None:
+    text = command("train.py", "--help", "data=folder", "model=xcit_s12").stdout
+    assert "data.root=…" in text
+    assert "data.val_fraction=0.2" in text
+    assert "[folder]" in text
+    assert "[xcit_s12]" in text
+    assert "[xcit_n12" not in text
+
+
+@pytest.mark.parametrize(
+    ("script", "group", "other"), [("train.py", "recipe", "checkpoint"), ("eval.py", "task", "optim")]
+)
+def test_the_groups_of_a_script_are_those_that_it_accepts(
+    command: Command, script: str, group: str, other: str
+) -> None:
+    groups = re.findall(r"^  (\w+) +\S", command(script, "--help").stdout.partition("\nSettings")[0], re.MULTILINE)
+    assert group in groups
+    assert other not in groups

@@ -1,0 +1,136 @@
+"""How a command starts and ends: status 0; one clear line and 2 for input that cannot be used; 1 for anything else."""
+
+import argparse
+import functools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ..config import EvalConfig, Section, TrainConfig
+from ..credentials import without_credentials
+from ..errors import InputError, TrainingError, WriteError
+from ..signals import SIGNALS, stop_at_signals
+from .arguments import check, choices_and_typed_keys, composed, explain, is_multirun, parse, prepare, with_home
+from .help import help_text
+from .jobs import FailedJob, in_multirun
+from .printing import is_main, print_error, print_notices, print_traceback, stop
+from .settings import Settings, read_settings
+
+__all__ = ["ArgumentParser", "answer", "choices_and_typed_keys", "guarded", "run"]
+
+SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
+"""Entry point → the schema of its configuration."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """The parser of a script: its help begins with `text` unchanged, and bad arguments raise an InputError."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but ~ is the home folder in --out=~/figures, too. The shell replaces it in --out ~/figures."""
+        typed = sys.argv[1:] if args is None else args
+        home = str(Path.home())
+        return super().parse_known_args([re.sub(r"^(--[\w-]+=)~(?=/|$)", rf"\g<1>{home}", a) for a in typed], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
+
+
+def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a main function: InputError, TrainingError and WriteError end the process with one line and a status.
+
+    It stands below @hydra.main, because Hydra adds lines of its own to an exception. The status is the error's
+    exit_status, or 2. An error whose of_one_process is true is raised in one process only, which prints it. A job of a
+    multirun ends with the line alone, and the next one begins.
+    """
+
+    @functools.wraps(main)
+    def guard(*args: Any) -> Any:
+        if args:  # Hydra has read the command line; environment.json and wandb get it without passwords and tokens
+            sys.argv[1:] = without_credentials(sys.argv[1:])
+            args = tuple(map(with_home, args))
+        try:
+            return main(*args)
+        except (InputError, TrainingError, WriteError) as error:
+            status = getattr(error, "exit_status", 1 if isinstance(error, WriteError) else 2)
+            alone = getattr(error, "of_one_process", isinstance(error, WriteError))
+            if not in_multirun():
+                stop(str(error), status, alone=alone)
+            print_error(str(error), alone=alone)
+            return FailedJob(str(error))
+        except KeyboardInterrupt as interrupt:
+            stop(f"stopped by {interrupt}" if str(interrupt) else "interrupted", 1)
+        except Exception as error:
+            if not in_multirun():
+                raise
+            print_traceback(type(error), error, error.__traceback__)
+            return FailedJob(f"{type(error).__name__}: {error}")
+
+    return guard
+
+
+def answer(file: str) -> None:
+    """Print the help, or end with status 2 if there is a mistake on the command line.
+
+    The entry points call it before they import torch, which takes seconds.
+
+    file: the entry point, with conf/ beside it.
+    """
+    for number in SIGNALS:
+        signal.signal(number, stop_while_importing)
+    settings, schema = settings_of(file)
+    try:
+        args = parse(sys.argv[1:], settings)
+        if args.help:
+            if is_main():
+                print(help_text(settings, composed(settings, prepare(args.overrides, settings))))
+            sys.exit(0)
+        prepared = prepare(sys.argv[1:], settings)
+        other_files = args.config_path or args.config_name or args.config_dir
+        if not (is_multirun(args) or args.cfg or args.info or args.shell_completion or args.hydra_help or other_files):
+            raw = composed(settings, parse(prepared, settings).overrides)
+            if raw.get("resume", "none") == "none":  # otherwise the configuration is that of the run to resume
+                check(raw, schema)
+    except InputError as error:
+        stop(str(error), 2)
+
+
+def run(main: Callable[[], Any], file: str) -> None:
+    """Call a Hydra main. A command line that does not compose ends it with one line and status 2, a signal with 1.
+
+    file: the entry point, with conf/ beside it.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
+    print_notices()
+    sys.excepthook = print_traceback
+    settings, _ = settings_of(file)
+    try:
+        sys.argv[1:] = prepare(sys.argv[1:], settings)
+        with stop_at_signals():
+            main()
+    except InputError as error:
+        stop(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(explain(error, settings), 2)
+
+
+def settings_of(file: str) -> tuple[Settings, type[Section]]:
+    """What may be typed for an entry point, and the schema of its configuration."""
+    path = Path(file).resolve()
+    schema = SCHEMAS[path.stem]
+    return read_settings(schema, path.stem, path.parent), schema
+
+
+def stop_while_importing(number: int, frame: FrameType | None) -> None:
+    """The handler of signals before the command itself starts."""
+    stop(f"stopped by {signal.Signals(number).name}", 1)

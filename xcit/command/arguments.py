@@ -1,0 +1,260 @@
+"""From the arguments that a user types to those that Hydra reads. Mistakes are found here, before torch is loaded."""
+
+import argparse
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ..composition import read_config
+from ..config import Section
+from ..credentials import without_credentials
+from ..errors import InputError, did_you_mean, unknown
+from .hints import candidates, suggestion
+from .settings import Settings
+
+OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
+NOT_A_NAME = re.compile(r"null|true|false|[\d.]+|[{].*", re.IGNORECASE)
+
+
+def parse(arguments: Sequence[str], settings: Settings) -> argparse.Namespace:
+    """Hydra's options, and `overrides`.
+
+    Raises:
+        InputError: an option is unknown.
+    """
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
+
+    parser.error = error  # type: ignore[method-assign]
+    args, rest = parser.parse_known_args(list(arguments))
+    for argument in rest:
+        if argument.startswith("-"):
+            known = [flag for action in parser._actions for flag in action.option_strings]
+            raise InputError(f"{argument}: unknown option{instead_of_option(argument, known, settings)}")
+    args.overrides = [a for a in arguments if a in {*args.overrides, *rest}]  # in their order
+    return args
+
+
+def instead_of_option(argument: str, options: Sequence[str], settings: Settings) -> str:
+    """What to type instead of --hlep, --epochs or --lr=1e-3."""
+    near = did_you_mean(argument, options)
+    if near:
+        return near
+    name, _, value = argument.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    found = [key] if key in settings.types else candidates(key, settings.types)
+    example = f"; here {found[0]}={value or '…'}" if found else ""
+    return f"; settings are given as SETTING=VALUE{example} (--help lists them)"
+
+
+def prepare(arguments: Sequence[str], settings: Settings) -> list[str]:
+    """The arguments as Hydra reads them: text is quoted where its grammar would read something else.
+
+    Raises:
+        InputError: an argument is no option and no SETTING=VALUE, or its key is unknown.
+    """
+    args = parse(arguments, settings)
+    if is_multirun(args):
+        refuse_secrets(args.overrides)
+    ours = set(args.overrides)
+    options = [argument for argument in arguments if argument not in ours]
+    resumed = any(re.match(r"\+*resume=(?!none$)", argument) for argument in ours)
+    return [*options, *(prepared(a, settings, args, resumed) for a in args.overrides)]
+
+
+def prepared(argument: str, settings: Settings, args: argparse.Namespace, resumed: bool) -> str:
+    """One argument as Hydra reads it.
+
+    resumed: whether a run is resumed. Its own choices count, so that a key may be missing in those of the command line.
+    """
+    match = OVERRIDE.fullmatch(argument)
+    if not match:
+        if argument.startswith("~"):
+            return argument
+        raise InputError(f"{argument}: {no_setting(argument, settings)}")
+    prefix, key, value = match["prefix"] or "", match["key"], match["value"]
+    if prefix == "~" or key.startswith("hydra"):
+        return argument
+    if key in settings.groups or "@" in key or "/" in key:
+        require_choice(key, value, args)
+        return argument
+    if key not in settings.types:
+        within = any(key.startswith(f"{known}.") and "dict" in kinds for known, kinds in settings.types.items())
+        if not within and not (args.config_dir and "." not in key):
+            raise InputError(f"{key}: unknown key{instead_of_key(key, settings)}")
+        return argument
+    if not value:
+        raise InputError(f"{key}=: must have a value")
+    typed = quoted_if_needed(value, settings.types[key], f"{key}=", is_multirun(args))
+    in_no_file = key not in settings.comments  # Hydra must be told to add it
+    return f"{'++' if in_no_file or resumed else prefix}{key}={typed}"
+
+
+def instead_of_key(key: str, settings: Settings) -> str:
+    """What to type instead of an unknown key, or what its section has."""
+    section = key.rpartition(".")[0]
+    beside = sorted(k.removeprefix(f"{section}.") for k in settings.comments if k.rpartition(".")[0] == section)
+    listed = f"; {section} has the settings {', '.join(beside)}" if section and beside else " (--help lists the keys)"
+    return suggestion(key, [*settings.types, *settings.groups]) or listed
+
+
+def no_setting(argument: str, settings: Settings) -> str:
+    """What to type instead of an argument without an equals sign."""
+    if argument in settings.types or argument in settings.groups or argument == "=":
+        return "must be given as SETTING=VALUE, without spaces"
+    key = "checkpoint" if "checkpoint" in settings.types else "data=folder data.root"
+    looks_like_a_path = "/" in argument or "." in argument or Path(argument).exists()
+    return f"must be given as SETTING=VALUE{f': {key}={argument}' if looks_like_a_path else ''} (--help lists the keys)"
+
+
+def require_choice(group: str, value: str, args: argparse.Namespace) -> None:
+    """Raise an InputError if what is chosen for a group cannot be a name."""
+    if NOT_A_NAME.fullmatch(value):
+        raise InputError(f"{group}={value}: must be a name, which --help lists")
+    if group == "data" and ("/" in value or value.startswith("~")):
+        raise InputError(
+            f"data={value}: must be a name, which --help lists; images in class folders are "
+            f"data=folder data.root={value}"
+        )
+    if "," in value and not is_multirun(args):
+        raise InputError(f"{group}={value}: must be one name; -m runs a job for each of several")
+
+
+def quoted_if_needed(value: str, kinds: frozenset[str], start: str, multirun: bool) -> str:
+    """The value, in quotes if it is text that Hydra would not read as it stands.
+
+    Raises:
+        InputError: Hydra cannot read it, and it is no text.
+    """
+    override, problem = read(f"{start}{value}")
+    if problem and {"str", "list"} <= kinds and (items := re.fullmatch(r"\[([^\[\]'\"]*)\]", value)):
+        return f"[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
+    if override and (override.is_sweep_override() and multirun):
+        return value
+    if "str" not in kinds or ("list" in kinds and value.startswith("[")) or "${" in value:
+        if problem:
+            form = "; a list is given as 'SETTING=[A,B]', with text in it in quotes" if "list" in kinds else ""
+            raise InputError(f"{start}{value}: cannot be read ({problem}){form}")
+        if override and override.is_sweep_override():
+            raise InputError(f"{start}{value}: must be one value; -m runs a job for each of several")
+        return value
+    if override and not override.is_sweep_override():
+        read_as = override.value()
+        its_kind = "None" if read_as is None else type(read_as).__name__
+        is_quoted = value[0] in "'\"" and isinstance(read_as, str)
+        if is_quoted or read_as == value or (its_kind in kinds and its_kind in ("None", "bool")):
+            return value
+    return quoted(value)
+
+
+def read(argument: str) -> tuple[Override | None, str]:
+    """The override as Hydra parses it, or why it cannot."""
+    try:
+        return OverridesParser.create().parse_override(argument), ""
+    except OverrideParseException as error:
+        return None, str(error).splitlines()[0]
+    except HydraException as error:
+        return None, str(error)
+
+
+def quoted(text: str) -> str:
+    """The text as a string of Hydra's grammar. In it a backslash counts only before a quote and at the end."""
+    doubled = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text)
+    return f"'{doubled}'"
+
+
+def is_multirun(args: argparse.Namespace) -> bool:
+    """Whether Hydra runs several jobs, by -m or by hydra.mode=."""
+    by_mode = re.compile(r"\+*hydra\.mode=(?!RUN$|null$)")
+    return args.multirun or any(map(by_mode.match, args.overrides))
+
+
+def refuse_secrets(arguments: Sequence[str]) -> None:
+    """Raise an InputError for a password or a token, which Hydra's multirun would write to its multirun.yaml."""
+    for argument in arguments:
+        shown = without_credentials(argument)
+        if shown != argument:
+            raise InputError(
+                f"{shown}: multirun would save its secret in multirun.yaml; use ~/.netrc, or start single runs"
+            )
+
+
+def choices_and_typed_keys() -> tuple[dict[str, str | None], list[str]]:
+    """What Hydra has read: group → choice, and the keys that were typed ("train.epochs" of "train.epochs=3")."""
+    hydra = HydraConfig.get()
+    choices = {group: name for group, name in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    return choices, [str(override.key_or_group) for override in overrides]
+
+
+def composed(settings: Settings, overrides: Sequence[str]) -> DictConfig:
+    """The configuration, with Hydra's own at `hydra`.
+
+    Raises:
+        InputError: it does not compose.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(settings.conf)):
+        try:
+            return compose(settings.root, list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(explain(error, settings)) from None
+
+
+def with_home(raw: DictConfig) -> DictConfig:
+    """The configuration with the home folder in place of the ~ at the start of a path, wherever it was set."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: expanded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return list(map(expanded, value))
+        return str(Path(value).expanduser()) if isinstance(value, str) and re.match("~(/|$)", value) else value
+
+    return OmegaConf.create(expanded(OmegaConf.to_container(raw)))
+
+
+def check(raw: DictConfig, schema: type[Section]) -> None:
+    """Raise an InputError for a wrong value in the fixed sections, and for a missing one.
+
+    The options of models, data sets, tasks and augmentations are checked when torch is loaded.
+    """
+    HydraConfig.instance().set_config(raw)  # so that ${hydra:…} resolves
+    with open_dict(raw):
+        del raw["hydra"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are shown when the command reads its configuration
+        read_config(schema, raw, {})
+
+
+def explain(error: Exception, settings: Settings) -> str:
+    """Why Hydra cannot compose, in one line and in the words of the other errors."""
+    message = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return unknown(name, group, error.options)
+    named = re.search(r"Could not override '([^']+)'", message)
+    if isinstance(error, ConfigCompositionException) and named:
+        key = str(getattr(error.__cause__, "full_key", None) or "")
+        key = key if key.startswith(named[1]) else named[1]
+        group, _, rest = key.partition(".")
+        if group in settings.groups and not rest:
+            return f"{group}=: there is nothing to choose from; --config-path reads a whole configuration"
+        if group in settings.groups and key in settings.types:
+            return f"{key}: not a key of what is chosen for {group}; choose with {group}="
+        if any(key.startswith(f"{known}.") for known in settings.types):
+            return f"{key}: unknown key; +{key}=… adds it"
+        return f"{key}: unknown key{instead_of_key(key, settings)}"
+    return " ".join(message.split())

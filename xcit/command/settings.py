@@ -1,0 +1,117 @@
+"""Every setting of the configuration and the types that it takes, read without importing torch."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+# Group → the room whose functions and classes own its options, as keyword-only arguments.
+ROOMS = {"model": "xcit/models", "data": "data/datasets", "task": "xcit/tasks", "augment": "data/views"}
+SET_BY_THE_PROGRAM = ("num_classes", "in_chans", "pretrained")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be typed for a command: settings (SETTING=VALUE) and groups (GROUP=CHOICE)."""
+
+    conf: Path
+    """The folder of the configuration."""
+    root: str
+    """The file in it that the command composes, "train" or "eval"."""
+    types: dict[str, frozenset[str]]
+    """Key → the names of the types that it takes: "str", "int", "float", "bool", "list", "dict", "None", "Literal"."""
+    groups: tuple[str, ...]
+    comments: dict[str, str]
+    """Key → its comment in conf/. A key that is in no file there has none."""
+
+
+def read_settings(schema: type[BaseModel], root: str, repository: Path) -> Settings:
+    """The settings of the command that composes conf/ROOT.yaml.
+
+    The fixed sections are the schema's. The options of a model, a data set, a task or an augmentation are read from
+    the source, because importing it would load torch.
+    """
+    conf = repository / "conf"
+    defaults = re.findall(r"^  - (\w+):", (conf / f"{root}.yaml").read_text(), re.MULTILINE)
+    folders = {path.name for path in conf.iterdir() if path.is_dir()}
+    groups = [*defaults, *(name for name in schema.model_fields if name in folders)]
+    types = dict(fixed_settings(schema))
+    for group, room in ROOMS.items():
+        if group in schema.model_fields:
+            types |= {f"{group}.{option}": kinds for option, kinds in options_in(repository / room)}
+    return Settings(conf, root, types, tuple(dict.fromkeys(groups)), comments_in(conf, root))
+
+
+def fixed_settings(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, frozenset[str]]]:
+    """(key with dots, its types) of a schema's fields."""
+    for name, field in schema.model_fields.items():
+        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
+        if sections:
+            yield from fixed_settings(sections[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name, frozenset(type_names(field.annotation))
+
+
+def is_section(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, BaseModel)
+
+
+def type_names(annotation: Any) -> Iterator[str]:
+    """The names of the types in an annotation. Those of the items of a list do not count."""
+    if annotation is NoneType:
+        yield "None"
+    elif inspect.isclass(annotation) and not get_args(annotation):
+        yield annotation.__name__
+    else:
+        origin = getattr(annotation, "__origin__", None)
+        if origin in (list, dict, tuple):
+            yield "list" if origin is tuple else origin.__name__
+        elif get_origin(annotation) is Literal:
+            yield "Literal"
+        else:
+            for part in get_args(annotation):
+                yield from type_names(part)
+
+
+def options_in(room: Path) -> Iterator[tuple[str, frozenset[str]]]:
+    """(name, types) of every keyword-only argument of the functions and classes in a folder."""
+    for path in sorted(room.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for argument in node.args.kwonlyargs:
+                    if argument.annotation and argument.arg not in SET_BY_THE_PROGRAM:
+                        yield argument.arg, frozenset(names_in(argument.annotation))
+
+
+def names_in(annotation: ast.expr) -> Iterator[str]:
+    """The names in an annotation of the source, those of items too."""
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Constant) and node.value is None:
+            yield "None"
+
+
+def comments_in(conf: Path, root: str) -> dict[str, str]:
+    """Key with dots → the comment behind it in conf/ROOT.yaml and in the files of the groups."""
+    found: dict[str, str] = {}
+    for path in [conf / f"{root}.yaml", *sorted(conf.glob("*/**/*.yaml"))]:
+        text = path.read_text().partition("\nhydra:")[0]
+        in_root = path.parent == conf or text.startswith("# @package _global_")
+        sections = [] if in_root else [path.relative_to(conf).parts[0]]
+        own = len(sections)
+        for line in text.splitlines():
+            match = re.match(r"( *)(\w+):(.*?)(?: # (.*))?$", line)
+            if match and match[2] != "defaults":
+                del sections[own + len(match[1]) // 2 :]
+                if match[4]:
+                    found.setdefault(".".join([*sections, match[2]]), match[4])
+                if not match[3].strip():
+                    sections.append(match[2])
+    return found
