@@ -1,5 +1,7 @@
 """Mixup, CutMix and label smoothing, applied to a whole batch on the device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -17,13 +19,21 @@ class Mixing:
         cutmix: Alpha of CutMix's Beta distribution; 0 disables CutMix.
         switch_prob: Probability of CutMix instead of mixup if both are enabled.
         label_smoothing: Share of the target that is spread evenly over all classes.
+        mix_group: Images that share one draw: of mixup or CutMix, and of its strength. None: all of a global batch.
 
     Raises:
         InputError: Mixup or CutMix is enabled and the data set has fewer than two classes.
     """
 
     def __init__(
-        self, num_classes: int, *, mixup: float, cutmix: float, switch_prob: float, label_smoothing: float
+        self,
+        num_classes: int,
+        *,
+        mixup: float,
+        cutmix: float,
+        switch_prob: float,
+        label_smoothing: float,
+        mix_group: int | None = None,
     ) -> None:
         self.is_enabled = mixup > 0 or cutmix > 0
         if self.is_enabled and num_classes < 2:
@@ -32,7 +42,7 @@ class Mixing:
             raise InputError(
                 f"augment.{key}={value}: needs at least two classes to mix, the data set has {num_classes}"
             )
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.num_classes, self.label_smoothing, self.mix_group = num_classes, label_smoothing, mix_group
         self.mixer = Mixup(
             mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
         )
@@ -44,18 +54,41 @@ class Mixing:
                 f"train.global_batch_size: gives {batch_size} images per process; mixup and CutMix need an even number"
             )
 
-    def __call__(self, images: Tensor, labels: Tensor, seed: list[int]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, seed: list[int], image_seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Mix a batch and smooth its labels. Without mixup and CutMix the images are returned unchanged.
 
         Args:
-            images: (B, 3, H, W), fp32. B must be even if mixing is enabled. timm writes the result into this tensor.
+            images: (B, 3, H, W), fp32. B must be even if mixing is enabled. The result is written into this tensor.
             labels: (B,), int64.
-            seed: Seeds numpy's global generator, from which timm draws.
+            seed: The seed of the batch, for numpy's global generator, from which timm draws.
+            image_seeds: The seed of each image. With mix_group, that of its first image makes each group differ.
 
         Returns:
             The images, (B, 3, H, W), and the probability of each class, (B, num_classes).
         """
         if not self.is_enabled:
             return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
-        np.random.seed(seed)
-        return self.mixer(images, labels)
+        if self.mix_group is None:
+            np.random.seed(seed)
+            return self.mixer(images, labels)
+        targets = images.new_empty(len(images), self.num_classes)
+        for rows in groups_of(len(images), self.mix_group):
+            np.random.seed([*seed, image_seeds[rows[0]]])
+            images[rows], targets[rows] = self.mixer(images[rows], labels[rows])
+        return images, targets
+
+
+def groups_of(batch_size: int, group_size: int) -> list[list[int]]:
+    """Divide a batch of a process into groups of about `group_size` images.
+
+    Image i stays with image B - 1 - i, its partner in the mix. Neighbours go to different groups. Therefore the groups
+    of one process are those of several, if their batches are multiples of the group.
+    """
+    count = max(1, batch_size // group_size)
+    groups = []
+    for number in range(count):
+        first = range(number, batch_size // 2, count)
+        groups.append([*first, *(batch_size - 1 - row for row in reversed(first))])
+    return groups

@@ -75,7 +75,7 @@ class RandomLabelledCrop(View):
         pixels = collated[0].to(device, non_blocking=True)
         images = self.transform.on_device(pixels, seeds)
         labels = torch.tensor(collated[1]).to(device, non_blocking=True)
-        images, targets = self.mixing(images, labels, seed=list(batch_seed))
+        images, targets = self.mixing(images, labels, list(batch_seed), seeds)
         return LabelledImages(images, targets, labels)
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -120,6 +120,7 @@ def training_view(
     cutmix: NonNegative,
     switch_prob: Probability,
     label_smoothing: Annotated[float, Field(ge=0, lt=1)],
+    mix_group: Annotated[int, Field(ge=2)] | None = None,
 ) -> RandomLabelledCrop:
     """Build the training view. `TrainTransform` and `Mixing` document the options, which conf/augment sets.
 
@@ -144,7 +145,14 @@ def training_view(
             std=preprocessing.std,
             interpolation=preprocessing.interpolation,
         ),
-        Mixing(len(classes), mixup=mixup, cutmix=cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing),
+        Mixing(
+            len(classes),
+            mixup=mixup,
+            cutmix=cutmix,
+            switch_prob=switch_prob,
+            label_smoothing=label_smoothing,
+            mix_group=mix_group,
+        ),
     )
 
 
