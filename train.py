@@ -163,6 +163,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 folder=folder,
                 recorder=recorder,
                 save_every=config.train.save_every,
+                best_by=config.train.best_by,
                 asked_to_stop=signals.agreed,
             )
 
@@ -223,9 +224,7 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
 
 def new_optimizer(config: ScaledTrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     lr = peak_lr(config.optim.lr, config.train.global_batch_size)
-    return make_optimizer(
-        module, lr=lr, **config.optim.model_dump(include={"name", "weight_decay", "options", "layer_decay"})
-    )
+    return make_optimizer(module, lr=lr, **config.optim.optimizer)
 
 
 def new_state(

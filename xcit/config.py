@@ -127,11 +127,20 @@ class OptimConfig(Section):
     warmup_lr: NonNegative
     cooldown_epochs: NonNegative
     min_lr: NonNegative
+    lr_every: Literal["update", "epoch"] = "update"
+    """When the learning rate changes: at every update, or once per epoch and one epoch late, as in the paper's runs."""
+    decay_temperature: bool = False
+    """Whether the temperatures of cross-covariance attention have weight decay, as in the authors' runs."""
 
     @property
-    def schedule(self) -> dict[str, float]:
+    def optimizer(self) -> dict[str, Any]:
+        """The arguments of `make_optimizer`, without the learning rate."""
+        return self.model_dump(include={"name", "weight_decay", "options", "layer_decay", "decay_temperature"})
+
+    @property
+    def schedule(self) -> dict[str, Any]:
         """The arguments of `make_schedule`."""
-        return self.model_dump(include={"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr"})
+        return self.model_dump(include={"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr", "lr_every"})
 
 
 class LoopConfig(Section):
@@ -152,6 +161,8 @@ class LoopConfig(Section):
     save_every: Positive | None = None
     keep_last: Positive = 2
     keep_best: Positive = 1
+    best_by: Literal["better", "raw"] = "better"
+    """Weights whose headline metric decides which checkpoints are the best: the better of raw and EMA, or raw."""
 
     @model_validator(mode="before")
     @classmethod

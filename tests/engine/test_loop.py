@@ -105,6 +105,13 @@ def test_best_follows_the_raw_weights_while_the_ema_is_worse(tmp_path: Path) -> 
     assert torch.load(RunFolder(tmp_path / "run").best, weights_only=True)["epoch"] == 2
 
 
+def test_the_best_epoch_may_be_chosen_by_the_raw_weights_alone(tmp_path: Path) -> None:
+    scores = [50.0, 25.0, 40.0, 99.0]  # raw, ema, raw, ema
+    state, _ = run(tmp_path, ToyLoader(1), epochs=2, ema_decay=0.5, scores=scores, best_by="raw")
+    assert (state.best, state.best_weights) == (50.0, "raw")
+    assert torch.load(RunFolder(tmp_path / "run").best, weights_only=True)["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("last", "told"),
     [([95.8, 25.0], True), ([95.8, 94.0], False), ([94.0, 95.0], False), ([-1.0, -1.2], True), ([0.0, 0.0], False)],

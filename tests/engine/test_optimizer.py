@@ -12,7 +12,7 @@ import xcit
 from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import make_optimizer, parameter_groups, peak_lr
-from xcit.engine.schedule import make_schedule
+from xcit.engine.schedule import LrEvery, make_schedule
 from xcit.engine.state import TrainingState, read_state
 from xcit.engine.task import Task
 from xcit.errors import InputError
@@ -34,6 +34,19 @@ def test_weight_decay_applies_to_matrices_and_kernels_only() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+def test_weight_decay_of_the_temperatures_is_a_choice(layer_decay: float | None) -> None:
+    task = TASKS["classify"](xcit.create_model("xcit_n12", depth=2, num_classes=10), target_of(10))
+
+    def decayed(decay_temperature: bool) -> set[str]:
+        groups = parameter_groups(task, 0.05, layer_decay, decay_temperature)
+        names = {id(p): name for name, p in task.named_parameters()}
+        return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+
+    assert decayed(True) - decayed(False) == {f"model.blocks.{i}.attn.temperature" for i in range(2)}
+    assert decayed(False) <= decayed(True)
+
+
 def test_the_learning_rate_scales_with_the_global_batch_size() -> None:
     assert peak_lr(5e-4, 1024) == pytest.approx(1e-3)
 
@@ -43,7 +56,15 @@ def test_an_option_that_the_optimizer_does_not_accept_is_named() -> None:
         make_optimizer(torch.nn.Linear(1, 1), name="sgd", lr=0.1, weight_decay=0, options={"momentun": 0.9})
 
 
-def rates(epochs: int, *, warmup: float = 5, cooldown: float = 10, updates: int = 4, peak: float = 1e-3) -> list[float]:
+def rates(
+    epochs: int,
+    *,
+    warmup: float = 5,
+    cooldown: float = 10,
+    updates: int = 4,
+    peak: float = 1e-3,
+    lr_every: LrEvery = "update",
+) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = make_schedule(
         optimizer,
@@ -53,6 +74,7 @@ def rates(epochs: int, *, warmup: float = 5, cooldown: float = 10, updates: int 
         warmup_lr=1e-6,
         cooldown_epochs=cooldown,
         min_lr=1e-5,
+        lr_every=lr_every,
     )
     values = []
     for step in range(epochs * updates):
@@ -68,6 +90,24 @@ def test_warmup_cosine_and_cooldown() -> None:
     for step in (20, 60, 119):
         assert lr[step] == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 120)) / 2)
     assert lr[120:] == [pytest.approx(1e-5)] * 40
+
+
+def test_a_rate_that_changes_once_per_epoch_is_one_epoch_late() -> None:
+    """The numbers of a whole run are in tests/test_authors_runs.py."""
+    every_update, every_epoch = rates(40), rates(40, lr_every="epoch")
+    for step, lr in enumerate(every_epoch):
+        assert lr == every_update[4 * max(0, step // 4 - 1)]
+
+
+@pytest.mark.parametrize(("epochs", "noted"), [(1, True), (2, True), (3, False)])
+def test_a_run_that_would_never_leave_the_warmups_first_rate_is_noted(
+    epochs: int, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lr = rates(epochs, cooldown=0, lr_every="epoch")
+    assert (max(lr) == pytest.approx(1e-6)) == noted
+    assert (
+        "note: optim.lr_every=epoch: the first two epochs have the learning rate 1e-06" in capsys.readouterr().err
+    ) == noted
 
 
 def test_a_peak_below_min_lr_replaces_min_lr() -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -79,6 +79,7 @@ def run(
     keep_last: int = 1,
     keep_best: int = 1,
     measure: Callable[[Any], dict[str, float]] | None = None,
+    best_by: Literal["better", "raw"] = "better",
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
     task = task or ToyTask(noise)
@@ -113,5 +114,5 @@ def run(
     left = iter(scores or [0.0] * 2 * epochs)
     with Recorder(run_folder.metrics, NullTracker(), after_step=0, epochs_done=0) as recorder:
         validate = measure or (lambda task: {"score": next(left)})
-        fit(trainer, loader, validate, folder=run_folder, recorder=recorder)
+        fit(trainer, loader, validate, folder=run_folder, recorder=recorder, best_by=best_by)
     return state, [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -143,12 +143,13 @@ def fit(
     folder: RunFolder,
     recorder: Recorder,
     save_every: int | None = None,
+    best_by: Literal["better", "raw"] = "better",
     asked_to_stop: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Train from the current state to the end of the run; validate both sets of weights after each epoch.
 
-    best.pt is written after the epochs in which one of the two was better than ever before. A note at the end tells of
-    an EMA that lags behind.
+    best.pt is written after the epochs in which one of the two, or the raw weights with best_by="raw", were better than
+    ever before. A note at the end tells of an EMA that lags behind.
 
     Args:
         save_every: updates between two checkpoints within an epoch, or None.
@@ -190,7 +191,7 @@ def fit(
 
             # The epoch's checkpoint.
             state.validated = {weights: measured[state.headline] for weights, measured in results.items()}
-            better = better_weights(state.validated)
+            better = "raw" if best_by == "raw" else better_weights(state.validated)
             score = (state.validated[better], better)
             saved = folder.save(state, recorder, score=score)
             progress.epoch_done(state.epoch, results, state.headline)

@@ -18,6 +18,7 @@ def make_optimizer(
     weight_decay: float,
     options: Mapping[str, Any],
     layer_decay: float | None = None,
+    decay_temperature: bool = False,
 ) -> Optimizer:
     """An optimizer over the module's trainable parameters.
 
@@ -28,9 +29,10 @@ def make_optimizer(
         options: the optimizer's own arguments (betas, eps, momentum …).
         layer_decay: the learning rate of a layer is this share of that of the layer above it. The module, or a task's
             backbone, must have a `group_matcher` as timm's models do.
+        decay_temperature: whether the temperatures of cross-covariance attention decay, too; their module exempts them.
     """
     choose({known: known for known in list_optimizers()}, name, "optim.name")
-    groups = parameter_groups(module, weight_decay, layer_decay)
+    groups = parameter_groups(module, weight_decay, layer_decay, decay_temperature)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if name == "adamw" and can_be_fused(module) and not {"foreach", "differentiable"} & arguments.keys():
         arguments = {"fused": True} | arguments
@@ -45,30 +47,35 @@ def can_be_fused(module: nn.Module) -> bool:
     return all(parameter.device.type in ("cpu", "cuda") for parameter in module.parameters())
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float | None, decay_temperature: bool = False
+) -> list[dict[str, Any]]:
     """The trainable parameters, by whether they decay, whether Muon is for them, and by layer."""
     if layer_decay is None:
-        exceptions = {"no_weight_decay_list": undecayed(module), "fallback_list": not_for_muon(module)}
+        exempt = undecayed(module, decay_temperature)
+        exceptions = {"no_weight_decay_list": exempt, "fallback_list": not_for_muon(module)}
         return param_groups_weight_decay(module, weight_decay, **exceptions)
     layered = module if hasattr(module, "group_matcher") else module.get_submodule(getattr(module, "backbone", ""))
     if not hasattr(layered, "group_matcher"):
         raise InputError(f"optim.layer_decay={layer_decay}: the model has no group_matcher, which names its layers")
-    exceptions = {"no_weight_decay_list": undecayed(layered), "fallback_list": not_for_muon(layered)}
+    exempt = undecayed(layered, decay_temperature)
+    exceptions = {"no_weight_decay_list": exempt, "fallback_list": not_for_muon(layered)}
     groups = param_groups_layer_decay(layered, weight_decay, layer_decay=layer_decay, **exceptions)
     covered = {id(parameter) for group in groups for parameter in group["params"]}
-    for group in parameter_groups(module, weight_decay, None):
+    for group in parameter_groups(module, weight_decay, None, decay_temperature):
         rest = [parameter for parameter in group["params"] if id(parameter) not in covered]
         groups += [group | {"params": rest}] if rest else []
     return groups
 
 
-def undecayed(module: nn.Module) -> set[str]:
+def undecayed(module: nn.Module, decay_temperature: bool = False) -> set[str]:
     """Parameters that a part of the module exempts from weight decay, besides all one-dimensional ones and biases."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
         if callable(getattr(part, "no_weight_decay", None))
         for name in part.no_weight_decay()
+        if not (decay_temperature and name == "temperature")
     }
 
 
