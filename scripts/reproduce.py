@@ -139,7 +139,8 @@ def needs(command: str | None, tflops: float) -> Needs | None:
     model = section_for("model", config["model"], MODELS).model_validate(config["model"])
     sizes = config["augment"]["image_sizes"] or [config["data"]["image_size"]]
     forward = sum(forward_flops(model.entry, size, **model.options) for size in sizes) / len(sizes)
-    teacher = teacher_flops(config["task"]["teacher"]) if config["task"]["name"] == "distill" else 0
+    task = config["task"]
+    teacher = teacher_flops(task["teacher"], task["teacher_image_size"]) if task["name"] == "distill" else 0
     # From the FLOPs of an image to the hours of the run.
     images = IMAGES[" ".join(str(config["data"][key]) for key in ("name", "year") if key in config["data"])]
     epochs = LoopConfig.model_validate(config["train"]).scaled(images, gpus).epochs

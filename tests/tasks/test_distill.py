@@ -126,6 +126,15 @@ def test_soft_distillation_is_the_divergence_at_a_temperature(tau: float, fake: 
     torch.testing.assert_close(task(images)["loss"], tau**2 * (p * (p / q).log()).sum(1).mean())
 
 
+def test_the_authors_soft_distillation_is_divided_by_the_classes_too(fake: Recorder) -> None:
+    images = batch()
+    student, taught = answers(begun(kind="soft"), images, fake)
+    p, q = (torch.exp(x / 3) / torch.exp(x / 3).sum(1, keepdim=True) for x in (taught, student))
+    theirs = 3**2 * (p * (p / q).log()).sum() / (2 * 3)
+    task = begun(kind="soft", tau=3.0, divide_by="images_and_classes")
+    torch.testing.assert_close(task.distance(student, taught), theirs)
+
+
 def test_soft_distillation_is_zero_if_student_and_teacher_agree(fake: Recorder) -> None:
     task = begun(kind="soft", tau=2.0)
     logits = torch.randn(4, 3)

@@ -27,8 +27,9 @@ def forward_flops(model: str, size: int, /, **options: Any) -> int:
 
 
 @functools.cache
-def teacher_flops(name: str) -> int:
-    """FLOPs of one image in a model of timm, at the size that the model was made for."""
-    with torch.device("meta"):
-        size = Preprocessing.of_model(create_model("timm", name=name)).size[0]
+def teacher_flops(name: str, size: int | None) -> int:
+    """FLOPs of one image in a model of timm. size: pixels; None for the size that the model was made for."""
+    if size is None:
+        with torch.device("meta"):
+            size = Preprocessing.of_model(create_model("timm", name=name)).size[0]
     return forward_flops("timm", size, name=name)

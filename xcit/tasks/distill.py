@@ -20,10 +20,13 @@ class Distill(Classify):
     Options:
         teacher: one of timm's models, xcit_* among them; the paper's is RegNetY-160.
         teacher_weights: a file, a run folder or a published name; null for the pretrained weights of timm's name.
-        teacher_image_size: pixels; null for the size that the teacher was trained at.
+        teacher_image_size: pixels; null for the size that the teacher was trained at. conf/task/distill.yaml gives it
+            data.image_size: the teacher sees what the student sees, as in the authors' runs.
         kind: "hard", cross-entropy with the teacher's most likely class, as in the paper; or "soft", tau² × the
             Kullback-Leibler divergence of the two distributions at temperature tau.
         alpha: the teacher's share of the loss.
+        divide_by: for kind="soft". "images" is the mean of the divergence over the images; "images_and_classes" divides
+            this by the number of classes, too, as the authors' code and DeiT's do.
 
     There is no distillation token: the class token learns from both, as in the paper. The losses "classification" and
     "distillation" are reported beside the weighted sum.
@@ -41,9 +44,10 @@ class Distill(Classify):
         kind: Literal["hard", "soft"] = "hard",
         alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
         tau: Annotated[float, Field(gt=0)] = 1.0,
+        divide_by: Literal["images", "images_and_classes"] = "images",
     ) -> None:
         super().__init__(model, target, loss=loss)
-        self.kind, self.alpha, self.tau = kind, alpha, tau
+        self.kind, self.alpha, self.tau, self.divide_by = kind, alpha, tau, divide_by
         self.teacher_name, self.teacher_weights, self.teacher_image_size = teacher, teacher_weights, teacher_image_size
         self.teacher: Teacher | None = None
 
@@ -74,4 +78,5 @@ class Distill(Classify):
         if self.kind == "hard":
             return F.cross_entropy(logits, teacher.argmax(dim=1))
         student, wanted = (x.float().div(self.tau).log_softmax(dim=1) for x in (logits, teacher))
-        return self.tau**2 * F.kl_div(student, wanted, reduction="batchmean", log_target=True)
+        divergence = F.kl_div(student, wanted, reduction="sum", log_target=True)
+        return self.tau**2 * (divergence / (len(student) if self.divide_by == "images" else student.numel()))
