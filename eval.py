@@ -35,7 +35,7 @@ from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, require_target
 from xcit.errors import InputError, given_as
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, sweep
+from xcit.evaluation.resolutions import Row, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
@@ -165,8 +165,10 @@ def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> Re
             f"{missing}: must be given, because {config.checkpoint} does not say which one in conf/{missing}"
         )
     made_for = known_model.options.get("image_size") if known_model else None
-    resolutions = config.resolutions or (trained.resolutions if trained else [made_for or source.image_size])
-    dry_run(model.entry, model.options, {"resolutions": resolutions})
+    trained_at = trained.data.image_size if trained else made_for or source.image_size
+    resolutions = config.resolutions or (trained.resolutions if trained else None)
+    dry = dry_run(model.entry, model.options, {"resolutions": resolutions or [trained_at]})
+    resolutions = resolutions or resolutions_for(dry, trained_at, model.side_of_patch)
     known = {
         "model": model,
         "data": source,

@@ -46,8 +46,8 @@ from xcit.engine.stopping import StopSignals
 from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
-from xcit.evaluation.report import read_score, write_report
-from xcit.evaluation.resolutions import sweep
+from xcit.evaluation.report import read_score, score_of, write_report
+from xcit.evaluation.resolutions import resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
@@ -72,7 +72,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             raw, choices = continued(origin.config, origin.choices, raw, choices, typed)
         given = read_config(TrainConfig, raw, TABLES)
         require_determinism(given.deterministic)
-        check(given, device)
+        resolutions = check(given, device)
 
         # 2. The data set: training and validation examples, and their kind of target. Their number sets what is "auto".
         source = DATASETS[given.data.name](**given.data.options)
@@ -172,7 +172,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             rows = sweep(
                 state.weights(),
                 batches_at,
-                sorted({*config.resolutions, config.data.image_size}),
+                resolutions,
                 model=config.model.name,
                 checkpoint=str(folder.last),
                 eval_set=config.data.name,
@@ -184,25 +184,26 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
             print(f"run folder: {folder.path}")
-        (final,) = (r for r in rows if (r["resolution"], r["weights"]) == (config.data.image_size, "raw"))
-        return final[state.headline]
+        return score_of(rows, state.headline, config.data.image_size)
 
 
-def check(given: TrainConfig, device: torch.device) -> None:
-    """Raise an InputError for whatever is wrong with the configuration, before the data are read."""
+def check(given: TrainConfig, device: torch.device) -> list[int]:
+    """Raise an InputError for whatever is wrong, before the data are read. Return the resolutions to evaluate at."""
     config = given.scaled(1_000_000, distributed.world_size())  # the number of images is not known yet
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     TASKS[config.task.name].check_options(config.task.options, config.augment.options)
-    sizes = {"data.image_size": [config.data.image_size], "resolutions": config.resolutions}
+    sizes = {"data.image_size": [config.data.image_size], "resolutions": config.resolutions or []}
     sizes["augment.image_sizes"] = config.augment.image_sizes or []
     model = dry_run(config.model.entry, config.model.options, sizes)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
     freeze(model, config.train.freeze)
     new_optimizer(config, model)
+    size = config.data.image_size
+    return sorted({size, *(config.resolutions or resolutions_for(model, size, config.model.side_of_patch))})
 
 
 def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> nn.Module:

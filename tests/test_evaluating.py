@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+import eval as evaluation
+from train import TABLES
+from xcit.composition import read_config
+from xcit.config import EvalConfig, Section, TrainConfig
 from xcit.storage import read_tensors
 
-from .conftest import TINY, Result
+from .conftest import ROOT, TINY, Result
 
 Command = Callable[..., Result]
 
@@ -57,3 +62,29 @@ def test_a_number_of_updates_that_replaces_epochs_is_noted(command: Command) -> 
     result = command("train.py", *TINY, "+model.depth=1", "train.updates=2", "run_dir=run")
     assert result.status == 0, result.stderr
     assert result.stderr.count("note: train.updates=2: sets the length of the run; train.epochs=1 has no effect") == 1
+
+
+def composed(schema: type[Section], root: str, *overrides: str) -> Section:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return read_config(schema, compose(root, list(overrides)), TABLES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run", "resolutions"),
+    [
+        (["checkpoint=xcit_small_12_p16_224"], None, [160, 192, 224, 256, 288, 320, 384]),
+        (["checkpoint=xcit_small_12_p16_384_dist"], None, [288, 320, 384, 448, 480, 544, 672]),  # made for 384
+        (["checkpoint=weights.pth", "model=xcit_n12_p8", "data=digits"], None, [24, 32, 40, 48, 56]),
+        (["checkpoint=timm/cait_xxs24_224.fb_dist_in1k"], None, [224]),
+        (["checkpoint=run"], ["recipe=paper_p16", "data.image_size=64"], [48, 64, 80, 96, 112]),
+        (["checkpoint=run"], ["resolutions=[64,20]"], [64, 20]),
+        (["checkpoint=run", "resolutions=[96,32]"], ["resolutions=[64,20]"], [96, 32]),
+    ],
+)
+def test_the_resolutions_are_the_given_ones_the_runs_or_those_of_the_training_size(
+    arguments: list[str], run: list[str] | None, resolutions: list[int]
+) -> None:
+    images = [] if run is not None or "data=digits" in arguments else ["data=imagenet", "data.root=/images"]
+    config = composed(EvalConfig, "eval", *arguments, *images)
+    trained = composed(TrainConfig, "train", *run) if run is not None else None
+    assert evaluation.completed(config, trained, Path("weights")).resolutions == resolutions  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import xcit
-from train import TABLES
+from train import TABLES, check
 from xcit.composition import read_config
 from xcit.config import TrainConfig
 from xcit.engine.run_folder import RunFolder
@@ -72,7 +72,7 @@ def test_a_recipe_is_a_whole_run_in_one_file(recipe: str) -> None:
     assert [key for group in groups for key in group] == ["/model", "/task", "/optim", "/augment"], "no other recipe"
     assert last == "_self_"
     assert content["train"].keys() - {"best_by"} == yaml.safe_load(recipe_file("digits"))["train"].keys()
-    assert content["resolutions"]
+    assert content.get("resolutions", [1]), "they follow from the training size if the recipe has none"
     head = text.partition("defaults:")[0].splitlines()
     assert head[0] == "# @package _global_"
     for start in ("# Source: ", "# Cost: ", "# Expect: "):
@@ -115,6 +115,24 @@ def test_choices_on_top_of_a_recipe() -> None:
     config = composed("recipe=finetune_384", "task=distill", "optim=lamb", "augment=light", "model=xcit_s12")
     assert (config.task.name, config.optim.name, config.augment.repeats) == ("distill", "lamb", 1)
     assert (config.optim.lr, config.model.options["drop_path_rate"]) == (5e-6, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resolutions"),
+    [
+        (["recipe=paper_p16"], [160, 192, 224, 256, 288, 320, 384]),
+        (["recipe=paper_p16", "data.image_size=64"], [48, 64, 80, 96, 112]),
+        (["recipe=paper_p16", "resolutions=[96,320]"], [96, 224, 320]),
+        (["recipe=finetune_384"], [224, 288, 320, 384, 448, 512]),
+        (["model=timm", "model.name=cait_xxs24_224", "recipe=paper_p16"], [224]),
+        ([], [24, 28, 32, 40, 48, 56, 64]),
+    ],
+)
+def test_a_run_is_evaluated_at_the_given_resolutions_or_at_those_of_its_size(
+    overrides: list[str], resolutions: list[int]
+) -> None:
+    size = ["data.image_size=224"] if "recipe=paper_p16" in overrides and "data.image_size=64" not in overrides else []
+    assert check(composed(*size, *overrides), torch.device("cpu")) == resolutions
 
 
 def test_the_recipe_on_the_page_composes(tmp_path: Path) -> None:

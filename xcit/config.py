@@ -65,6 +65,11 @@ class ModelConfig(NamedSection):
 
     library: Literal["xcit", "timm"] = "xcit"
 
+    @property
+    def side_of_patch(self) -> int:
+        """The patch size in pixels; 1 if the model has no such option."""
+        return self.options.get("patch_size", 1)
+
     @classmethod
     def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
         return "timm" if chosen.get("library") == "timm" else chosen.get("name")
@@ -255,7 +260,7 @@ class TrainConfig(Section):
     resume: str
     pretrained: str | bool | None
     deterministic: bool
-    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    resolutions: Annotated[list[Positive], Field(min_length=1)] | None = None
 
     def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import nn
 
 from data.views.labelled_crop import LabelledImages
+from xcit.errors import Notice
 from xcit.evaluation.cost import Meter
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, sweep
+from xcit.evaluation.resolutions import Row, default_resolutions, resolutions_for, sweep
+from xcit.models.dry_run import dry_run
 from xcit.tasks import TASKS
 
 from ..engine.toy import target_of
@@ -117,3 +119,39 @@ def test_peak_memory_is_that_of_the_code_inside_the_meter() -> None:
         pass
     assert large.peak_memory_mb - small.peak_memory_mb > 350
     assert large.peak_memory_mb - after.peak_memory_mb > 350
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "expected"),
+    [
+        (224, 16, [160, 192, 224, 256, 288, 320, 384]),  # the paper's
+        (224, 8, [160, 192, 224, 256, 288, 320, 384]),
+        (224, 1, [160, 192, 224, 256, 288, 320, 384]),  # a model without patches
+        (384, 16, [288, 320, 384, 448, 480, 544, 672]),
+        (64, 8, [48, 56, 64, 72, 80, 88, 112]),
+        (64, 16, [48, 64, 80, 96, 112]),
+        (32, 8, [24, 32, 40, 48, 56]),
+        (16, 16, [16, 32]),
+    ],
+)
+def test_the_resolutions_follow_from_the_training_size(image_size: int, patch_size: int, expected: list[int]) -> None:
+    assert default_resolutions(image_size, patch_size) == expected
+
+
+@pytest.mark.parametrize("patch_size", [1, 8, 16])
+def test_any_training_size_is_among_a_few_resolutions_of_whole_patches_at_a_bounded_cost(patch_size: int) -> None:
+    for size in range(patch_size, 700):
+        found = default_resolutions(size, patch_size)
+        assert size in found and 2 <= len(found) <= 7 and found == sorted(set(found))
+        assert all(other % patch_size == 0 and other >= patch_size for other in found if other != size)
+        assert max(found) <= 2 * size + patch_size
+        if size >= 64:
+            assert sum((other / size) ** 2 for other in found) < 12, "evaluations at the training size"
+
+
+def test_resolutions_that_a_model_does_not_take_are_left_out_and_told_of() -> None:
+    cait = dry_run("timm", {"name": "cait_xxs24_224", "image_size": 224}, {})
+    with pytest.warns(Notice, match="resolutions: the model does not take images of 160, 192, 256, 288, 320, 384 pix"):
+        assert resolutions_for(cait, 224) == [224]
+    for name, options in (("xcit_n12", {}), ("timm", {"name": "resnet18"})):
+        assert resolutions_for(dry_run(name, options, {}), 224, 16) == default_resolutions(224)

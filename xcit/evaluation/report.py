@@ -41,11 +41,15 @@ def read_score(results: Path, headline: str, resolution: int) -> float:
         InputError: the file cannot be read, or has no such row.
     """
     try:
-        rows = json.loads(results.read_text())
-        (found,) = (r[headline] for r in rows if (r["resolution"], r["weights"]) == (resolution, "raw"))
-        return float(found)
+        return score_of(json.loads(results.read_text()), headline, resolution)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{results}: has no {headline} of the raw weights at {resolution} ({error})") from None
+
+
+def score_of(rows: Sequence[Row], headline: str, resolution: int) -> float:
+    """The headline metric of the raw weights at a resolution."""
+    (found,) = (row[headline] for row in rows if (row["resolution"], row["weights"]) == (resolution, "raw"))
+    return float(found)
 
 
 def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure":

@@ -1,13 +1,20 @@
 """Accuracy across test resolutions (paper, figure 3): the same weights, images of other sizes."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..engine.loop import evaluate
 from ..engine.task import Task
+from ..errors import Notice
+from ..models.dry_run import takes_size
 from .cost import Meter
+
+SEVENTHS = (5, 6, 7, 8, 9, 10, 12)
+"""The default resolutions in sevenths of the training size: 160 to 384 pixels for 224."""
 
 # A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, the evaluator's
 # metrics (for classification top1 and top5 in percent, loss, images), images_per_second, peak_memory_mb.
@@ -43,3 +50,32 @@ def sweep(
             }
             rows.append({"model": model, "checkpoint": checkpoint, "weights": weights} | conditions | measured | cost)
     return rows
+
+
+def default_resolutions(image_size: int, patch_size: int = 1) -> list[int]:
+    """The resolutions of an evaluation if none are given: from 5/7 to 12/7 of the training size, at most seven.
+
+    They are rounded to multiples of a power of two, which is the largest one up to a seventh of the training size, but
+    at least the patch size. So 224 gives 160, 192, 224, 256, 288, 320 and 384. The training size is always among them.
+
+    Args:
+        image_size: The training size in pixels.
+        patch_size: Of the model, in pixels; 1 if it has none.
+    """
+    step = max(patch_size, 1 << (max(1, image_size // 7).bit_length() - 1))
+    rounded = {max(1, round(image_size * share / 7 / step)) * step for share in SEVENTHS if share != 7}
+    return sorted(rounded | {image_size})
+
+
+def resolutions_for(model: nn.Module, image_size: int, patch_size: int = 1) -> list[int]:
+    """`default_resolutions` without those that the model does not take; a notice lists these.
+
+    Args:
+        model: On the meta device, as `dry_run` returns it.
+    """
+    sizes = default_resolutions(image_size, patch_size)
+    taken = [size for size in sizes if size == image_size or takes_size(model, size)]
+    if len(taken) < len(sizes):
+        others = ", ".join(str(size) for size in sizes if size not in taken)
+        warnings.warn(f"resolutions: the model does not take images of {others} pixels; they are left out", Notice, 2)
+    return taken

@@ -32,11 +32,20 @@ def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[
     return model
 
 
+def takes_size(model: nn.Module, size: int) -> bool:
+    """Whether a model on the meta device takes square images of this size in pixels."""
+    try:
+        require_size(model, "size", size)
+    except InputError:
+        return False
+    return True
+
+
 @torch.inference_mode()
 def require_size(model: nn.Module, key: str, size: int) -> None:
     try:
         # An XCiT's layers take any grid, so trying its stem is enough.
-        (model.embed if isinstance(model, XCiT) else model)(torch.empty(1, 3, size, size))
+        (model.embed if isinstance(model, XCiT) else model)(torch.empty(1, 3, size, size, device="meta"))
     except NotImplementedError:
         pass  # an operator does not support the meta device, so the size cannot be tried
     except (InputError, AssertionError, RuntimeError, ValueError) as error:
