@@ -57,7 +57,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "resolutions=4: the model does not take images of this size (image of 4×4 pixels: must hold one ",
         ),
         ("data.image_size=7", "data.image_size=7: the model does not take images of this size"),
-        ("model.patch_size=12", "model.patch_size=12: must be one of 2, 4, 8, 16, 32"),
+        ("model.patch_size=12", "model.patch_size=12: must be 2, 4, 8, 16 or 32"),
         ("model.drop_path_rate=1.0", "model.drop_path_rate=1.0: must be at least 0 and less than 1"),
         (
             "train.accumulate=5",

@@ -4,15 +4,17 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from .config import OPEN_SECTIONS, Section, TrainConfig
+from .config import TrainConfig
 from .credentials import without_credentials
 from .errors import InputError, Notice, choose, did_you_mean
+from .option_docs import described_options
+from .sections import OPEN_SECTIONS, Section
 
 C = TypeVar("C", bound=Section)
 
@@ -153,10 +155,16 @@ def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Calla
 
 
 def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword-only parameters of a table's entry as fields, except those that the program sets."""
-    parameters = inspect.signature(entry, eval_str=True).parameters.values()
+    """The keyword-only parameters of a table's entry as fields, except those that the program sets.
+
+    Its docstring describes them, as `described_options` says.
+    """
+    parameters, described = inspect.signature(entry, eval_str=True).parameters.values(), described_options(entry)
     return {
-        p.name: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default)
+        p.name: (
+            Annotated[p.annotation, Field(description=described.get(p.name))],
+            ... if p.default is inspect.Parameter.empty else p.default,
+        )
         for p in parameters
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ("num_classes", "in_chans", "pretrained")
     }

@@ -1,22 +1,29 @@
 """The typed schema of conf/; xcit/composition.py checks a composed configuration against it.
 
-Sections that are the same for every run are classes here. The open groups (model, data, task, augment) have a table
-each, whose entries own their options: the keyword-only arguments of the entry are what its file in conf/ may set.
+Here are the sections with a fixed set of keys; xcit/sections.py has the open groups (model, data, task, augment).
+
+The docstring below a key is its description: one short line with the unit and the meaning of null. A key is explained
+there only. scripts/write_reference.py copies the line into conf/ and docs/configuration.md.
 """
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from .errors import InputError, Notice
+from .sections import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Section,
+    TaskConfig,
+)
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Auto = Literal["auto"]
 """A number that follows from the number of training images; see `LoopConfig.scaled`."""
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -26,114 +33,31 @@ MOST_IMAGES_PER_UPDATE, FEWEST_EPOCHS, FEWEST_UPDATES = 512, 100, 1_000
 """What "auto" means in train.global_batch_size and train.epochs."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class OpenSection(Section):
-    """A group with a table of entries: an entry's keyword-only arguments are further fields of it, the options.
-
-    This class accepts any options. `composition.section_for` makes the one for an entry, which accepts that entry's.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    option_names: ClassVar[frozenset[str]] = frozenset()
-    chosen_by: ClassVar[str | None] = None
-    """The group whose name chooses the entry, if it is not this one."""
-
-    @classmethod
-    def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
-        """The table's entry that a composed group asks for."""
-        return chosen.get("name")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.model_dump(include=set(self.option_names))
-
-
-class NamedSection(OpenSection):
-    name: str
-
-    @property
-    def entry(self) -> str:
-        return str(self.entry_of(dict(self)))
-
-
-class ModelConfig(NamedSection):
-    """conf/model: the options are the model's. All timm models share one entry."""
-
-    library: Literal["xcit", "timm"] = "xcit"
-
-    @property
-    def side_of_patch(self) -> int:
-        """The patch size in pixels; 1 if the model has no such option."""
-        return self.options.get("patch_size", 1)
-
-    @classmethod
-    def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
-        return "timm" if chosen.get("library") == "timm" else chosen.get("name")
-
-    @model_validator(mode="before")
-    @classmethod
-    def heads_of_the_variant(cls, chosen: Any) -> Any:
-        """`heads: null`, as conf/model/ has it, means the variant's number."""
-        if isinstance(chosen, Mapping) and chosen.get("heads", 1) is None:
-            return {key: value for key, value in chosen.items() if key != "heads"}
-        return chosen
-
-
-class TaskConfig(NamedSection):
-    """conf/task: the options are the task's."""
-
-
-class DataConfig(NamedSection):
-    """conf/data: the options are the data set's; these keys are the same for all."""
-
-    image_size: Positive = 224
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Worker processes for each training process; null for the cores at hand."""
-    max_broken: Share = 0.001
-    """The share of the training images that may be broken, and are replaced by others, before the run stops."""
-    max_pixels: Positive = 178_956_970
-    """Images with more pixels are broken, because a small file may need gigabytes of memory."""
-    decode: Literal["cpu", "gpu"] = "cpu"
-    """Where JPEGs are decoded in training."""
-
-
-class AugmentConfig(OpenSection):
-    """conf/augment: the options are those of the task's view (data/views); these keys are the same for all."""
-
-    chosen_by = "task"
-    repeats: Positive = 1
-    """Copies of each image in an epoch, each augmented anew (repeated augmentation)."""
-    image_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """Training resolutions, one after the other in equal parts of the run; null for data.image_size throughout."""
-
-
-OPEN_SECTIONS: dict[str, type[OpenSection]] = {
-    "model": ModelConfig,
-    "task": TaskConfig,
-    "data": DataConfig,
-    "augment": AugmentConfig,
-}
-
-
 class OptimConfig(Section):
     """conf/optim: the optimizer and the learning rate schedule."""
 
     name: str
+    """Any optimizer of timm, except those that need a closure or an extra package."""
     lr: PositiveFloat
+    """Peak learning rate for a global batch of 512; it is scaled by train.global_batch_size / 512."""
     weight_decay: NonNegative
+    """Weight decay; norms, biases, class token, temperature and LayerScale have none."""
     options: dict[str, Any]
+    """Further arguments of the optimizer."""
     clip_norm: PositiveFloat | None
+    """Largest norm of the gradients; null: no clipping."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of a layer, relative to the layer above it, such as 0.75; null: the same for all."""
     warmup_epochs: NonNegative
+    """Epochs at the start in which the learning rate rises linearly; part of the run's length."""
     warmup_lr: NonNegative
+    """Learning rate at the start of the warm-up."""
     cooldown_epochs: NonNegative
+    """Epochs at the end with the learning rate min_lr; part of the run's length."""
     min_lr: NonNegative
+    """Learning rate at the end."""
     lr_every: Literal["update", "epoch"] = "update"
-    """When the learning rate changes: at every update, or once per epoch and one epoch late, as in the paper's runs."""
+    """When the learning rate changes: at every update, or once per epoch and one epoch late, as in the paper."""
     decay_temperature: bool = False
     """Whether the temperatures of cross-covariance attention have weight decay, as in the authors' runs."""
 
@@ -152,22 +76,35 @@ class LoopConfig(Section):
     """train.*: the loop."""
 
     epochs: Positive | Auto | None = None
+    """Passes over the training images; auto: 100, or more until there are 1,000 updates."""
     updates: Positive | None = None
-    """The length of the run; takes the place of epochs."""
+    """Length of the run in updates, instead of train.epochs; null: train.epochs sets it."""
     global_batch_size: Positive | Auto
+    """Images per update, over all processes; auto: at most 512 and half of the training images."""
     accumulate: Positive
+    """Forward passes per update in each process (gradient accumulation)."""
     precision: Precision
+    """Data type of the forward pass: fp32, bf16 or fp16 (with a scaled loss)."""
     compile: bool
+    """Whether to use torch.compile."""
     channels_last: bool
+    """Whether to keep the weights in torch.channels_last."""
     grad_checkpointing: bool = False
-    freeze: list[str] = []
+    """Whether to compute activations again in the backward pass: less memory, longer steps."""
+    freeze: list[str] = Field(default_factory=list)
+    """Parts of the model that are not trained, such as [patch_embed,blocks.0]."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
+    """Decay per update of the moving average of the weights (EMA); null: no EMA."""
     log_every: Positive
+    """Updates between two lines of metrics.jsonl."""
     save_every: Positive | None = None
+    """Updates between two checkpoints within an epoch; null: only one after each epoch."""
     keep_last: Positive = 2
+    """Number of the newest checkpoints that are kept: last.pt and the ones before it."""
     keep_best: Positive = 1
+    """Number of the best checkpoints that are kept: best.pt and the next best ones."""
     best_by: Literal["better", "raw"] = "better"
-    """Weights whose headline metric decides which checkpoints are the best: the better of raw and EMA, or raw."""
+    """Weights that decide which checkpoints are the best: the better of raw and EMA, or raw."""
 
     @model_validator(mode="before")
     @classmethod
@@ -235,9 +172,13 @@ class LoggerConfig(Section):
     """conf/logger: where metrics go besides metrics.jsonl."""
 
     name: Literal["none", "csv", "tensorboard", "wandb"]
+    """Where metrics go, besides metrics.jsonl."""
     project: str = "xcit"
+    """Project on wandb."""
     entity: str | None = None
+    """User or team on wandb; null: wandb's default."""
     mode: Literal["online", "offline", "disabled"] = "online"
+    """Whether wandb sends the metrics."""
 
 
 CropRatio = Annotated[float, Field(gt=0, le=1)]
@@ -247,8 +188,11 @@ class TrainConfig(Section):
     """conf/train.yaml."""
 
     run_dir: str | None
+    """Folder of the run; null: runs/NAME/TIMESTAMP."""
     crop_ratio: CropRatio
+    """In evaluation, image size / short side to which the image is resized before the center crop."""
     name: str
+    """Name of the run's folder in runs/."""
     data: DataConfig  # before `model`, which refers to data.image_size: only the first error is reported
     model: ModelConfig
     task: TaskConfig
@@ -257,10 +201,15 @@ class TrainConfig(Section):
     train: LoopConfig
     logger: LoggerConfig
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of all random numbers."""
     resume: str
+    """Run to continue: none, auto (the one in run_dir, or the latest of this name), its folder or a checkpoint."""
     pretrained: str | bool | None
+    """Initial weights: a published name, a file or a run folder; true: the model's; null: none."""
     deterministic: bool
+    """Whether to refuse operations whose results vary from run to run."""
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Image sizes in pixels that the final evaluation measures; null: seven around data.image_size."""
 
     def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""
@@ -284,12 +233,19 @@ class EvalConfig(Section):
     """conf/eval.yaml. model, data, task, resolutions and crop_ratio are the run's own if they are not given."""
 
     run_dir: str | None
+    """Folder of the results; null: runs/eval/TIMESTAMP."""
     checkpoint: str
+    """A run folder, a checkpoint in one, a file of weights or a published name."""
     crop_ratio: CropRatio | None
+    """Image size / short side to which the image is resized before the center crop; null: the run's, or 1."""
     weights: Literal["raw", "ema", "both"]
+    """Weights that are evaluated: raw, ema (their moving average) or both."""
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None
+    """Image sizes in pixels; null: the run's, or the image_size of the model or the data set."""
     batch_size: Positive
+    """Images per batch in each process."""
     precision: Precision
+    """Data type of the forward pass."""
     model: ModelConfig | None = None
     data: DataConfig | None = None
     task: TaskConfig | None = None

@@ -27,8 +27,8 @@ class Folder:
     - root/CLASS/…: `val_fraction` of each class is held out for validation. The names of the files tell which ones.
 
     Args:
-        root: The folder.
-        val_fraction: The share of each class that is held out, if there is no validation split.
+        root: Folder of your images, as CLASS/IMAGE or as train/CLASS/IMAGE and val/CLASS/IMAGE.
+        val_fraction: Share of each class that is held out if there is neither val/ nor test/, between 0 and 1.
     """
 
     def __init__(self, *, root: str, val_fraction: float = 0.2) -> None:

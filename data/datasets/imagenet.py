@@ -27,6 +27,9 @@ class ImageNet:
     - root/val/WNID/*.JPEG: one folder per class.
     - root/val/ILSVRC2012_val_*.JPEG: a flat folder, as in the official archive. The labels are read from the
       development kit, which must be in root: the folder ILSVRC2012_devkit_t12/ or ILSVRC2012_devkit_t12.tar.gz.
+
+    Args:
+        root: Folder that holds the data set.
     """
 
     def __init__(self, *, root: str) -> None:

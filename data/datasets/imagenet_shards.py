@@ -30,16 +30,16 @@ class ImageNetShards:
     Each folder of shards has an index.json, which docs/shards.md describes.
 
     Args:
-        urls: The training shards: folders or shards, as paths, http://, https:// or s3://. The name of a shard may
-            contain *, ? and […]; {a..b} may stand anywhere.
-        val_urls: The validation shards, in the same form.
-        shuffle_shards: The number of shards in a window. In training the shards are in random order, and the images of
-            each window of shards are shuffled together.
-        cache_dir: The folder in which remote shards are cached.
-        cache_gb: The largest size of the cache in 10⁹ bytes.
-        retries: The number of tries after the first one, as in `RetryPolicy`.
-        timeout: Seconds without a byte after which a try fails.
-        backoff: Seconds before the second try.
+        urls: Training shards: folders, or paths, https:// or s3:// with * and {000..146}; one address or a list.
+            http:// works, too. The name of a shard may contain *, ? and […]; {a..b} may stand anywhere.
+        val_urls: Validation shards, in the same form.
+        shuffle_shards: Number of shards whose images are shuffled together. In training the shards are in random order,
+            and the images of each window of so many shards are shuffled together.
+        cache_dir: Folder for copies of remote shards, shared by all processes; null: ~/.cache/xcit/shards.
+        cache_gb: Largest size of the cache in GB of 10⁹ bytes.
+        retries: Further tries after a failed read of a remote shard. See `RetryPolicy`.
+        timeout: Seconds without a byte after which a read fails.
+        backoff: Seconds before the first retry; doubled before each further one.
 
     Raises:
         InputError: An option is out of range.

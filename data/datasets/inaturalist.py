@@ -15,6 +15,10 @@ class INat:
 
     root/trainYEAR.json and root/valYEAR.json list the images of each split. 2018 has 8,142 species, with 437,513 images
     for training and 24,426 for validation. 2019 has 1,010 species, with 268,243 images in total.
+
+    Args:
+        root: Folder that holds the data set.
+        year: Year of the competition.
     """
 
     def __init__(self, *, root: str, year: Literal[2018, 2019] = 2018) -> None:

@@ -14,6 +14,9 @@ class CIFAR10:
     """CIFAR-10, in root/cifar-10-batches-py/: images of 32 × 32.
 
     The 50,000 training images are for training, the 10,000 test images for validation.
+
+    Args:
+        root: Folder that holds the data set.
     """
 
     reader = datasets.CIFAR10
@@ -51,6 +54,9 @@ class Flowers:
 
     As is usual in the literature, the official train and val splits, 1,020 images each, are for training. The 6,149
     test images are for validation.
+
+    Args:
+        root: Folder that holds the data set.
     """
 
     SOURCE = (
@@ -81,6 +87,9 @@ class Cars:
     """Stanford Cars, in root/stanford_cars/ with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat.
 
     The 8,144 training images are for training, the 8,041 test images for validation.
+
+    Args:
+        root: Folder that holds the data set.
     """
 
     def __init__(self, *, root: str) -> None:

@@ -122,12 +122,24 @@ def training_view(
     label_smoothing: Annotated[float, Field(ge=0, lt=1)],
     mix_group: Annotated[int, Field(ge=2)] | None = None,
 ) -> RandomLabelledCrop:
-    """Build the training view. `TrainTransform` and `Mixing` document the options, which conf/augment sets.
+    """Build the training view. conf/augment sets the options, from `scale` on.
 
     Args:
         preprocessing: Size, normalization and interpolation of the model's input.
         classes: Names of the classes.
         decode: Where JPEGs are decoded: "cpu" or "gpu".
+        scale: Share of the image's area that the random crop takes, smallest and largest.
+        ratio: Width / height of the random crop, smallest and largest.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of color jitter; ignored if rand_augment is set, as in timm.
+        rand_augment: A policy of timm, such as rand-m9-mstd0.5-inc1; null: no RandAugment.
+        three_augment: Whether to use DeiT III's 3-Augment, which needs rand_augment=null.
+        erase_prob: Probability of random erasing.
+        mixup: Alpha of mixup's Beta distribution; 0: no mixup.
+        cutmix: Alpha of CutMix's Beta distribution; 0: no CutMix.
+        switch_prob: Probability of CutMix instead of mixup, if both are on.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        mix_group: Images that share one draw of mixup or CutMix; null: all of a global batch.
     """
     require_rgb(preprocessing)
     transform = GpuTrainTransform if decode == "gpu" else TrainTransform

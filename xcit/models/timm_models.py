@@ -20,11 +20,11 @@ def timm_model(
     """timm.create_model, with the arguments that a model with a fixed input size needs for image_size.
 
     Args:
-        name: a name in timm, with or without the tag of its weights (deit_small_patch16_224.fb_in1k).
-        pretrained: load these weights from the hub. Position embeddings are resampled to image_size.
-        drop_path_rate: None for the model's default. Not every model has this option.
-        image_size: pixels, for models with a fixed input size; None for the size of their weights. Other models accept
-            any size. ViT, DeiT and Swin are built so that they accept other sizes later, too.
+        name: Any model of timm, with or without the tag of its weights, such as resnet50.a1_in1k.
+        pretrained: Whether to load these weights from the hub. Position embeddings are resampled to image_size.
+        drop_path_rate: Rate of stochastic depth; null: the model's default, or a model without this option.
+        image_size: Pixels, for models of one size; null: the size of their weights. Other models accept any size. ViT,
+            DeiT and Swin are built so that they accept other sizes later, too.
 
     Raises:
         InputError: timm is not installed or has no such model, the model cannot be built with these arguments, or its

@@ -4,6 +4,8 @@ Modules and parameters have the names of the published weights in timm's format,
 libraries unchanged. That is why LPI's norm and scale have number 3 although they act second.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -24,25 +26,28 @@ class XCiT(HubMixin, TimmInterface):
     """The backbone with its class-attention head.
 
     Args:
-        dim: width C of the tokens, a multiple of `heads` and of patch_size / 2.
-        depth: number of XCiT layers; `class_depth` class-attention layers follow.
-        layer_scale_init: initial value of every LayerScale (the paper's ε).
-        tokens_norm: see `ClassAttentionLayer`.
-        patch_size: 2, 4, 8, 16 or 32 pixels.
-        num_classes: outputs of the head; 0 for no head: `forward` then returns the features.
-        drop_path_rate: stochastic depth, the same rate in every XCiT layer, in [0, 1).
-        in_chans: channels of the images.
-        image_size: the image size in pixels that the model is made for. It stands in `pretrained_cfg`, and sets the
-            grid of position="learned". The model accepts any other size.
+        dim: Width C of the tokens, a multiple of heads and of patch_size / 2.
+        depth: Number of XCiT layers, which class_depth class-attention layers follow.
+        heads: Attention heads, a divisor of the width; null: the variant's number.
+        layer_scale_init: Initial value of every LayerScale (the paper's ε).
+        tokens_norm: Whether class attention normalizes the patch tokens, too. See `ClassAttentionLayer`.
+        patch_size: Height and width of a patch in pixels.
+        num_classes: Outputs of the head. 0 means no head: `forward` then returns the features.
+        drop_path_rate: Rate of stochastic depth, the same in every XCiT layer, at least 0 and less than 1.
+        in_chans: Channels of the images.
+        image_size: Pixels, for the grid of position=learned; the model accepts other sizes, too. It also stands in
+            `pretrained_cfg`.
+        class_depth: Number of class-attention layers.
+        patch_embed: Projection of the patches.
+        attention: xca, self_attention (between tokens, as in ViT) or none.
+        lpi: Whether there is local patch interaction.
+        l2_norm: Whether XCA normalizes queries and keys.
+        temperature: Whether XCA learns a temperature.
+        position: Position encoding.
+        pool: How the patch tokens become one vector. With "average" there are neither a class token nor
+            class-attention layers.
 
-    Options of the paper's ablation (table 4 and appendix); the defaults are XCiT:
-
-        patch_embed: "conv" or "linear" projection of the patches.
-        attention: "xca", "self_attention" between tokens (ViT), or "none".
-        lpi: whether there is local patch interaction.
-        l2_norm, temperature: whether XCA normalizes queries and keys, and learns a temperature.
-        position: "sine", "learned" or "none".
-        pool: "class_attention", or "average" of the patch tokens: no class token, no class-attention layers.
+    The options from patch_embed on are those of the paper's ablation (table 4 and appendix); the defaults are XCiT.
 
     Images are (B, in_chans, H, W) floats of any H and W that hold at least one patch. If the patch does not divide
     them, zeros are padded at the bottom and the right: the grid is (⌈H / p⌉, ⌈W / p⌉).
@@ -59,19 +64,19 @@ class XCiT(HubMixin, TimmInterface):
         heads: int,
         layer_scale_init: float,
         tokens_norm: bool,
-        patch_size: int = 16,
+        patch_size: Literal[2, 4, 8, 16, 32] = 16,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         in_chans: int = 3,
         image_size: int = 224,
         class_depth: int = 2,
-        patch_embed: str = "conv",
-        attention: str = "xca",
+        patch_embed: Literal["conv", "linear"] = "conv",
+        attention: Literal["xca", "self_attention", "none"] = "xca",
         lpi: bool = True,
         l2_norm: bool = True,
         temperature: bool = True,
-        position: str = "sine",
-        pool: str = "class_attention",
+        position: Literal["sine", "learned", "none"] = "sine",
+        pool: Literal["class_attention", "average"] = "class_attention",
     ) -> None:
         super().__init__()
         check_choices(patch_size=patch_size, patch_embed=patch_embed, position=position, pool=pool)

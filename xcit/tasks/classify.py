@@ -17,8 +17,10 @@ Loss = Literal["cross_entropy", "binary_cross_entropy"]
 class Classify(Task):
     """One class for each image; targets are soft: mixed and smoothed, or one-hot.
 
-    loss: "cross_entropy", or "binary_cross_entropy" for each class by itself; then every class that a mixed image
-    contains is a positive (DeiT III, arXiv 2204.07118; Wightman et al., arXiv 2110.00476).
+    Args:
+        loss: Loss of the labels: cross_entropy, or binary_cross_entropy with augment.label_smoothing=0. The latter
+            takes each class by itself; then every class that a mixed image contains is a positive (DeiT III, arXiv
+            2204.07118; Wightman et al., arXiv 2110.00476).
     """
 
     view = "labelled_crop"

@@ -17,16 +17,18 @@ from .teacher import Teacher
 class Distill(Classify):
     """(1 - alpha) × the classification loss + alpha × the distance from the teacher.
 
-    Options:
-        teacher: one of timm's models, xcit_* among them; the paper's is RegNetY-160.
-        teacher_weights: a file, a run folder or a published name; null for the pretrained weights of timm's name.
-        teacher_image_size: pixels; null for the size that the teacher was trained at. conf/task/distill.yaml gives it
-            data.image_size: the teacher sees what the student sees, as in the authors' runs.
-        kind: "hard", cross-entropy with the teacher's most likely class, as in the paper; or "soft", tau² × the
-            Kullback-Leibler divergence of the two distributions at temperature tau.
-        alpha: the teacher's share of the loss.
-        divide_by: for kind="soft". "images" is the mean of the divergence over the images; "images_and_classes" divides
-            this by the number of classes, too, as the authors' code and DeiT's do.
+    Args:
+        teacher: Any model of timm, XCiT among them. The paper's is RegNetY-160.
+        teacher_weights: A file, a run folder or a published name; null: timm's weights for the teacher's name.
+        teacher_image_size: Image size in pixels for the teacher; null: the size that it was trained at. conf/task gives
+            it data.image_size: the teacher sees what the student sees, as in the authors' runs.
+        kind: hard: learn the teacher's most likely class; soft: its distribution over the classes. "hard" is the
+            cross-entropy with this class, as in the paper, and "soft" is tau² × the Kullback-Leibler divergence of
+            the two distributions at temperature tau.
+        alpha: Weight of the teacher's loss.
+        tau: Temperature of both distributions, for kind=soft.
+        divide_by: For kind=soft: whether the loss is a mean over images, or also divided by the classes. The authors'
+            code and DeiT's do the latter.
 
     There is no distillation token: the class token learns from both, as in the paper. The losses "classification" and
     "distillation" are reported beside the weighted sum.

@@ -1,0 +1,119 @@
+"""The open groups of the configuration (model, task, data, augment), and what all of its sections are made of.
+
+An open group has a table of entries, which own their options: the keyword-only arguments of an entry are what its file
+in conf/ may set. The section "Args:" of the entry's docstring describes them, as the docstrings of fields do here.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Some keys of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A group with a table of entries: an entry's keyword-only arguments are further fields of it, the options.
+
+    This class accepts any options. `composition.section_for` makes the one for an entry, which accepts that entry's.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    option_names: ClassVar[frozenset[str]] = frozenset()
+    chosen_by: ClassVar[str | None] = None
+    """The group whose name chooses the entry, if it is not this one."""
+
+    @classmethod
+    def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
+        """The table's entry that a composed group asks for."""
+        return chosen.get("name")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(include=set(self.option_names))
+
+
+class NamedSection(OpenSection):
+    name: str
+
+    @property
+    def entry(self) -> str:
+        return str(self.entry_of(dict(self)))
+
+
+class ModelConfig(NamedSection):
+    """conf/model: the options are the model's. All timm models share one entry."""
+
+    name: str
+    """Model: an entry of MODELS in xcit/models."""
+    library: Literal["xcit", "timm"] = "xcit"
+    """Library that builds the model."""
+
+    @property
+    def side_of_patch(self) -> int:
+        """The patch size in pixels; 1 if the model has no such option."""
+        return self.options.get("patch_size", 1)
+
+    @classmethod
+    def entry_of(cls, chosen: Mapping[str, Any]) -> str | None:
+        return "timm" if chosen.get("library") == "timm" else chosen.get("name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def heads_of_the_variant(cls, chosen: Any) -> Any:
+        """`heads: null`, as conf/model/ has it, means the variant's number."""
+        if isinstance(chosen, Mapping) and chosen.get("heads", 1) is None:
+            return {key: value for key, value in chosen.items() if key != "heads"}
+        return chosen
+
+
+class TaskConfig(NamedSection):
+    """conf/task: the options are the task's."""
+
+    name: str
+    """What is learnt: an entry of TASKS in xcit/tasks."""
+
+
+class DataConfig(NamedSection):
+    """conf/data: the options are the data set's; these keys are the same for all."""
+
+    name: str
+    """Data set: an entry of DATASETS in data/datasets."""
+    image_size: Positive = 224
+    """Height and width of the images in pixels, in training and validation."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that load images, for each training process; null: one for each of its cores, at most 8."""
+    max_broken: Share = 0.001
+    """Largest share of broken training images, which are replaced by others; above it the run stops."""
+    max_pixels: Positive = 178_956_970
+    """Largest image in pixels (width × height); a larger one is refused as broken."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where training JPEGs are decoded: cpu, or gpu without RandAugment, color jitter and 3-Augment."""
+
+
+class AugmentConfig(OpenSection):
+    """conf/augment: the options are those of the task's view (data/views); these keys are the same for all."""
+
+    chosen_by = "task"
+    repeats: Positive = 1
+    """Copies of each image in an epoch, each with its own augmentation (repeated augmentation)."""
+    image_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Training sizes in pixels, each for an equal part of the run; null: data.image_size."""
+
+
+OPEN_SECTIONS: dict[str, type[OpenSection]] = {
+    "model": ModelConfig,
+    "task": TaskConfig,
+    "data": DataConfig,
+    "augment": AugmentConfig,
+}
