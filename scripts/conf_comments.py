@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,15 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from xcit.accepted_values import accepted, choices
+from xcit.accepted_values import accepted, choices, find_field
 from xcit.composition import Tables, section_for
 from xcit.config import EvalConfig, TrainConfig
-from xcit.sections import OPEN_SECTIONS
+from xcit.errors import InputError
+from xcit.sections import OPEN_SECTIONS, OpenSection
 
 NOT_OURS = ("defaults", "hydra")  # Hydra's own keys
+CHOSEN_BY = {group: section.chosen_by for group, section in OPEN_SECTIONS.items() if section.chosen_by}
 Key = tuple[str, ...]
-
-
-class UndescribedError(Exception):
-    """A key of conf/ is not in the schema, or has no description there."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,19 @@ class ConfFile:
     def bases(self) -> list["ConfFile"]:
         """The files of the same group that this one is based on."""
         names = [name.partition("@")[0] for name in self.defaults if isinstance(name, str) and name != "_self_"]
-        return [self.other(f"{self.group}/{name}") for name in names]
+        return [self.choice(self.group, name) for name in names if self.group]
 
-    def other(self, name: str) -> "ConfFile":
-        return ConfFile(self.conf, self.conf / f"{name}.yaml", self.tables)
+    def choice(self, group: str, name: str) -> "ConfFile":
+        """The file that `group=name` chooses."""
+        return ConfFile(self.conf, self.conf / group / f"{name}.yaml", self.tables)
 
     @cached_property
     def settings(self) -> list[Setting]:
         prefix = (self.group,) if self.group else ()
         return list(self.settings_in(yaml.compose(self.text), prefix))
 
-    def settings_in(self, node: yaml.MappingNode, prefix: Key) -> Iterator[Setting]:
-        for name, value in node.value:
+    def settings_in(self, node: yaml.Node | None, prefix: Key) -> Iterator[Setting]:
+        for name, value in node.value if node else ():
             key = (*prefix, name.value)
             if name.value in NOT_OURS:
                 continue
@@ -103,26 +102,21 @@ class ConfFile:
     @cached_property
     def entries(self) -> dict[str, str]:
         """Group → the entry of its table that the file is for."""
-        if self.group in self.tables:
+        if self.group and self.group in self.tables:
             name = self.values.get(f"{self.group}.name")
             chosen = {"name": name, "library": self.values.get("model.library")}
             entry = OPEN_SECTIONS[self.group].entry_of(chosen) if name else self.first_that_fits(self.group)
             return {self.group: entry} if entry else {}
-        named = {group.strip("/"): choice for d in self.defaults if isinstance(d, dict) for group, choice in d.items()}
-        found = {
-            group: self.other(f"{group}/{choice}").entries.get(group)
-            for group, choice in named.items()
-            if group in self.tables and choice
-        }
-        if "task" in found:
-            found["augment"] = found["task"]
-        return {group: entry for group, entry in found.items() if entry}
+        named = {group.strip("/"): name for d in self.defaults if isinstance(d, dict) for group, name in d.items()}
+        chosen_files = [self.choice(group, name) for group, name in named.items() if group in self.tables and name]
+        found = {group: entry for file in chosen_files for group, entry in file.entries.items()}
+        return found | {group: found[by] for group, by in CHOSEN_BY.items() if by in found}
 
     def first_that_fits(self, group: str) -> str | None:
         """The first entry that takes all keys of this file and needs no others."""
         keys = {key.partition(".")[2] for key in self.values}
         for entry in self.tables[group]:
-            fields = fields_of(group, entry, self.tables)
+            fields = section_of(group, entry, self.tables).model_fields
             needed = {name for name, field in fields.items() if field.is_required() and name != "name"}
             if needed <= keys <= fields.keys():
                 return entry
@@ -130,30 +124,27 @@ class ConfFile:
 
     def field(self, key: Key) -> FieldInfo | None:
         """The key in the schema. Where several entries of a group have it, that of the file's entry."""
-        fields: Mapping[str, FieldInfo] = self.schema.model_fields
-        if len(key) == 1:
-            return fields.get(key[0])
         group = key[0]
-        if group not in self.tables:
-            section = fields[group].annotation if group in fields else None
-            return section.model_fields.get(key[1]) if section and issubclass(section, BaseModel) else None
+        if len(key) == 1 or group not in self.tables:
+            found, field = find_field(self.schema, key)
+            return field if len(found) == len(key) else None
         own = self.entries.get(group)
-        found = (fields_of(group, entry, self.tables).get(key[1]) for entry in ([own] if own else self.tables[group]))
-        return next(filter(None, found), None)
+        entries = [own] if own else self.tables[group]
+        of_entries = (section_of(group, entry, self.tables).model_fields.get(key[1]) for entry in entries)
+        return next(filter(None, of_entries), None)
 
     def with_comments(self) -> str:
         """The text of the file with the schema's description behind each key.
 
         Raises:
-            UndescribedError: a key is not in the schema, or has no description there.
+            InputError: a key is not in the schema, or has no description there.
         """
         lines = self.text.split("\n")
         for setting in self.settings:
-            field = self.field(setting.key)
-            if field is None or not field.description:
-                what = "is not in the schema" if field is None else "has no description in the schema"
-                raise UndescribedError(f"{self.path}: {'.'.join(setting.key)} {what}")
-            lines[setting.line] = f"{lines[setting.line][: setting.column]} # {comment(field, setting.value)}"
+            key, field = ".".join(setting.key), self.field(setting.key)
+            if field is None:
+                raise InputError(f"{self.path}: {key} is not in the schema")
+            lines[setting.line] = f"{lines[setting.line][: setting.column]} # {comment(key, field, setting.value)}"
         return "\n".join(lines)
 
     @property
@@ -167,23 +158,30 @@ def conf_files(conf: Path, tables: Tables) -> list[ConfFile]:
     return [ConfFile(conf, path, tables) for path in sorted(conf.rglob("*.yaml"))]
 
 
-def fields_of(group: str, entry: str, tables: Tables) -> Mapping[str, FieldInfo]:
-    """The keys of an open group with the options of an entry of its table."""
+def section_of(group: str, entry: str, tables: Tables) -> type[OpenSection]:
+    """An open group with the options of an entry of its table."""
     chosen = {"name": entry, "library": "timm" if entry == "timm" else "xcit"}
-    return section_for(group, chosen, tables[group]).model_fields
+    section: type[OpenSection] = section_for(group, chosen, tables[group])
+    return section
 
 
-def comment(field: FieldInfo, value: str = "") -> str:
+def comment(key: str, field: FieldInfo, value: str = "") -> str:
     """The description, followed by the names that the key accepts unless it contains them. ??? stands for no value."""
-    text = described(field)
+    text = described(key, field)
     names = choices(field)
     if not set(names) <= set(re.findall(r"\w+", text)):
         text += f": {accepted(field)}"
     return f"must be given: {text}" if value == "???" else text
 
 
-def described(field: FieldInfo) -> str:
-    """The description as a comment: without its full stop, and in lower case where it begins with a plain word."""
-    text = " ".join((field.description or "").split()).removesuffix(".")
+def described(key: str, field: FieldInfo) -> str:
+    """The description as a comment: without its full stop, and in lower case where it begins with a plain word.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not field.description:
+        raise InputError(f"{key}: has no description; docs/extending.md says where to write it")
+    text = " ".join(field.description.split()).removesuffix(".")
     is_plain = re.match(r"[A-Z][a-z]*\b", text)
     return text[0].lower() + text[1:] if is_plain else text

@@ -23,7 +23,7 @@ SHORT = (*SHAPES, "train.updates=8", "train.global_batch_size=8", "train.accumul
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout with everything that the page adds."""
     folder = tmp_path_factory.mktemp("extended")
-    for name in ("train.py", "eval.py", "conf", "xcit", "data"):
+    for name in ("train.py", "eval.py", "conf", "xcit", "data", "scripts"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     page = (ROOT / "docs" / "extending.md").read_text()
@@ -80,15 +80,32 @@ def test_the_small_examples_train_and_evaluate(extended: Path) -> None:
 
 def test_their_options_are_checked_like_all_others(extended: Path) -> None:
     for arguments, message in (
-        (("task=focal", "task.gamma=hard"), "task.gamma=hard: must be a valid number"),
+        (("task=focal", "task.gamma=hard"), "task.gamma=hard: must be a number"),
         (("task=focal", "task.gama=1"), "task.gama: unknown key; did you mean task.gamma?"),
         (("model=poled",), "model=poled: unknown; did you mean pooled?"),
-        ((*SHAPES, "augment.hflip=2"), "augment.hflip=2: must be less than or equal to 1"),
+        ((*SHAPES, "augment.hflip=2"), "augment.hflip=2: must be a number from 0 to 1"),
         ((*SHAPES, "augment.mixup=1"), "augment.mixup: not a key of what is chosen for augment"),
     ):
         stderr = call(extended, "train.py", *arguments, status=2)
         assert stderr.count("\n") == 1
         assert message in stderr
+
+
+def test_their_options_are_explained_like_all_others(extended: Path) -> None:
+    (extended / "docs").mkdir()
+    call(extended, "scripts/write_reference.py")
+    for name, line in (
+        ("task/focal", "gamma: 2.0 # exponent of the focal loss; 0: cross-entropy"),
+        ("model/pooled", "width: 32 # channels of the convolution"),
+        ("data/photographs", "piece: 40 # height and width of a piece in pixels"),
+        ("augment/joint_crop", "hflip: 0.5 # probability of a horizontal flip"),
+        ("recipe/shapes", "  epochs: null # passes over the training images; auto: 100, or more until there are 1,000"),
+    ):
+        assert f"\n{line}" in f"\n{(extended / f'conf/{name}.yaml').read_text()}"
+    page = (extended / "docs/configuration.md").read_text()
+    assert "| `task.dice` | a number | `0.5` | Share of the Dice loss at the end of the run. |" in page
+    assert "With `task=segment_shapes`:\n\n| key |" in page
+    call(extended, "scripts/write_reference.py", "--check")
 
 
 def test_a_task_of_another_target_view_evaluator_and_schedule_trains(extended: Path) -> None:

@@ -25,6 +25,29 @@ def choices(field: FieldInfo) -> list[str]:
     return [shown(choice) for choice in found]
 
 
+def find_field(schema: type[BaseModel], path: Iterable[object]) -> tuple[list[str], FieldInfo | None]:
+    """The part of a path that is a key of the schema, such as ["train", "epochs"], and the key's field.
+
+    In the path of a pydantic error, an index into a list or one of the types that pydantic tried may follow.
+    """
+    found: list[str] = []
+    field: FieldInfo | None = None
+    section: type[BaseModel] | None = schema
+    for name in path:
+        if section is None or name not in section.model_fields:
+            break
+        found.append(str(name))
+        field = section.model_fields[str(name)]
+        section = section_in(field)
+    return found, field
+
+
+def section_in(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a key stands for; None if the key has a value of its own."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
 def alternatives(kind: Any, metadata: Iterable[Any] = (), *, plural: bool = False) -> list[str]:
     """One phrase for each type of a union, and for each choice of a Literal; null is the last."""
     origin, arguments = get_origin(kind), get_args(kind)
@@ -39,6 +62,8 @@ def alternatives(kind: Any, metadata: Iterable[Any] = (), *, plural: bool = Fals
         return ["true", "false"]
     if kind in (None, types.NoneType):
         return ["null"]
+    if kind is Any:
+        return ["any value"]
     bounds = bounds_of(metadata)
     if origin is list:
         return [f"a list of {amount(bounds)}{joined(alternatives(arguments[0], plural=True))}"]
@@ -59,13 +84,15 @@ def bounds_of(metadata: Iterable[Any]) -> dict[str, Any]:
 def limits(bounds: dict[str, Any], *, whole: bool) -> str:
     """The range of a number as words that follow its noun."""
     if whole and "lt" in bounds:
-        bounds = bounds | {"le": bounds["lt"] - 1}
+        bounds = {**bounds, "le": bounds["lt"] - 1}
+        del bounds["lt"]
     low, high = bounds.get("ge"), bounds.get("le")
     if low is not None and high is not None:
         return f" from {low} to {high}"
-    lower = f"of at least {low}" if low is not None else f"greater than {bounds['gt']}" if "gt" in bounds else ""
-    upper = f"at most {high}" if high is not None else f"less than {bounds['lt']}" if "lt" in bounds else ""
-    return "".join(f" {words}" for words in (lower, "and" if lower and upper else "", upper) if words)
+    words = {"ge": "of at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    found = [f"{word} {bounds[name]}" for name, word in words.items() if name in bounds]
+    of = " of" if found and found[0].startswith("at most") else ""
+    return of + " and".join(f" {phrase}" for phrase in found)
 
 
 def amount(bounds: dict[str, Any]) -> str:
@@ -78,7 +105,8 @@ def amount(bounds: dict[str, Any]) -> str:
 
 def joined(phrases: Sequence[str]) -> str:
     """Join alternatives: "a, b or c"."""
-    last = ", or " if any(" and " in phrase for phrase in phrases) else " or "
+    is_long = any(" and " in phrase or " list of " in phrase for phrase in phrases)
+    last = ", or " if is_long else " or "
     return last.join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 

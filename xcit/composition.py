@@ -1,15 +1,16 @@
 """Checks a composed configuration against the schema, and writes it as a YAML file that Hydra can load again."""
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from functools import reduce
+from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from .accepted_values import accepted, find_field, section_in, shown
 from .config import TrainConfig
 from .credentials import without_credentials
 from .errors import InputError, Notice, choose, did_you_mean
@@ -75,6 +76,8 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         raise InputError(describe(invalid, complete, plain)) from None
 
 
+FROM_SIGNATURES = {"extra": "forbid", "use_attribute_docstrings": False}
+"""For sections that are made of signatures: no other options, and no source code in which pydantic finds docstrings."""
 REMOVED = object()
 Choices = Mapping[str, str | None]
 """Group → the file of conf/ that was chosen for it."""
@@ -139,7 +142,7 @@ def schema_for(schema: type[C], plain: Mapping[str, Any], tables: Tables) -> typ
         chosen = plain.get(OPEN_SECTIONS[group].chosen_by or group)
         if group in schema.model_fields and isinstance(plain.get(group), Mapping) and isinstance(chosen, Mapping):
             groups[group] = (section_for(group, chosen, table), ...)
-    return create_model(schema.__name__, __base__=schema, **groups)
+    return create_model(schema.__name__, __base__=schema, __cls_kwargs__=FROM_SIGNATURES, **groups)
 
 
 def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Callable[..., Any]]) -> type[Any]:
@@ -149,7 +152,7 @@ def section_for(group: str, chosen: Mapping[str, Any], table: Mapping[str, Calla
     if not isinstance(name, str):
         return base
     options = options_of(choose(table, name, f"{base.chosen_by or group}.name"))
-    section = create_model(base.__name__, __base__=base, __cls_kwargs__={"extra": "forbid"}, **options)
+    section = create_model(base.__name__, __base__=base, __cls_kwargs__=FROM_SIGNATURES, **options)
     section.option_names = frozenset(options)
     return section
 
@@ -173,10 +176,11 @@ def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
 def describe(invalid: ValidationError, schema: type[Section], plain: Mapping[str, Any]) -> str:
     """The first problem in one line: its key, its value, and what would be accepted."""
     problem = invalid.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    key = re.sub(r"\.(str|bool|int|constrained-int|float|list\[.*)$", "", key)  # the type that pydantic tried
+    path, field = find_field(schema, problem["loc"])
+    key, value = ".".join(path), reduce(lambda section, name: section.get(name, {}), path, plain)
     match problem["type"]:
         case "extra_forbidden":
+            key = ".".join(map(str, problem["loc"]))
             return f"{key}: unknown key{accepted_options(key, schema, plain) or did_you_mean(key, known_keys(schema))}"
         case "missing":
             return f"{key}: must be given{accepted_options(key, schema, plain)}"
@@ -184,9 +188,12 @@ def describe(invalid: ValidationError, schema: type[Section], plain: Mapping[str
             message = problem["msg"].removeprefix("Value error, ")
             if isinstance(problem["input"], Mapping | BaseModel):  # of a section, and the message begins with the key
                 return f"{key}{'.' if key else ''}{message}"
-            return f"{key}={problem['input']}: {message}"
-        case _:
-            return f"{key}={problem['input']}: {re.sub('^(Input|List|Value) should', 'must', problem['msg'])}"
+            return f"{key}={shown(value)}: {message}"
+    assert field is not None  # only the two cases above are about something else than a value
+    wanted = accepted(field)
+    if problem["type"] == "finite_number":
+        wanted = wanted.replace("a number", "a finite number")
+    return f"{key}={shown(value)}: must be {wanted}"
 
 
 def accepted_options(key: str, schema: type[Section], plain: Mapping[str, Any]) -> str:
@@ -203,9 +210,9 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every key of a schema, with dots."""
     for name, field in schema.model_fields.items():
         yield prefix + name
-        for kind in [field.annotation, *get_args(field.annotation)]:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from known_keys(kind, f"{prefix}{name}.")
+        section = section_in(field)
+        if section:
+            yield from known_keys(section, f"{prefix}{name}.")
 
 
 def every_key(schema: type[Section], tables: Tables) -> list[str]:

@@ -39,7 +39,7 @@ class XCiT(HubMixin, TimmInterface):
             `pretrained_cfg`.
         class_depth: Number of class-attention layers.
         patch_embed: Projection of the patches.
-        attention: xca, self_attention (between tokens, as in ViT) or none.
+        attention: Attention of the XCiT layers: xca, self_attention (between tokens, as in ViT) or none.
         lpi: Whether there is local patch interaction.
         l2_norm: Whether XCA normalizes queries and keys.
         temperature: Whether XCA learns a temperature.

@@ -22,10 +22,10 @@ class Distill(Classify):
         teacher_weights: A file, a run folder or a published name; null: timm's weights for the teacher's name.
         teacher_image_size: Image size in pixels for the teacher; null: the size that it was trained at. conf/task gives
             it data.image_size: the teacher sees what the student sees, as in the authors' runs.
-        kind: hard: learn the teacher's most likely class; soft: its distribution over the classes. "hard" is the
-            cross-entropy with this class, as in the paper, and "soft" is tau² × the Kullback-Leibler divergence of
-            the two distributions at temperature tau.
-        alpha: Weight of the teacher's loss.
+        kind: What the student learns: hard, the teacher's most likely class, or soft, its distribution over the
+            classes. "hard" is the cross-entropy with this class, as in the paper, and "soft" is tau² × the
+            Kullback-Leibler divergence of the two distributions at temperature tau.
+        alpha: Weight of the teacher's loss; the loss of the labels has 1 - alpha.
         tau: Temperature of both distributions, for kind=soft.
         divide_by: For kind=soft: whether the loss is a mean over images, or also divided by the classes. The authors'
             code and DeiT's do the latter.
