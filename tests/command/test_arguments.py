@@ -93,7 +93,7 @@ def test_a_resumed_run_decides_what_the_keys_are(training: Settings) -> None:
         ("trian.epochs=1", "trian.epochs: unknown key; did you mean train.epochs?"),
         ("model.dpeth=1", "model.dpeth: unknown key; did you mean model.depth?"),
         ("modle=xcit_s12", "modle: unknown key; did you mean model?"),
-        ("train.early_stopping=1", "train.early_stopping: unknown key; train has the settings accumulate, channels_"),
+        ("train.early_stopping=1", "train.early_stopping: unknown key; train has the settings accumulate, best_by, "),
         ("bananas=1", "bananas: unknown key (--help lists the keys)"),
         ("--epochs", "--epochs: unknown option; settings are given as SETTING=VALUE; here train.epochs=… (--help"),
         ("--data.root=/x", "--data.root=/x: unknown option; settings are given as SETTING=VALUE; here data.root=/x"),

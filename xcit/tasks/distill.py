@@ -20,7 +20,7 @@ class Distill(Classify):
     Args:
         teacher: Any model of timm, XCiT among them. The paper's is RegNetY-160.
         teacher_weights: A file, a run folder or a published name; null: timm's weights for the teacher's name.
-        teacher_image_size: Image size in pixels for the teacher; null: the size that it was trained at. conf/task gives
+        teacher_image_size: The teacher's image size in pixels; null: the size that it was trained at. conf/task gives
             it data.image_size: the teacher sees what the student sees, as in the authors' runs.
         kind: What the student learns: hard, the teacher's most likely class, or soft, its distribution over the
             classes. "hard" is the cross-entropy with this class, as in the paper, and "soft" is tau² × the
