@@ -22,20 +22,21 @@ from omegaconf import DictConfig
 from data.datasets import DATASETS
 from data.examples import examples_to_evaluate
 from data.loader import EvalLoader
-from data.start_up import say, start_up_lines, warn_of_other_split
+from data.start_up import data_facts, warn_of_other_split
 from data.views import VIEWS
-from xcit import create_model
+from xcit import create_model, summary
 from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
 from xcit.composition import make_tables, read_config, section_for, to_yaml
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
+from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, require_target
 from xcit.errors import InputError, given_as
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, resolutions_for, sweep
+from xcit.evaluation.resolutions import Row, Subject, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
@@ -54,8 +55,9 @@ TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, vie
 
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
-    with distributed.session() as device, ExitStack() as at_end:
+    with distributed.session() as device, Progress() as progress, ExitStack() as at_end:
         # 1. Read the checkpoint and its run's configuration.
+        progress.begin(f"reading {config.checkpoint}")
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
             saved = read_checkpoint(path)
@@ -67,6 +69,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         warn_of_slow_precision(device, config.precision, "precision")
 
         # 3. The data set.
+        progress.begin(f"reading the list of images, data={whole.data.name}")
         task_class = TASKS[whole.task.name]
         source = DATASETS[whole.data.name](**whole.data.options)
         examples = examples_to_evaluate(source, saved.weights.classes, of_run=config.data is None)
@@ -75,6 +78,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         target = Target(examples.target_kind, tuple(examples.classes))
 
         # 4. The task with each kind of weights, its backbone ready for inference.
+        progress.begin("building the model")
         tasks = {}
         for kind, state in saved.of_task(task_class.backbone, config.weights).items():
             num_classes = task_class.num_outputs(target)
@@ -88,7 +92,16 @@ def evaluate(config: EvalConfig) -> list[Row]:
         # 5. The evaluation at each resolution.
         at_end.callback(folder.close)
         distributed.on_main(folder.create)
-        say(start_up_lines({"evaluation": examples}), shown=distributed.is_main())
+        facts = [
+            summary.device(device, config.precision),
+            summary.model(whole.model.name, model, whole.model.side_of_patch, whole.resolutions),
+            ("task", whole.task.name),
+            ("weights", f"{' and '.join(tasks)} of {path}"),
+            *data_facts({"evaluation": examples}),
+            summary.evaluation(whole.resolutions, whole.crop_ratio),
+            ("folder", str(folder.path)),
+        ]
+        summary.say(facts)
         view = VIEWS[task_class.view].evaluation
         rows = sweep(
             tasks,
@@ -102,12 +115,10 @@ def evaluate(config: EvalConfig) -> list[Row]:
                 max_pixels=whole.data.max_pixels,
             ),
             whole.resolutions,
-            model=whole.model.name,
-            checkpoint=str(path),
-            eval_set=whole.data.name,
-            crop_ratio=whole.crop_ratio,
-            device=device,
-            precision=config.precision,
+            Subject(whole.model.name, str(path), whole.data.name, whole.crop_ratio),
+            device,
+            config.precision,
+            progress,
         )
 
         # 6. The report.
@@ -115,7 +126,6 @@ def evaluate(config: EvalConfig) -> list[Row]:
             folder.describe(to_yaml(whole))
             trained_at = saved.config.data.image_size if saved.config else None
             write_report(folder.path, rows, task_class.headline, trained_at)
-            print(f"run folder: {folder.path}")
         return rows
 
 

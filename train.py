@@ -24,9 +24,9 @@ from data.gpu_decoding import require_gpu_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
 from data.samplers import TrainBatches
-from data.start_up import few_images_lines, say, start_up_lines, warn_of_other_split
+from data.start_up import data_facts, few_images_notes, large_batch_notes, warn_of_other_split
 from data.views import VIEWS
-from xcit import create_model
+from xcit import create_model, summary
 from xcit.command import choices_and_typed_keys, guarded, run
 from xcit.composition import Choices, continued, make_tables, read_config, to_yaml
 from xcit.config import ScaledTrainConfig, TrainConfig
@@ -38,7 +38,7 @@ from xcit.engine.length import Length
 from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism, warn_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
-from xcit.engine.progress import announce_resume
+from xcit.engine.progress import Progress
 from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
@@ -47,7 +47,7 @@ from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
-from xcit.evaluation.resolutions import resolutions_for, sweep
+from xcit.evaluation.resolutions import Subject, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
@@ -64,7 +64,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
 
     raw is the composed configuration, choices are the files of conf/ in it, and typed the keys on the command line.
     """
-    with distributed.session() as device, ExitStack() as at_end:
+    with distributed.session() as device, Progress() as progress, ExitStack() as at_end:
         # 1. The configuration: as composed, or that of the run to continue, changed by what was typed.
         origin = find_origin(str(raw["resume"]), raw["run_dir"], lambda: read_config(TrainConfig, raw, TABLES).name)
         if origin:
@@ -75,6 +75,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         resolutions = check(given, device)
 
         # 2. The data set: training and validation examples, and their kind of target. Their number sets what is "auto".
+        progress.begin(f"reading the list of images, data={given.data.name}")
         source = DATASETS[given.data.name](**given.data.options)
         examples = source.train()
         config = given.scaled(len(examples), distributed.world_size())
@@ -84,14 +85,17 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
 
         # 3. The run's folder. A finished run is left as it is.
         length = Length(config.train.epochs, config.train.updates)
+        before = read_config(TrainConfig, origin.config, TABLES) if origin else config
+        changed = summary.changes(before.model_dump(), config.model_dump())
         if origin and origin.is_finished and origin.is_complete(length):
-            origin.announce_end()
+            summary.announce_end(origin.folder.path, changed)
             return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
         at_end.callback(folder.close)
 
         # 4. The model, and the task that says what it learns.
+        progress.begin("building the model")
         model = new_model(config, target, pretrained=None if origin else config.pretrained)
         task = TASKS[config.task.name](model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
@@ -103,8 +107,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         if origin:
             state.load_state_dict(origin.saved, str(origin.checkpoint))
             warn_of_other_split(origin.saved["identity"].get("order", {}), held_out, within_epoch=state.seen > 0)
-            before = without_credentials(read_config(TrainConfig, origin.config, TABLES).model_dump())
-            announce_resume(origin.checkpoint, state.epoch, state.seen, before, state.identity["config"])
+            summary.announce_resume(origin.checkpoint, state.epoch, state.seen, changed)
 
         # 6. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
@@ -115,20 +118,29 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
                 held_out,
                 VIEWS[task.view].evaluation(preprocessing.at(resolution), examples.classes),
                 config.train.batch_size(distributed.world_size()),
-                workers=config.data.workers,
+                **config.data.model_dump(include={"workers", "max_pixels"}),
                 device=device,
                 **distributed.place(),
-                max_pixels=config.data.max_pixels,
             )
 
-        # Say what is read, and look through the validation images.
-        validation = batches_at(config.data.image_size)
-        lines = start_up_lines({"training": examples, "validation": held_out})
+        # Say what the run has understood, and look through the validation images.
+        facts = [
+            summary.device(device, config.train.precision),
+            summary.model(config.model.name, model, config.model.side_of_patch, config.training_sizes),
+            ("task", config.task.name),
+            *data_facts({"training": examples, "validation": held_out}),
+            summary.training(length, updates_per_epoch, config.train.global_batch_size, config.optim.lr),
+            summary.evaluation(resolutions, config.crop_ratio),
+            summary.start(config.pretrained, origin.checkpoint if origin else None),
+            ("folder", str(folder.path)),
+        ]
+        notes = large_batch_notes(len(examples), config.train.global_batch_size)
         if not config.pretrained and not origin:
-            lines += few_images_lines(len(examples), config.data.image_size, config.optim.layer_decay)
-        say(lines, shown=distributed.is_main())
-        looks = distributed.from_all(look_through(validation))
-        say(require_sound(looks, len(held_out)), shown=distributed.is_main())
+            notes += few_images_notes(len(examples), config.data.image_size, config.optim.layer_decay)
+        summary.say(facts, notes)
+        progress.begin("looking through the validation images")
+        validation = batches_at(config.data.image_size)
+        summary.say([], require_sound(distributed.from_all(look_through(validation)), len(held_out)))
 
         # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
         with distributed.main_first():
@@ -159,31 +171,22 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             fit(
                 trainer,
                 batches,
-                lambda task: evaluate(task, validation, device, config.train.precision),
+                lambda task: evaluate(task, progress.track(validation, "validation"), device, config.train.precision),
                 folder=folder,
                 recorder=recorder,
                 save_every=config.train.save_every,
                 best_by=config.train.best_by,
                 asked_to_stop=signals.agreed,
+                progress=progress,
             )
 
         # 9. Evaluate the final weights across resolutions, and report.
         with if_stopped(f"during the final evaluation; to evaluate the model: eval.py checkpoint={folder.path}"):
-            rows = sweep(
-                state.weights(),
-                batches_at,
-                resolutions,
-                model=config.model.name,
-                checkpoint=str(folder.last),
-                eval_set=config.data.name,
-                crop_ratio=config.crop_ratio,
-                device=device,
-                precision=config.train.precision,
-            )
+            subject = Subject(config.model.name, str(folder.last), config.data.name, config.crop_ratio)
+            rows = sweep(state.weights(), batches_at, resolutions, subject, device, config.train.precision, progress)
         if distributed.is_main():
-            write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
-            print(f"run folder: {folder.path}")
+            write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
         return score_of(rows, state.headline, config.data.image_size)
 
 
@@ -279,14 +282,12 @@ def train_batches(
         examples,
         [
             view(preprocessing.at(size), examples.classes, config.data.decode, **config.augment.options)
-            for size in config.augment.image_sizes or [config.data.image_size]
+            for size in config.training_sizes
         ],
         order,
         epochs=length.num_epochs(len(order) // config.train.accumulate),
-        workers=config.data.workers,
         device=device,
-        max_broken=config.data.max_broken,
-        max_pixels=config.data.max_pixels,
+        **config.data.model_dump(include={"workers", "max_broken", "max_pixels"}),
     )
 
 

@@ -55,6 +55,11 @@ class Examples(Protocol):
         return random.permutation(len(self))
 
     @property
+    def num_present(self) -> int | None:
+        """The number of `classes` that have an image in this split; None if that is unknown."""
+        return None
+
+    @property
     def order(self) -> dict[str, object]:
         """What decides which images there are, and their order, besides the length: configuration key → value."""
         return {}

@@ -130,6 +130,10 @@ class EvalLoader:
         self.viewed = ViewedExamples(examples, view, replace=False, max_pixels=max_pixels)
         self.loader = make_loader(self.viewed, batches, workers, device, keep_workers=False)
 
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        return len(self.batches)
+
     def __iter__(self) -> Iterator[Any]:
         for number, collated in enumerate(batches_of(self.loader)):
             yield self.view.to_device(collated.samples, self.device, collated.seeds, [number])

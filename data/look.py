@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from copy import copy
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,19 @@ ALWAYS_DECODED = 64
 """The number of images that each process decodes, however long it takes."""
 DECODED_AT_ONCE = 4
 """Images of one batch of this look: few, so that it ends soon after its time."""
+MOST_LISTED = 20
+"""How many broken images are listed; the others are counted."""
+
+
+class Look(NamedTuple):
+    """What one process found."""
+
+    decoded: int
+    """The number of images that it tried to decode."""
+    broken: list[str]
+    """A description of each broken one."""
+    error: InputError | None = None
+    """What ended the look, if it is no broken image."""
 
 
 class Discarded(View):
@@ -36,49 +50,56 @@ class Discarded(View):
         """Not called: the samples are dropped in the workers."""
 
 
-def look_through(validation: EvalLoader, seconds: float = LOOK_SECONDS) -> tuple[int, InputError | None]:
+def look_through(validation: EvalLoader, seconds: float = LOOK_SECONDS) -> Look:
     """Decode this process's validation images before training: ALWAYS_DECODED, and more as the time allows.
 
-    Otherwise a broken image would stop the run at the end of its first epoch.
-
-    Returns:
-        The number of images that were decoded, and the error if there was one.
+    Otherwise a broken image would stop the run at the end of its first epoch. All that are broken are found at once.
     """
     if validation.viewed.examples.decoded_before:
-        return len(validation.batches.own), None
+        return Look(len(validation.batches.own), [])
     viewed = copy(validation.viewed)
-    viewed.view = Discarded(viewed.view)
+    viewed.view, viewed.replace = Discarded(viewed.view), True  # so that the look goes on after a broken image
     batches = copy(validation.batches)
     batches.batch_size = DECODED_AT_ONCE
     loader = make_loader(viewed, batches, validation.workers, torch.device("cpu"), keep_workers=False)
     end, decoded = time.monotonic() + seconds, 0
+    broken: set[str] = set()
     try:
         for collated in batches_of(loader):
             decoded += collated.samples
+            broken |= set(collated.broken)
             if decoded >= ALWAYS_DECODED and time.monotonic() > end:
                 break
-    except BrokenImageError as error:
-        return decoded, InputError(f"{error}; every validation image must be readable: remove or convert this file")
+    except BrokenImageError as error:  # there are too many to replace them
+        broken.add(str(error))
     except InputError as error:
-        return decoded, error
-    return decoded, None
+        return Look(decoded, [], error)
+    return Look(decoded, sorted(broken))
 
 
-def require_sound(looks: Sequence[tuple[int, InputError | None]], total: int) -> list[str]:
-    """Raise the error that a process met. Return a line if not all images were decoded.
+def require_sound(looks: Sequence[Look], total: int) -> list[str]:
+    """Raise an error if images are broken, or the error that a process met. Return a note if not all were decoded.
 
     Args:
-        looks: What `look_through` returned in each process.
+        looks: What each process found.
         total: The number of validation images.
     """
-    for _, error in looks:
+    for _, _, error in looks:
         if error:
             error.of_one_process = False  # every process raises it here
             raise error
-    decoded = sum(number for number, _ in looks)
+    broken = sorted({description for look in looks for description in look.broken})
+    decoded = sum(look.decoded for look in looks)
+    if len(broken) == 1:
+        raise InputError(f"{broken[0]}; every validation image must be readable: remove or convert this file")
+    if broken:
+        others = [f"  and {len(broken) - MOST_LISTED} others"] if len(broken) > MOST_LISTED else []
+        listed = [f"  {description}" for description in broken[:MOST_LISTED]]
+        first = f"data: {len(broken)} broken images among {decoded:,} validation images; remove or convert these files:"
+        raise InputError("\n".join([first, *listed, *others]))
     if decoded == total:
         return []
     return [
-        f"data: {decoded:,} of {total:,} validation images were decoded in {LOOK_SECONDS:g} s, and none is broken; "
-        "the others are decoded after the first epoch"
+        f"{decoded:,} of {total:,} validation images were decoded in {LOOK_SECONDS:g} s, and none is broken; "
+        "the others are decoded after the first epoch, and training images when they are used"
     ]

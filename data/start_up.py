@@ -1,8 +1,7 @@
 """What train.py and eval.py say about the data before they begin."""
 
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from xcit.errors import InputError, Notice
@@ -16,8 +15,8 @@ PHOTOGRAPHS = 64
 """The smallest image size in pixels for which it does."""
 
 
-def start_up_lines(splits: Mapping[str, Examples]) -> list[str]:
-    """Describe the data in one line, and what is skipped in another one.
+def data_facts(splits: Mapping[str, Examples]) -> list[tuple[str, str]]:
+    """Describe the data in one line, and what is skipped in another one, each as (label, text).
 
     Args:
         splits: What the images of a split are for ("training", "validation") → the split.
@@ -25,21 +24,41 @@ def start_up_lines(splits: Mapping[str, Examples]) -> list[str]:
     abouts = [split.about for split in splits.values()]
     sources = [source_of(about) for about in abouts]
     shared = sources[0] if len(set(sources)) == 1 else ""
-    parts = [
-        counted(len(split), f"{purpose} image") + ("" if shared else source)
-        for (purpose, split), source in zip(splits.items(), sources, strict=True)
-    ]
     classes = next(iter(splits.values())).classes
-    of_classes = f" in {counted(len(classes), 'class', 'classes')}" if classes else ""
-    lines = [f"data: {' and '.join(parts)}{of_classes}{shared}"]
+    parts = []
+    for (purpose, split), source in zip(splits.items(), sources, strict=True):
+        lacks_some = split.num_present is not None and split.num_present < len(classes) and len(splits) > 1
+        of_classes = f" (of {counted(split.num_present or 0, 'class', 'classes')})" if lacks_some else ""
+        parts.append(counted(len(split), f"{purpose} image") + of_classes + ("" if shared else source))
+    facts = [("data", f"{' and '.join(parts)}{in_classes(splits, len(classes))}{shared}")]
     # Two splits of one folder have counted the same files.
     by_folder = {folder: skipped for about in abouts for folder, skipped in about.skipped.items()}
     if skipped := str(sum(by_folder.values(), Skipped())):
-        lines.append(f"data: skipped {skipped}")
-    return lines
+        facts.append(("skipped", skipped))
+    return facts
 
 
-def few_images_lines(num_images: int, image_size: int, layer_decay: float | None) -> list[str]:
+def in_classes(splits: Mapping[str, Examples], num_classes: int) -> str:
+    """As " in 10 classes"; of a single split that lacks classes " in 8 of the 10 classes"."""
+    if not num_classes:
+        return ""
+    present = [split.num_present for split in splits.values()]
+    if len(present) == 1 and present[0] is not None and present[0] < num_classes:
+        return f" in {present[0]:,} of the {counted(num_classes, 'class', 'classes')}"
+    return f" in {counted(num_classes, 'class', 'classes')}"
+
+
+def large_batch_notes(num_images: int, global_batch_size: int) -> list[str]:
+    """A note for a run whose global batch is larger than the training split."""
+    if global_batch_size <= num_images:
+        return []
+    return [
+        f"train.global_batch_size={global_batch_size}: is more than the {counted(num_images, 'training image')}, so "
+        "each epoch is one update, in which images repeat; lower it, or give auto"
+    ]
+
+
+def few_images_notes(num_images: int, image_size: int, layer_decay: float | None) -> list[str]:
     """A note for a run that trains on few photographs from scratch. Smaller pictures, such as digits, are simpler.
 
     Args:
@@ -50,15 +69,9 @@ def few_images_lines(num_images: int, image_size: int, layer_decay: float | None
         return []
     other = "; for training from scratch, recipe=folder_from_scratch learns faster" if layer_decay else ""
     return [
-        f"note: training from scratch on {num_images:,} images: a good model needs some thousands, or pretrained "
+        f"training from scratch on {num_images:,} images: a good model needs some thousands, or pretrained "
         f"weights (pretrained=){other}"
     ]
-
-
-def say(lines: Sequence[str], *, shown: bool) -> None:
-    """Print lines where progress is printed. shown: whether this process is to print."""
-    for line in lines if shown else []:
-        print(line, file=sys.stderr, flush=True)
 
 
 def source_of(about: About) -> str:

@@ -130,7 +130,10 @@ def test_a_class_in_val_that_train_lacks_is_refused(
     root = image_tree("mine", {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/wolf": 1})
     before = set(tmp_path.rglob("*"))
     message = refused(command("train.py", "data=folder", f"data.root={root}"), tmp_path, before)
-    assert message == f"{root}/val/wolf: class is not in the training split (1 such class); known classes: cat, dog"
+    assert message == (
+        f"{root}/val/wolf: class is not in the training split (1 such class); known classes: cat, dog; "
+        "move it elsewhere, or train a model with all classes"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -303,7 +303,7 @@ def test_evaluation_reads_the_model_from_a_hub_folder(command: Command, tmp_path
     model.save_pretrained(tmp_path / "mine")
     result = command("eval.py", "checkpoint=mine", "data=digits", "run_dir=eval")
     assert result.status == 0, result.stderr
-    assert {row["resolution"] for row in json.loads((tmp_path / "eval/results.json").read_text())} == {16}
+    assert {row["resolution"] for row in json.loads((tmp_path / "eval/results.json").read_text())} == {8, 16, 24}
     config = yaml.safe_load((tmp_path / "eval/config.yaml").read_text())["model"]
     assert (config["name"], config["patch_size"], config["lpi"]) == ("xcit_n12", 8, False)
 

@@ -53,6 +53,14 @@ def test_a_file_of_weights_is_evaluated_as_the_task_that_is_given(
         assert result.status == 0, result.stderr
         (row,) = rows(tmp_path / name)
         assert row["top1"] == rows(tmp_path / "default")[0]["top1"]
+    weights["model.head.weight"][3, 5] = torch.nan
+    torch.save({key.removeprefix("model."): value for key, value in weights.items()}, tmp_path / "nan.pth")
+    for script in (("eval.py", "checkpoint=nan.pth"), ("train.py", *TINY, "pretrained=nan.pth")):
+        result = command(*script, *model, "run_dir=none")
+        assert result.status == 2
+        assert "nan.pth: 1 of its " in result.stderr and "tensors hold NaN, " in result.stderr
+        assert "training diverged; take an earlier checkpoint" in result.stderr
+        assert not (tmp_path / "none").exists()
     result = command("eval.py", "checkpoint=bare.pth", *model, "task=segment", "run_dir=none")
     assert result.status == 2 and result.stderr.startswith("error: task=segment: unknown")
     assert not (tmp_path / "none").exists()

@@ -137,6 +137,9 @@ def test_a_finished_run_stays_as_it_is_and_is_continued_elsewhere(
         result = command("train.py", *how)
         assert result.status == 0, result.stderr
         assert result.stderr.startswith(f"note: {whole}: its run is finished; a larger train.epochs continues it")
+    result = command("train.py", f"resume={whole}", "optim.lr=1e-9", "crop_ratio=0.5")
+    assert result.status == 0, result.stderr
+    assert result.stderr.endswith("; without effect: crop_ratio 1.0 → 0.5, optim.lr 0.016 → 1e-09\n")
     result = command("train.py", "resume=auto", f"run_dir={whole}", "train.epochs=3")
     assert result.status == 2
     assert "its run is finished; to train it longer, give resume=" in result.stderr

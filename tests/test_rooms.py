@@ -53,6 +53,7 @@ ALLOWED = {
         "xcit.composition",
         "xcit.sections",
     },
+    "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
     "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
 }
 

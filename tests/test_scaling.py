@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import xcit
-from data.start_up import few_images_lines
+from data.start_up import few_images_notes
 from data.views import VIEWS
 from xcit.preprocessing import Preprocessing
 from xcit.storage import read_tensors
@@ -123,13 +123,11 @@ def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
 
 @pytest.mark.parametrize(("num_images", "image_size", "told"), [(192, 224, 1), (3_000, 224, 0), (1_437, 32, 0)])
 def test_a_run_from_scratch_on_few_photographs_is_told_of(num_images: int, image_size: int, told: int) -> None:
-    assert len(few_images_lines(num_images, image_size, None)) == told
+    assert len(few_images_notes(num_images, image_size, None)) == told
 
 
 def test_the_note_names_the_recipe_for_training_from_scratch() -> None:
-    (line,) = few_images_lines(192, 224, 0.75)
-    assert line.startswith(
-        "note: training from scratch on 192 images: a good model needs some thousands, or pretrained"
-    )
+    (line,) = few_images_notes(192, 224, 0.75)
+    assert line.startswith("training from scratch on 192 images: a good model needs some thousands, or pretrained")
     (recipe,) = re.findall(r"recipe=(\w+)", line)
     assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()

@@ -211,6 +211,11 @@ class TrainConfig(Section):
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None = None
     """Image sizes in pixels that the final evaluation measures; null: seven around data.image_size."""
 
+    @property
+    def training_sizes(self) -> list[int]:
+        """The image sizes in training, one after the other."""
+        return self.augment.image_sizes or [self.data.image_size]
+
     def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""
         train = self.train.scaled(num_images, world_size)

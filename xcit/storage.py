@@ -150,7 +150,11 @@ def load_zip(path: Path) -> Any:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    """Strict load_state_dict. An InputError lists the differences; the module is then unchanged."""
+    """Strict load_state_dict.
+
+    Raises:
+        InputError: the keys or shapes differ, and are listed, or a tensor holds NaN. The module is then unchanged.
+    """
     own = module.state_dict()
     differences = {
         "missing": [key for key in own if key not in state],
@@ -168,6 +172,12 @@ def load_exactly(module: nn.Module, state: Mapping[str, Any], origin: str) -> No
     ]
     if lines:
         raise InputError("\n".join([f"{origin}: belongs to another architecture", *lines]))
+    broken = [key for key, value in state.items() if isinstance(value, Tensor) and value.isnan().any()]
+    if broken:
+        raise InputError(
+            f"{origin}: {len(broken)} of its {len(state)} tensors hold NaN, {broken[0]} for example, because training "
+            "diverged; take an earlier checkpoint, or train again with a lower optim.lr"
+        )
     module.load_state_dict(dict(state))
 
 

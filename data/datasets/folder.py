@@ -13,7 +13,7 @@ from xcit.errors import InputError
 from ..about import About, counted
 from ..examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION
 from .image_files import ImageFiles, require_folder
-from .listing import list_images
+from .listing import list_images, skipped_below
 from .splits import find_splits_or_classes, held_out, split_named
 
 EXPECTED = "expected CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE in it"
@@ -33,7 +33,10 @@ class Folder:
 
     def __init__(self, *, root: str, val_fraction: float = 0.2) -> None:
         if not 0 < val_fraction < 1:
-            raise InputError(f"data.val_fraction={val_fraction}: must be between 0 and 1")
+            raise InputError(
+                f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1, because a run needs "
+                "training and validation images; a folder with train/ and val/ is divided as it is"
+            )
         self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
         self.splits, self.class_like_split = find_splits_or_classes(self.root)
 
@@ -132,7 +135,8 @@ def list_class_folders(folder: Path, classes: list[str] | None = None) -> ImageF
     counts = np.bincount(found.labels, minlength=len(found.classes))
     if not counts.all():
         empty = found.classes[int(np.flatnonzero(counts == 0)[0])]
-        besides = f" (skipped in {folder}: {found.skipped})" if str(found.skipped) else ""
+        skipped = skipped_below(folder / empty)
+        besides = f" (skipped in it: {skipped})" if str(skipped) else ""
         raise InputError(f"{folder / empty}: holds no images{besides}; each folder here must be a class with images")
     about = About(str(folder), skipped={str(folder): found.skipped})
     return ImageFiles(found.paths, found.labels, found.classes, about).relabel(classes, folder)

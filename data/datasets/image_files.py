@@ -68,6 +68,10 @@ class ImageFiles(Examples):
         return ImageFiles(self.paths.take(indices), self.labels[indices], self.classes, self.about, self.chosen_by)
 
     @property
+    def num_present(self) -> int:
+        return int(np.count_nonzero(np.bincount(self.labels)))
+
+    @property
     def order(self) -> dict[str, object]:
         return self.chosen_by
 
@@ -124,6 +128,7 @@ def class_indices(classes: list[str] | None, names: list[str], where: Path) -> l
         raise InputError(
             f"{where / unknown[0]}: class is not in the training split "
             f"({len(unknown)} such {'class' if len(unknown) == 1 else 'classes'}); "
-            f"known classes: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+            f"known classes: {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}; "
+            f"move {'it' if len(unknown) == 1 else 'them'} elsewhere, or train a model with all classes"
         )
     return [indices[name] for name in names]

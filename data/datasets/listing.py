@@ -75,6 +75,13 @@ def look_into(folder: Path) -> tuple[list[str], list[str], Skipped]:
         raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
 
+def skipped_below(folder: Path) -> Skipped:
+    """Return what is skipped in a folder and its subfolders."""
+    skipped = Skipped()
+    walk(folder.parent, folder.name, {}, skipped)
+    return skipped
+
+
 def list_folders(root: Path) -> Listing:
     """List all images in root/CLASS/ and its subfolders, without the cache."""
     folders: dict[str, int] = {}

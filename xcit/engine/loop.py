@@ -15,7 +15,7 @@ from ..errors import TrainingError, print_note
 from . import distributed
 from .length import Length
 from .numerics import autocast
-from .progress import Progress
+from .progress import SILENT, Progress, TrainingProgress
 from .recorder import Recorder
 from .run_folder import RunFolder
 from .state import TrainingState, seed_step
@@ -55,7 +55,7 @@ class Trainer:
     length: Length
     frozen: Sequence[nn.Module] = ()
 
-    def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: Progress) -> Iterator[None]:
+    def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: TrainingProgress) -> Iterator[None]:
         """Make the updates that are left of an epoch, yielding after each.
 
         Only logging (and the fp16 scaler) waits for the device.
@@ -74,6 +74,7 @@ class Trainer:
         done = state.seen // self.global_batch_size
         last = done + self.length.limit_updates(updates_per_epoch - done, step=state.step)
         batches = loader.epoch(state.epoch, start=done * self.accumulate)
+        progress.begin_epoch(state.epoch + 1, last, done, images_per_update=self.global_batch_size)
 
         timed_step, timed_at = state.step, time.perf_counter()
         for update in range(done + 1, last + 1):
@@ -145,6 +146,7 @@ def fit(
     save_every: int | None = None,
     best_by: Literal["better", "raw"] = "better",
     asked_to_stop: Callable[[], str | None] = lambda: None,
+    progress: Progress = SILENT,
 ) -> None:
     """Train from the current state to the end of the run; validate both sets of weights after each epoch.
 
@@ -161,46 +163,46 @@ def fit(
     """
     state, length = trainer.state, trainer.length
     updates_per_epoch = len(loader) // trainer.accumulate
-    bar = Progress(
-        length.num_epochs(updates_per_epoch),
-        length.num_updates(updates_per_epoch),
-        epochs_done=state.epoch,
+    report = TrainingProgress(
+        progress,
+        epochs=length.num_epochs(updates_per_epoch),
+        updates=length.num_updates(updates_per_epoch),
         updates_done=state.step,
-        shown=distributed.is_main(),
     )
     saved = True
-    with bar as progress:
-        while not length.is_reached(step=state.step, epoch=state.epoch, seen=state.seen):
-            # An epoch of updates. A checkpoint within it is written only while the weights are finite.
-            for _ in trainer.train_epoch(loader, recorder, progress):
-                asking = asked_to_stop()
-                if asking or (save_every and state.step % save_every == 0):
-                    require_finite(state)
-                    saved = folder.save(state, recorder)
-                if asking:
-                    raise stopped(asking, state, folder, saved)
-
-            # Validation.
-            results = {weights: validate(task) for weights, task in state.weights().items()}
-            for weights, measured in results.items():
-                row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
-                recorder.log(row | measured)
-            decisive = ("loss", state.headline)  # others may be NaN: the IoU of a class that never occurs
-            if any(not math.isfinite(measured.get(key, 0.0)) for measured in results.values() for key in decisive):
-                raise not_finite(f"validation after epoch {state.epoch} measured {results}")
-
-            # The epoch's checkpoint.
-            state.validated = {weights: measured[state.headline] for weights, measured in results.items()}
-            better = "raw" if best_by == "raw" else better_weights(state.validated)
-            score = (state.validated[better], better)
-            saved = folder.save(state, recorder, score=score)
-            progress.epoch_done(state.epoch, results, state.headline)
+    while not length.is_reached(step=state.step, epoch=state.epoch, seen=state.seen):
+        # An epoch of updates. A checkpoint within it is written only while the weights are finite.
+        for _ in trainer.train_epoch(loader, recorder, report):
             asking = asked_to_stop()
+            if asking or (save_every and state.step % save_every == 0):
+                require_finite(state)
+                saved = folder.save(state, recorder)
             if asking:
                 raise stopped(asking, state, folder, saved)
 
-        if not saved and not folder.save(state, recorder, score=score):
-            raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
+        # Validation.
+        results = {weights: validate(task) for weights, task in state.weights().items()}
+        for weights, measured in results.items():
+            row = {"step": state.step, "epoch": state.epoch, "split": "val", "weights": weights}
+            recorder.log(row | measured)
+        decisive = ("loss", state.headline)  # others may be NaN: the IoU of a class that never occurs
+        if any(not math.isfinite(measured.get(key, 0.0)) for measured in results.values() for key in decisive):
+            raise not_finite(f"validation after epoch {state.epoch} measured {results}")
+
+        # The epoch's checkpoint.
+        state.validated = {weights: measured[state.headline] for weights, measured in results.items()}
+        better = "raw" if best_by == "raw" else better_weights(state.validated)
+        score = (state.validated[better], better)
+        progress.begin(f"saving {folder.last}")
+        saved = folder.save(state, recorder, score=score)
+        progress.end()
+        report.epoch_done(state.epoch, results, state.headline)
+        asking = asked_to_stop()
+        if asking:
+            raise stopped(asking, state, folder, saved)
+
+    if not saved and not folder.save(state, recorder, score=score):
+        raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
     lag = describe_lag(state.validated, state.headline)
     if lag and distributed.is_main():
         print_note(lag)

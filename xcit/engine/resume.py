@@ -42,11 +42,6 @@ class Origin:
         """Whether nothing is left to train of a run of this length."""
         return length.is_reached(step=self.saved["step"], epoch=self.saved["epoch"], seen=self.saved.get("seen", 0))
 
-    def announce_end(self) -> None:
-        """Print that the run is finished."""
-        if distributed.is_main():
-            print_note(f"{self.folder.path}: its run is finished; a larger train.epochs continues it in a new folder")
-
     def set_unused_aside(self) -> None:
         """Move the unused checkpoints away, so that no later resume takes them for those of this run."""
         if self.unused:

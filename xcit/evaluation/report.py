@@ -20,7 +20,7 @@ PRINTED = {"top1": "top-1 %", "top5": "top-5 %", "images_per_second": "images/s"
 
 
 def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: int | None = None) -> None:
-    """Write results.json (a list of rows), results.csv and HEADLINE_vs_resolution.png; print a table.
+    """Write results.json (a list of rows), results.csv and HEADLINE_vs_resolution.png; print a table and the folder.
 
     Args:
         headline: the metric to draw.
@@ -32,6 +32,7 @@ def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: i
     figure = draw(rows, headline, trained_at)
     write_atomically(folder / f"{headline}_vs_resolution.png", lambda file: figure.savefig(file, format="png"))
     print_table(rows, trained_at)
+    print(f"run folder: {folder}")
 
 
 def read_score(results: Path, headline: str, resolution: int) -> float:

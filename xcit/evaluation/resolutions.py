@@ -1,15 +1,18 @@
 """Accuracy across test resolutions (paper, figure 3): the same weights, images of other sizes."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ..engine import distributed
 from ..engine.loop import evaluate
+from ..engine.progress import SILENT, Batches, Progress
 from ..engine.task import Task
-from ..errors import Notice
+from ..errors import Notice, print_note
 from ..models.dry_run import takes_size
 from .cost import Meter
 
@@ -21,19 +24,25 @@ SEVENTHS = (5, 6, 7, 8, 9, 10, 12)
 Row = dict[str, Any]
 
 
+class Subject(NamedTuple):
+    """What is evaluated: the part that all rows of an evaluation share."""
+
+    model: str
+    checkpoint: str
+    eval_set: str
+    crop_ratio: float
+
+
 def sweep(
     tasks: Mapping[str, Task],
-    batches_at: Callable[[int], Iterable[Any]],
+    batches_at: Callable[[int], Batches[Any]],
     resolutions: Sequence[int],
-    *,
-    model: str,
-    checkpoint: str,
-    eval_set: str,
-    crop_ratio: float,
+    subject: Subject,
     device: torch.device,
     precision: str,
+    progress: Progress = SILENT,
 ) -> list[Row]:
-    """A row for each kind of weights ("raw", "ema") at each resolution.
+    """A row for each kind of weights ("raw", "ema") at each resolution. A note tells of a loss that is not finite.
 
     batches_at makes the evaluation batches at a resolution. images_per_second includes decoding and starting workers.
     """
@@ -41,14 +50,19 @@ def sweep(
     for resolution in resolutions:
         batches = batches_at(resolution)
         for weights, task in tasks.items():
+            number = f"{len(rows) + 1} of {len(resolutions) * len(tasks)}"
+            shown = progress.track(batches, f"evaluation {number}: {resolution} pixels, {weights} weights")
             with Meter(device) as meter:
-                measured = evaluate(task, batches, device, precision)
-            conditions = {"eval_set": eval_set, "resolution": resolution, "crop_ratio": crop_ratio}
+                measured = evaluate(task, shown, device, precision)
+            if distributed.is_main() and not math.isfinite(measured.get("loss", 0.0)):
+                print_note(f"the loss of the {weights} weights at {resolution} pixels is {measured['loss']}")
+            conditions = {"eval_set": subject.eval_set, "resolution": resolution, "crop_ratio": subject.crop_ratio}
             cost = {
                 "images_per_second": measured["images"] / meter.seconds,
                 "peak_memory_mb": meter.peak_memory_mb,
             }
-            rows.append({"model": model, "checkpoint": checkpoint, "weights": weights} | conditions | measured | cost)
+            first = {"model": subject.model, "checkpoint": subject.checkpoint, "weights": weights}
+            rows.append(first | conditions | measured | cost)
     return rows
 
 

@@ -151,9 +151,11 @@ def test_classes_that_hold_splits_are_refused(image_tree: Tree) -> None:
 
 def test_a_class_folder_without_images_is_named_with_what_is_there(image_tree: Tree) -> None:
     root = image_tree("mine", {"train/cat": 1, "train/dog": 0, "val/cat": 1})
-    (root / "train" / "dog" / "a.heic").write_bytes(b"x")
+    for name in ("dog/more/a.heic", "cat/b.heic", "cat/notes.txt"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).write_bytes(b"x")
     message = (
-        r"train/dog: holds no images \(skipped in .*/train: 1 file that Pillow cannot read as an image \(1 \.heic\)\); "
+        r"train/dog: holds no images \(skipped in it: 1 file that Pillow cannot read as an image \(1 \.heic\)\); "
         r"each folder"
     )
     with pytest.raises(InputError, match=message):
