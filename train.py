@@ -95,7 +95,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         at_end.callback(folder.close)
 
         # 4. The model, and the task that says what it learns.
-        progress.begin("building the model")
+        progress.begin("building the model" + (" and reading its weights" if config.pretrained else ""))
         model = new_model(config, target, pretrained=None if origin else config.pretrained)
         task = TASKS[config.task.name](model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
@@ -143,6 +143,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         summary.say([], require_sound(distributed.from_all(look_through(validation)), len(held_out)))
 
         # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
+        progress.begin("preparing the training")
         with distributed.main_first():
             task.begin_training(device)
         if config.train.compile:
@@ -198,8 +199,8 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     TASKS[config.task.name].check_options(config.task.options, config.augment.options)
-    sizes = {"data.image_size": [config.data.image_size], "resolutions": config.resolutions or []}
-    sizes["augment.image_sizes"] = config.augment.image_sizes or []
+    sizes = {"augment.image_sizes": config.augment.image_sizes or [], "data.image_size": [config.data.image_size]}
+    sizes["resolutions"] = config.resolutions or []
     model = dry_run(config.model.entry, config.model.options, sizes)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)

@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import xcit
 from xcit.command import ArgumentParser, guarded
 from xcit.engine.optimizer import make_optimizer
+from xcit.engine.progress import Progress
 from xcit.errors import InputError, choose
 from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
@@ -206,23 +207,26 @@ def main() -> None:
     if table.is_dir() or not os.access(table.parent, os.W_OK):
         raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
     # Measure the machine.
-    torch._inductor.config.force_disable_caches = True  # because the time to compile is one of the figures
-    best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
-    if arguments.figures is None and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
-        print("bf16 is slower than fp32 on this machine; it is measured only if --figures lists it")
-        figures = [name for name in figures if not name.endswith("_bf16")]
-    # Measure the models, and write all rows after each case and figure, so that an interruption loses little.
-    rows: list[Row] = []
-    check_triton_kernels(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
-    for case in cases:
-        for figure in figures:
-            print(f"{case} {figure}", file=sys.stderr, flush=True)
-            with forced(kernels):
-                if figure == "memory":
-                    rows += saved_tensors(case, device)
-                else:
-                    rows += timed(case, figure, arguments.rounds, device, best)
-            write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    with Progress() as progress:
+        torch._inductor.config.force_disable_caches = True  # because the time to compile is one of the figures
+        progress.begin("measuring the machine")
+        best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
+        if arguments.figures is None and device.type == "cpu" and best[torch.bfloat16] < best[torch.float32]:
+            print("bf16 is slower than fp32 on this machine; it is measured only if --figures lists it")
+            figures = [name for name in figures if not name.endswith("_bf16")]
+        # Measure the models, and write all rows after each case and figure, so that an interruption loses little.
+        rows: list[Row] = []
+        check_triton_kernels(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
+        for case in cases:
+            for figure in figures:
+                print(f"{case} {figure}", file=sys.stderr, flush=True)
+                progress.begin(f"{case} {figure}")
+                with forced(kernels):
+                    if figure == "memory":
+                        rows += saved_tensors(case, device)
+                    else:
+                        rows += timed(case, figure, arguments.rounds, device, best)
+                write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print_table(rows)
 
 

@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
@@ -42,6 +40,7 @@ from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
 from data.shards.writing import ShardJob, make_shard
 from data.workers import end_with_parent
 from xcit.command import ArgumentParser, guarded
+from xcit.engine.progress import Progress
 from xcit.errors import InputError, TrainingError, print_note
 from xcit.storage import write_text
 
@@ -51,14 +50,18 @@ UNFINISHED = ".unfinished"
 
 @guarded
 def main() -> None:
-    arguments = parse_arguments()
+    with Progress() as progress:
+        make_or_check(parse_arguments(), progress)
+
+
+def make_or_check(arguments: argparse.Namespace, progress: Progress) -> None:
     if arguments.index_only:
         if arguments.source:
             raise InputError(f"{arguments.source}: --index-only takes a folder of shards, and no SOURCE")
-        index_existing(Path(arguments.index_only), arguments.classes)
+        index_existing(Path(arguments.index_only), arguments.classes, progress)
         return
     if arguments.check:
-        check_existing(Path(arguments.check))
+        check_existing(Path(arguments.check), progress)
         return
     if not arguments.source or not arguments.target:
         raise InputError("SOURCE and TARGET: must be given (or --index-only FOLDER)")
@@ -67,9 +70,10 @@ def main() -> None:
     if Path(arguments.target).resolve().is_relative_to(Path(arguments.source).resolve()):
         raise InputError(f"{arguments.target}: is inside SOURCE, {arguments.source}; must be a folder outside it")
     # List all splits before the first is written, so that errors come early.
+    progress.begin(f"listing the images in {arguments.source}")
     splits = dict(find_splits(Path(arguments.source), Path(arguments.target)))
     for folder, images in splits.items():
-        make_split(folder, images, arguments)
+        make_split(folder, images, arguments, progress)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,13 +134,13 @@ def find_splits(source: Path, target: Path) -> Iterator[tuple[Path, ImageFiles]]
         yield target / "test", list_class_folders(splits.test, classes)
 
 
-def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) -> None:
+def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace, progress: Progress) -> None:
     """Write the missing shards of a split, then its index."""
     for source, skipped in images.about.skipped.items():
         if str(skipped):
             print_note(f"{source}: skipped {skipped}")
     samples = images.samples  # read once, because it decodes all paths
-    sizes = [size_of(path) for path, _ in samples]
+    sizes = [size_of(path) for path, _ in progress.track(samples, f"{folder}: sizes of the files", "images")]
     order = np.random.default_rng(arguments.seed).permutation(len(sizes)).tolist()
     made = {
         "seed": arguments.seed,
@@ -162,7 +166,7 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace) 
     try:
         (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         write_text(folder / UNFINISHED / "plan.json", json.dumps(made))
-        shards, kept = write_shards(folder, jobs, known, arguments.workers)
+        shards, kept = write_shards(folder, jobs, known, arguments.workers, progress)
         write_text(folder / INDEX, Index(images.classes, shards, made).text())
     except OSError as error:
         raise InputError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
@@ -243,15 +247,16 @@ def is_finished(folder: Path, known: dict[str, Shard]) -> bool:
     return bool(known) and whole and not (folder / UNFINISHED).exists()
 
 
-def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], workers: int) -> tuple[list[Shard], int]:
-    """Write the shards with several processes, and show a progress bar on a terminal.
+def write_shards(
+    folder: Path, jobs: list[ShardJob], known: dict[str, Shard], workers: int, progress: Progress
+) -> tuple[list[Shard], int]:
+    """Write the shards with several processes.
 
     known: the shards of the existing index. The records of an interrupted call are newer and take precedence.
 
     Returns:
         The shards, and how many of them existed before.
     """
-    console = Console(stderr=True)
     unfinished = folder / UNFINISHED
     names = [job.path.name for job in jobs]
     before = {name: read_record(unfinished / f"{name}.json") or known.get(name) for name in names}
@@ -261,13 +266,13 @@ def write_shards(folder: Path, jobs: list[ShardJob], known: dict[str, Shard], wo
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin_process) as pool:
         try:
             futures = [pool.submit(make_and_record, job, unfinished, before[job.path.name]) for job in jobs]
-            with Progress(console=console, disable=not console.is_terminal) as bar:
-                images = bar.add_task(str(folder), total=sum(len(job.samples) for job in jobs))
-                for future in as_completed(futures):
-                    shard, was_there = future.result()
-                    kept += was_there
-                    done[shard.name] = shard
-                    bar.advance(images, shard.samples)
+            step = progress.begin(str(folder), sum(len(job.samples) for job in jobs))
+            for future in as_completed(futures):
+                shard, was_there = future.result()
+                kept += was_there
+                done[shard.name] = shard
+                step.advance(shard.samples)
+            progress.end()
         except BrokenProcessPool:
             raise TrainingError("a process was killed; run the script again to continue") from None
         except KeyboardInterrupt:
@@ -308,23 +313,21 @@ def begin_process() -> None:
     end_with_parent()
 
 
-def index_existing(folder: Path, classes_file: str | None) -> None:
+def index_existing(folder: Path, classes_file: str | None, progress: Progress) -> None:
     """Write the index of existing shards."""
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise InputError(f"{folder}: contains no shards (*.tar)")
     shards, highest = [], 0
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        for path in bar.track(paths, description=str(folder)):
-            with path.open("rb") as file:
-                positions = find_samples(file, str(path))
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if not len(positions):
-                raise InputError(f"{path}: contains no samples; must be images with their classes, KEY.jpg and KEY.cls")
-            shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
-            highest = max(highest, int(positions.labels.max()))
+    for path in progress.track(paths, str(folder), "shards"):
+        with path.open("rb") as file:
+            positions = find_samples(file, str(path))
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not len(positions):
+            raise InputError(f"{path}: contains no samples; must be images with their classes, KEY.jpg and KEY.cls")
+        shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
+        highest = max(highest, int(positions.labels.max()))
     classes = read_classes(classes_file) if classes_file else [str(number) for number in range(highest + 1)]
     if highest >= len(classes):
         raise InputError(
@@ -338,7 +341,7 @@ def index_existing(folder: Path, classes_file: str | None) -> None:
     print(f"{folder / INDEX}: {len(shards)} shards, {samples:,} images of {len(classes)} classes")
 
 
-def check_existing(folder: Path) -> None:
+def check_existing(folder: Path, progress: Progress) -> None:
     """Compare the sizes and the SHA-256 of all shards in a folder with its index.
 
     Raises:
@@ -350,15 +353,13 @@ def check_existing(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"{found}: cannot be read ({error.strerror})") from None
     faults = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        for shard in bar.track(index.shards, description=str(folder)):
-            try:
-                fault = find_fault(folder / shard.name, shard)
-            except OSError as error:
-                fault = f"cannot be read ({error.strerror})"
-            if fault:
-                faults.append(f"  {shard.name}: {fault}")
+    for shard in progress.track(index.shards, str(folder), "shards"):
+        try:
+            fault = find_fault(folder / shard.name, shard)
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror})"
+        if fault:
+            faults.append(f"  {shard.name}: {fault}")
     if faults:
         first = f"{folder}: {len(faults)} of {len(index.shards)} shards are not as {INDEX} has them"
         raise InputError("\n".join([first, *faults]))

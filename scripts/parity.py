@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import xcit
 from xcit.command import ArgumentParser, guarded
+from xcit.engine.progress import Progress
 from xcit.weights.published import long_name
 
 IMAGE_SIZES = ((224, 224), (192, 272))
@@ -55,9 +56,15 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 @guarded
 def main() -> None:
     ArgumentParser(__doc__).parse_args()
+    with Progress() as progress:
+        print_table(progress)
+
+
+def print_table(progress: Progress) -> None:
     print(f"{'model':<9} {'patch':>5} {'M params':>9}", *(f"{f'{h}x{w}':>9}" for h, w in IMAGE_SIZES))
     for name in xcit.list_models():
         for patch_size in (16, 8):
+            progress.begin(f"comparing {name} at patch {patch_size}")
             theirs, ours = pair(name, patch_size)
             parameters = sum(p.numel() for p in ours.parameters()) / 1e6
             with torch.inference_mode():
