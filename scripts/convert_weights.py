@@ -20,6 +20,7 @@ from torch import Tensor
 from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
 from xcit.command import ArgumentParser, guarded
+from xcit.composition import describe as describe_problem
 from xcit.composition import section_for
 from xcit.credentials import without_credentials
 from xcit.models import MODELS
@@ -108,11 +109,11 @@ def published_model(source: str) -> dict[str, Any] | None:
 
 def build(given: Mapping[str, Any], state: State, weights: Weights) -> XCiT:
     """An XCiT of this configuration, with this kind of the weights."""
+    section = section_for("model", given, MODELS)
     try:
-        options = section_for("model", given, MODELS).model_validate(given)
+        options = section.model_validate(given)
     except ValidationError as invalid:
-        problem = invalid.errors()[0]
-        raise InputError(f"--model: {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from None
+        raise InputError(f"--model: {describe_problem(invalid, section, given)}") from None
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     model = create_model(options.entry, num_classes=num_classes, **options.options)
     if not isinstance(model, XCiT):

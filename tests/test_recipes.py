@@ -86,15 +86,6 @@ def test_the_default_of_a_data_set_equals_the_recipe_that_it_repeats(recipes: tu
     assert all(other == first for other in others)
 
 
-def test_every_key_of_the_configuration_has_a_comment() -> None:
-    for path in (ROOT / "conf").rglob("*.yaml"):
-        before = ""
-        for line in path.read_text().partition("\nhydra:")[0].splitlines():
-            if re.match(r" *(?!defaults)\w+: \S", line):
-                assert " # " in line or before.startswith("# "), f"{path}: {line}"
-            before = line
-
-
 def test_the_digits_choose_their_model_and_others_may_be_given() -> None:
     default = composed()
     assert (default.name, default.model.name, default.model.options["patch_size"]) == ("xcit_n12_digits", "xcit_n12", 8)

@@ -78,6 +78,10 @@ def test_bad_arguments_end_with_one_line(command: Command, authors: Path, tmp_pa
         ((authors.name, "x", "--to", "safetensors"), "x: must end in .safetensors"),
         (("empty.pth", "x.pth", "--to", "timm"), "empty.pth: holds no state dict"),
         (("unnamed.pth", "x", "--to", "hub"), "--model: must be given for --to hub"),
+        (
+            ("unnamed.pth", "x", "--to", "hub", "--model", '{"name": "xcit_n12", "lpi": 3}'),
+            "--model: lpi=3: must be true or false",
+        ),
         (("unnamed.pth", "x", "--to", "hub", "--model", '{"name": "xcit_s12"}'), "unnamed.pth: belongs to another"),
     ):
         result = command(SCRIPT, *arguments)

@@ -124,7 +124,7 @@ def test_a_long_name_is_cut() -> None:
     [
         ("data=imagenet", "data.root: must be given"),
         ("agument=deit", "agument: unknown key; did you mean augment?"),
-        ("augment.hflip=2", "augment.hflip=2: must be less than or equal to 1"),
+        ("augment.hflip=2", "augment.hflip=2: must be a number from 0 to 1"),
         (
             "train.global_batch_size=7",
             "train.global_batch_size: gives 7 images per process; mixup and CutMix need an even number",
