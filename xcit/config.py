@@ -41,7 +41,7 @@ class OptimConfig(Section):
     lr: PositiveFloat
     """Peak learning rate for a global batch of 512; it is scaled by train.global_batch_size / 512."""
     weight_decay: NonNegative
-    """Weight decay; norms, biases, class token, temperature and LayerScale have none."""
+    """Weight decay; norms, biases, class token, temperatures and LayerScale have none."""
     options: dict[str, Any]
     """Further arguments of the optimizer."""
     clip_norm: PositiveFloat | None
@@ -57,9 +57,9 @@ class OptimConfig(Section):
     min_lr: NonNegative
     """Learning rate at the end."""
     lr_every: Literal["update", "epoch"] = "update"
-    """When the learning rate changes: at every update, or once per epoch and one epoch late, as in the paper."""
+    """When the learning rate changes: each update, or each epoch and one epoch late, as in the paper."""
     decay_temperature: bool = False
-    """Whether the temperatures of cross-covariance attention have weight decay, as in the authors' runs."""
+    """Whether the temperatures of XCA have weight decay, too, as in the authors' runs."""
 
     @property
     def optimizer(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class TrainConfig(Section):
     deterministic: bool
     """Whether to refuse operations whose results vary from run to run."""
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """Image sizes in pixels that the final evaluation measures; null: seven around data.image_size."""
+    """Sizes in pixels of the final evaluation; null: seven around data.image_size."""
 
     @property
     def training_sizes(self) -> list[int]:

@@ -22,13 +22,13 @@ class Distill(Classify):
         teacher_weights: A file, a run folder or a published name; null: timm's weights for the teacher's name.
         teacher_image_size: The teacher's image size in pixels; null: the size that it was trained at. conf/task gives
             it data.image_size: the teacher sees what the student sees, as in the authors' runs.
-        kind: What the student learns: hard, the teacher's most likely class, or soft, its distribution over the
-            classes. "hard" is the cross-entropy with this class, as in the paper, and "soft" is tau² × the
-            Kullback-Leibler divergence of the two distributions at temperature tau.
+        kind: What the student learns: the teacher's most likely class (hard) or its distribution (soft). "hard" is the
+            cross-entropy with this class, as in the paper, and "soft" is tau² × the Kullback-Leibler divergence of
+            the two distributions at temperature tau.
         alpha: Weight of the teacher's loss; the loss of the labels has 1 - alpha.
         tau: Temperature of both distributions, for kind=soft.
-        divide_by: For kind=soft: whether the loss is a mean over images, or also divided by the classes. The authors'
-            code and DeiT's do the latter.
+        divide_by: For kind=soft, the number by which the summed loss is divided. The code of the authors and
+            of DeiT divides by images_and_classes.
 
     There is no distillation token: the class token learns from both, as in the paper. The losses "classification" and
     "distillation" are reported beside the weighted sum.
