@@ -19,7 +19,8 @@ class Mixing:
         cutmix: Alpha of CutMix's Beta distribution; 0 disables CutMix.
         switch_prob: Probability of CutMix instead of mixup if both are enabled.
         label_smoothing: Share of the target that is spread evenly over all classes.
-        mix_group: Images that share one draw: of mixup or CutMix, and of its strength. None: all of a global batch.
+        mix_draws: Draws of mixup or CutMix, and of its strength, in a global batch. Each one is for an equal share of
+            the images, on average.
 
     Raises:
         InputError: Mixup or CutMix is enabled and the data set has fewer than two classes.
@@ -33,7 +34,7 @@ class Mixing:
         cutmix: float,
         switch_prob: float,
         label_smoothing: float,
-        mix_group: int | None = None,
+        mix_draws: int = 1,
     ) -> None:
         self.is_enabled = mixup > 0 or cutmix > 0
         if self.is_enabled and num_classes < 2:
@@ -42,7 +43,7 @@ class Mixing:
             raise InputError(
                 f"augment.{key}={value}: needs at least two classes to mix, the data set has {num_classes}"
             )
-        self.num_classes, self.label_smoothing, self.mix_group = num_classes, label_smoothing, mix_group
+        self.num_classes, self.label_smoothing, self.mix_draws = num_classes, label_smoothing, mix_draws
         self.mixer = Mixup(
             mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
         )
@@ -63,32 +64,31 @@ class Mixing:
             images: (B, 3, H, W), fp32. B must be even if mixing is enabled. The result is written into this tensor.
             labels: (B,), int64.
             seed: The seed of the batch, for numpy's global generator, from which timm draws.
-            image_seeds: The seed of each image. With mix_group, that of its first image makes each group differ.
+            image_seeds: The seed of each image. It decides which draw is for which images.
 
         Returns:
             The images, (B, 3, H, W), and the probability of each class, (B, num_classes).
         """
         if not self.is_enabled:
             return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
-        if self.mix_group is None:
+        if self.mix_draws == 1:
             np.random.seed(seed)
             return self.mixer(images, labels)
         targets = images.new_empty(len(images), self.num_classes)
-        for rows in groups_of(len(images), self.mix_group):
-            np.random.seed([*seed, image_seeds[rows[0]]])
+        for draw, rows in rows_of_draws(image_seeds, self.mix_draws).items():
+            np.random.seed([*seed, draw])
             images[rows], targets[rows] = self.mixer(images[rows], labels[rows])
         return images, targets
 
 
-def groups_of(batch_size: int, group_size: int) -> list[list[int]]:
-    """Divide a batch of a process into groups of about `group_size` images.
+def rows_of_draws(image_seeds: Sequence[int], draws: int) -> dict[int, list[int]]:
+    """Divide a batch of a process among the draws: number of the draw → positions in the batch.
 
-    Image i stays with image B - 1 - i, its partner in the mix. Neighbours go to different groups. Therefore the groups
-    of one process are those of several, if their batches are multiples of the group.
+    Image i stays with image B - 1 - i, its partner in the mix. The seed of the first of them chooses the draw. So a
+    pair has the same draw for any number of processes.
     """
-    count = max(1, batch_size // group_size)
-    groups = []
-    for number in range(count):
-        first = range(number, batch_size // 2, count)
-        groups.append([*first, *(batch_size - 1 - row for row in reversed(first))])
-    return groups
+    B = len(image_seeds)
+    first: dict[int, list[int]] = {}
+    for row, seed in enumerate(image_seeds[: B // 2]):
+        first.setdefault(seed % draws, []).append(row)
+    return {draw: [*rows, *(B - 1 - row for row in reversed(rows))] for draw, rows in first.items()}

@@ -151,7 +151,7 @@ def test_random_erasing(view: RandomLabelledCrop, monkeypatch: pytest.MonkeyPatc
 def test_mixing(view: RandomLabelledCrop) -> None:
     theirs = THEIRS["augmentation"]["mixing"]
     assert {key: getattr(view.mixing.mixer, key) for key in theirs} == theirs
-    assert view.mixing.mix_group == 1024 // 8, "each of their eight processes draws for itself"
+    assert view.mixing.mix_draws == 8, "each of their eight processes draws for itself"
 
 
 @pytest.mark.parametrize("recipe", PAPER)
@@ -195,12 +195,12 @@ def test_a_configuration_that_was_saved_before_keeps_its_meaning() -> None:
         ("optim", "lr_every"),
         ("optim", "decay_temperature"),
         ("train", "best_by"),
-        ("augment", "mix_group"),
+        ("augment", "mix_draws"),
         ("task", "divide_by"),
     ):
         del saved[section][key]
     saved["task"]["teacher_image_size"] = None
     config = read_config(TrainConfig, saved, TABLES)
     assert (config.optim.lr_every, config.optim.decay_temperature, config.train.best_by) == ("update", False, "better")
-    assert config.augment.options["mix_group"] is None
+    assert config.augment.options["mix_draws"] == 1
     assert (config.task.options["divide_by"], config.task.options["teacher_image_size"]) == ("images", None)

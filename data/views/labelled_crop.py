@@ -120,7 +120,7 @@ def training_view(
     cutmix: NonNegative,
     switch_prob: Probability,
     label_smoothing: Annotated[float, Field(ge=0, lt=1)],
-    mix_group: Annotated[int, Field(ge=2)] | None = None,
+    mix_draws: Annotated[int, Field(ge=1)] = 1,
 ) -> RandomLabelledCrop:
     """Build the training view. conf/augment sets the options, from `scale` on.
 
@@ -139,7 +139,7 @@ def training_view(
         cutmix: Alpha of CutMix's Beta distribution; 0: no CutMix.
         switch_prob: Probability of CutMix instead of mixup, if both are on.
         label_smoothing: Share of the target that is spread evenly over all classes.
-        mix_group: Images that share one draw of mixup or CutMix; null: all of a global batch.
+        mix_draws: Draws of mixup or CutMix in a global batch; each one is for an equal share of the images, on average.
     """
     require_rgb(preprocessing)
     transform = GpuTrainTransform if decode == "gpu" else TrainTransform
@@ -163,7 +163,7 @@ def training_view(
             cutmix=cutmix,
             switch_prob=switch_prob,
             label_smoothing=label_smoothing,
-            mix_group=mix_group,
+            mix_draws=mix_draws,
         ),
     )
 

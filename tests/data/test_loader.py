@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -13,7 +14,7 @@ from data.datasets.digits import Digits
 from data.datasets.folder import list_class_folders
 from data.examples import Examples
 from data.loader import EvalLoader, TrainLoader
-from data.mixing import Mixing, groups_of
+from data.mixing import Mixing, rows_of_draws
 from data.samplers import TrainBatches
 from data.transforms import TrainTransform
 from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
@@ -166,46 +167,46 @@ def test_mixing_is_timms_with_both_kinds() -> None:
     assert kinds == {"box", "blend"}
 
 
-def mixed_by(world_size: int, mix_group: int | None) -> dict[float, list[float]]:
-    """Mix two global batches of 32 images on several processes: label → its share in each mix that it is part of."""
-    shares: dict[float, list[float]] = {}
+def mixed_by(world_size: int, mix_draws: int) -> dict[int, list[float]]:
+    """Mix two global batches of 32 images on several processes: label of an image → its targets."""
+    shares: dict[int, list[float]] = {}
     for rank in range(world_size):
         order = TrainBatches(64, 32 // world_size, seed=3, rank=rank, world_size=world_size)
-        mixing = Mixing(64, **BOTH | {"label_smoothing": 0.0}, mix_group=mix_group)
+        mixing = Mixing(64, **BOTH | {"label_smoothing": 0.0}, mix_draws=mix_draws)
         for number, batch in enumerate(order):
             labels = torch.tensor([index for index, _ in batch])
             images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone()
             images, targets = mixing(images, labels, [3, 0, number], [seed for _, seed in batch])
             # What the images show is what the targets say.
             torch.testing.assert_close(images.mean((1, 2, 3)), targets @ torch.arange(64.0), rtol=1e-4, atol=1e-4)
-            for label, target in zip(labels.tolist(), targets, strict=True):
-                shares[label] = sorted(target[target > 0].tolist())
+            shares |= zip(labels.tolist(), targets.tolist(), strict=True)
     return shares
 
 
-@pytest.mark.parametrize("world_size", [2, 4, 8])
-@pytest.mark.parametrize("mix_group", [None, 4])
-def test_images_are_mixed_alike_by_any_number_of_processes(mix_group: int | None, world_size: int) -> None:
-    alone = mixed_by(1, mix_group)
-    for label, shares in mixed_by(world_size, mix_group).items():
-        assert shares == pytest.approx(alone[label], abs=1e-6), label
+@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+@pytest.mark.parametrize("mix_draws", [1, 4])
+def test_images_are_mixed_alike_by_any_number_of_processes(mix_draws: int, world_size: int) -> None:
+    alone, together = mixed_by(1, mix_draws), mixed_by(world_size, mix_draws)
+    assert alone.keys() == together.keys()
+    for label, targets in alone.items():
+        assert together[label] == pytest.approx(targets, abs=1e-6), label
 
 
-def test_each_group_has_its_own_draw() -> None:
-    def draws(mix_group: int | None) -> int:
-        return len({round(shares[0], 4) for shares in mixed_by(1, mix_group).values()})
+def test_a_batch_has_as_many_draws_as_it_is_told() -> None:
+    def draws(mix_draws: int) -> int:
+        return len({round(max(targets), 4) for targets in mixed_by(1, mix_draws).values()})
 
-    assert draws(None) == 2, "one draw for each of the two batches"
-    assert draws(4) == 16
-    assert draws(16) == 4
+    assert draws(1) == 2, "one for each of the two batches"
+    assert draws(3) == 6
 
 
-@pytest.mark.parametrize(("batch_size", "group_size"), [(32, 8), (30, 8), (6, 4), (2, 2), (8, 100)])
-def test_groups_divide_the_batch_and_keep_partners_together(batch_size: int, group_size: int) -> None:
-    groups = groups_of(batch_size, group_size)
-    assert sorted(row for group in groups for row in group) == list(range(batch_size))
-    assert all(group[i] + group[-1 - i] == batch_size - 1 for group in groups for i in range(len(group)))
-    assert len(groups) == max(1, batch_size // group_size)
+def test_draws_have_about_equal_shares_and_keep_partners_together() -> None:
+    seeds = np.random.default_rng(0).integers(2**32, size=1024).tolist()
+    rows = rows_of_draws(seeds, 8)
+    assert sorted(rows) == list(range(8))
+    assert sorted(row for of_draw in rows.values() for row in of_draw) == list(range(1024))
+    assert all(80 <= len(of_draw) <= 176 for of_draw in rows.values())
+    assert all(of_draw[i] + of_draw[-1 - i] == 1023 for of_draw in rows.values() for i in range(len(of_draw)))
 
 
 def test_without_mixing_targets_are_smoothed_labels() -> None:
