@@ -27,8 +27,9 @@ from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
-from xcit.composition import make_tables, read_config, section_for, to_yaml
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
+from xcit.config.composition import make_tables, read_config, section_for, to_yaml
+from xcit.config.sections import DataConfig, ModelConfig, TaskConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
 from xcit.engine.progress import Progress
@@ -41,7 +42,6 @@ from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
 from xcit.models.variants import named
-from xcit.sections import DataConfig, ModelConfig, TaskConfig
 from xcit.storage import load_exactly, read_tensors
 from xcit.tasks import BARE_WEIGHTS, TASKS
 from xcit.weights.formats import Weights, checkpoint_weights

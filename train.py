@@ -28,8 +28,8 @@ from data.start_up import data_facts, few_images_notes, large_batch_notes, warn_
 from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import choices_and_typed_keys, guarded, run
-from xcit.composition import Choices, continued, make_tables, read_config, to_yaml
 from xcit.config import ScaledTrainConfig, TrainConfig
+from xcit.config.composition import Choices, continued, make_tables, read_config, to_yaml
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
 from xcit.engine.ema import make_ema

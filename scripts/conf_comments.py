@@ -14,11 +14,11 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from xcit.accepted_values import accepted, choices, find_field
-from xcit.composition import Tables, section_for
 from xcit.config import EvalConfig, TrainConfig
+from xcit.config.accepted_values import accepted, choices, find_field
+from xcit.config.composition import Tables, section_for
+from xcit.config.sections import OPEN_SECTIONS, OpenSection
 from xcit.errors import InputError
-from xcit.sections import OPEN_SECTIONS, OpenSection
 
 NOT_OURS = ("defaults", "hydra")  # Hydra's own keys
 CHOSEN_BY = {group: section.chosen_by for group, section in OPEN_SECTIONS.items() if section.chosen_by}

@@ -20,8 +20,8 @@ from torch import Tensor
 from xcit import InputError, XCiT, create_model
 from xcit.checkpoint import is_checkpoint
 from xcit.command import ArgumentParser, guarded
-from xcit.composition import describe as describe_problem
-from xcit.composition import section_for
+from xcit.config.composition import describe as describe_problem
+from xcit.config.composition import section_for
 from xcit.credentials import without_credentials
 from xcit.models import MODELS
 from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from xcit.accepted_values import accepted, joined, section_in, shown
-from xcit.composition import Tables
 from xcit.config import EvalConfig, TrainConfig
-from xcit.sections import OPEN_SECTIONS
+from xcit.config.accepted_values import accepted, joined, section_in, shown
+from xcit.config.composition import Tables
+from xcit.config.sections import OPEN_SECTIONS
 
 from .conf_comments import ConfFile, described, section_of
 

@@ -24,8 +24,8 @@ from data.datasets import DATASETS
 from data.views.labelled_crop import LabelledImages
 from train import TABLES, check, train_batches
 from xcit.command import guarded, run
-from xcit.composition import read_config
 from xcit.config import TrainConfig
+from xcit.config.composition import read_config
 from xcit.engine import distributed
 from xcit.engine.length import Length
 from xcit.engine.task import require_target

@@ -20,8 +20,8 @@ from data.samplers import TrainBatches
 from data.views import VIEWS
 from data.views.labelled_crop import RandomLabelledCrop
 from train import TABLES, new_optimizer
-from xcit.composition import read_config
 from xcit.config import ScaledTrainConfig, TrainConfig
+from xcit.config.composition import read_config
 from xcit.engine.optimizer import peak_lr
 from xcit.engine.schedule import make_schedule
 from xcit.preprocessing import Preprocessing

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from pydantic import Field, create_model
 
 from train import TABLES
-from xcit.accepted_values import accepted
-from xcit.composition import read_config
 from xcit.config import EvalConfig, TrainConfig
+from xcit.config.accepted_values import accepted
+from xcit.config.composition import read_config
 from xcit.errors import InputError
 
 from .conftest import ROOT

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 import eval as evaluation
 from train import TABLES
-from xcit.composition import read_config
 from xcit.config import EvalConfig, Section, TrainConfig
+from xcit.config.composition import read_config
 from xcit.storage import read_tensors
 
 from .conftest import ROOT, TINY, Result

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import xcit
 from train import TABLES, check
-from xcit.composition import read_config
 from xcit.config import TrainConfig
+from xcit.config.composition import read_config
 from xcit.engine.run_folder import RunFolder
 from xcit.models.variants import VARIANTS
 from xcit.storage import read_tensors

@@ -33,26 +33,8 @@ ALLOWED = {
     "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine"},
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
     "xcit.checkpoint": {"xcit.errors"},
-    "xcit.sections": set(),
-    "xcit.config": {"xcit.errors", "xcit.sections"},
-    "xcit.accepted_values": set(),
-    "xcit.option_docs": set(),
-    "xcit.composition": {
-        "xcit.credentials",
-        "xcit.errors",
-        "xcit.accepted_values",
-        "xcit.config",
-        "xcit.option_docs",
-        "xcit.sections",
-    },
-    "xcit.command": {
-        "xcit.credentials",
-        "xcit.errors",
-        "xcit.signals",
-        "xcit.config",
-        "xcit.composition",
-        "xcit.sections",
-    },
+    "xcit.config": {"xcit.credentials", "xcit.errors"},
+    "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.signals", "xcit.config"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
     "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
 }
@@ -61,7 +43,7 @@ ALLOWED = {
 KEPT_TO = {
     "hydra": {"train", "eval", "xcit.command", "xcit.command.arguments", "xcit.command.jobs"},
     "omegaconf": {
-        *("train", "eval", "xcit.composition"),
+        *("train", "eval", "xcit.config.composition"),
         *("xcit.command", "xcit.command.arguments", "xcit.command.help", "xcit.command.jobs"),
     },
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},

@@ -14,8 +14,8 @@ from scripts import paper_results, reproduce
 from scripts.paper_results import Row
 from scripts.reproduce import DEFAULT_TFLOPS, composed, needs
 from train import TABLES
-from xcit.composition import read_config
 from xcit.config import EvalConfig, TrainConfig
+from xcit.config.composition import read_config
 from xcit.evaluation.flops import forward_flops
 from xcit.weights.published import PUBLISHED, find_published
 

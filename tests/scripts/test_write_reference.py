@@ -12,8 +12,8 @@ from scripts import write_reference
 from scripts.conf_comments import ConfFile, conf_files
 from scripts.reference_page import reference
 from train import TABLES
-from xcit.composition import every_key
 from xcit.config import EvalConfig, TrainConfig
+from xcit.config.composition import every_key
 from xcit.errors import InputError
 
 from ..conftest import ROOT, Result

@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import EvalConfig, TrainConfig
+from ..config.sections import Section
 from ..credentials import without_credentials
 from ..errors import InputError, TrainingError, WriteError
-from ..sections import Section
 from ..signals import SIGNALS, stop_at_signals
 from .arguments import check, choices_and_typed_keys, composed, explain, is_multirun, parse, prepare, with_home
 from .help import help_text

@@ -16,10 +16,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ..composition import read_config
+from ..config.composition import read_config
+from ..config.sections import Section
 from ..credentials import without_credentials
 from ..errors import InputError, did_you_mean, unknown
-from ..sections import Section
 from .hints import candidates, suggestion
 from .settings import Settings
 

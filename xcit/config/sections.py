@@ -24,7 +24,7 @@ class Section(BaseModel):
 class OpenSection(Section):
     """A group with a table of entries: an entry's keyword-only arguments are further fields of it, the options.
 
-    This class accepts any options. `composition.section_for` makes the one for an entry, which accepts that entry's.
+    This class accepts any options. `section_for` makes the one for an entry, which accepts that entry's.
     """
 
     model_config = ConfigDict(extra="allow")

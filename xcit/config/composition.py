@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from ..credentials import without_credentials
+from ..errors import InputError, Notice, choose, did_you_mean
+from . import TrainConfig
 from .accepted_values import accepted, find_field, section_in, shown
-from .config import TrainConfig
-from .credentials import without_credentials
-from .errors import InputError, Notice, choose, did_you_mean
 from .option_docs import described_options
 from .sections import OPEN_SECTIONS, Section
 

@@ -1,6 +1,6 @@
-"""The typed schema of conf/; xcit/composition.py checks a composed configuration against it.
+"""The typed schema of conf/; xcit/config/composition.py checks a composed configuration against it.
 
-Here are the sections with a fixed set of keys; xcit/sections.py has the open groups (model, data, task, augment).
+Here are the sections with a fixed set of keys; xcit/config/sections.py has the open groups (model, data, task, augment).
 
 The docstring below a key is its description: one short line with the unit and the meaning of null. A key is explained
 there only. scripts/write_reference.py copies the line into conf/ and docs/configuration.md.
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from .errors import InputError, Notice
+from ..errors import InputError, Notice
 from .sections import (
     AugmentConfig,
     DataConfig,
