@@ -85,8 +85,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
 
         # 3. The run's folder. A finished run is left as it is.
         length = Length(config.train.epochs, config.train.updates)
-        before = read_config(TrainConfig, origin.config, TABLES) if origin else config
-        changed = summary.changes(before.model_dump(), config.model_dump())
+        changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
         if origin and origin.is_finished and origin.is_complete(length):
             summary.announce_end(origin.folder.path, changed)
             return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
@@ -222,9 +221,7 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
         )
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+    return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
 
 
 def new_optimizer(config: ScaledTrainConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -49,7 +49,8 @@ def main_rows() -> Iterator[Row]:
         model = f"{entry.model}_p{entry.patch_size}"
         how = f"at {entry.input_size}{', distilled' if 'dist' in entry.tag else ''}"
         top1, stem = {"top-1": entry.top1}, entry.file.removesuffix(".pth")
-        yield Row(model, f"{how}, evaluate", evaluation(stem), top1, entry.file)
+        command = evaluation(stem, f"'resolutions=[{entry.input_size}]'")
+        yield Row(model, f"{how}, evaluate", command, top1, entry.file)
         yield Row(model, f"{how}, train", training_of(entry), top1, note=doubts(entry))
 
 

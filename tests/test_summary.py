@@ -1,9 +1,11 @@
 """What a command says at its start is aligned, and counts right."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 import xcit
@@ -81,6 +83,12 @@ def test_the_evaluation_and_the_start() -> None:
 
 
 def test_changes_are_listed_without_what_names_the_run() -> None:
-    before = {"optim": {"lr": 1, "name": "adamw"}, "run_dir": "a", "resume": "none", "seed": 0}
-    now = {"optim": {"lr": 2, "name": "adamw"}, "run_dir": "b", "resume": "a", "seed": 1}
+    class Config(BaseModel):
+        optim: dict[str, Any]
+        run_dir: str
+        resume: str = "none"
+        seed: int
+
+    before = Config(optim={"lr": 1, "name": "adamw"}, run_dir="a", seed=0)
+    now = Config(optim={"lr": 2, "name": "adamw"}, run_dir="b", resume="a", seed=1)
     assert summary.changes(before, now) == ["optim.lr 1 → 2", "seed 0 → 1"]

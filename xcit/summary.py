@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from .credentials import without_credentials
@@ -118,10 +119,10 @@ def announce_end(folder: Path, changed: Sequence[str]) -> None:
         print_note(f"{folder}: its run is finished; a larger train.epochs continues it in a new folder{without}")
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: BaseModel, now: BaseModel) -> list[str]:
     """The settings that differ between two configurations, as "optim.lr 0.1 → 0.2"; not what names the run."""
-    before, now = without_credentials(before), without_credentials(now)
-    return [f"{key} {old} → {new}" for key, old, new in differences(before, now) if key not in ("resume", "run_dir")]
+    found = differences(without_credentials(before.model_dump()), without_credentials(now.model_dump()))
+    return [f"{key} {old} → {new}" for key, old, new in found if key not in ("resume", "run_dir")]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,6 +1,6 @@
 """The typed schema of conf/; xcit/config/composition.py checks a composed configuration against it.
 
-Here are the sections with a fixed set of keys; xcit/config/sections.py has the open groups (model, data, task, augment).
+Here are the sections with a fixed set of keys; sections.py has the open groups (model, data, task, augment).
 
 The docstring below a key is its description: one short line with the unit and the meaning of null. A key is explained
 there only. scripts/write_reference.py copies the line into conf/ and docs/configuration.md.
