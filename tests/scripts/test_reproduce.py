@@ -211,7 +211,8 @@ def test_a_row_is_a_comment_and_an_unbroken_command(command: Command, monkeypatc
     result = command("scripts/reproduce.py", "--list", "--only", "xcit_small_12_p16_384_dist")
     assert result.status == 0, result.stderr
     commands = [line for line in result.stdout.splitlines() if line and not line.startswith("#")]
-    assert commands == ["python eval.py checkpoint=xcit_small_12_p16_384_dist data=imagenet data.root=$IMAGENET"]
+    checkpoint = "checkpoint=xcit_small_12_p16_384_dist"
+    assert commands == [f"python eval.py {checkpoint} data=imagenet data.root=$IMAGENET 'resolutions=[384]'"]
     assert "# xcit_s12_p16, at 384, distilled, evaluate | top-1 84.7 | 1 GPU, minutes\n" in result.stdout
 
 
