@@ -130,16 +130,21 @@ Trainer.update = update_or_die
 """
 
 
-def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_what_it_would_have_been(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL ends the run in the second epoch, and the same command resumes it."""
-    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb", "logger.mode=offline")
+    arguments = ("train.py", *DEIT, "run_dir=run", "resume=auto", "logger=wandb")
     folder = tmp_path / "run"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
     killed = launch(*arguments, cwd=tmp_path, before=KILLED_AT_STEP_14)
     assert killed.status == -9
     assert "warning: logger" not in killed.stderr
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["epoch"] == 1
     assert metrics(folder)[-1]["step"] == 14
 
+    monkeypatch.delenv("WANDB_PROJECT")
     result = launch(*arguments, cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert "resuming run/checkpoints/last.pt after epoch 1\n" in result.stderr
@@ -150,6 +155,7 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(trained: Path, tmp_path
         assert all(torch.equal(states[1][part][key], value) for key, value in states[0][part].items())
     tracked = {path.name for path in folder.glob("wandb/offline-run-*/*.wandb")}
     assert tracked == {f"run-{states[1]['identity']['tracker']}.wandb"}, "both halves are one run of the tracker"
+    assert states[1]["identity"]["tracker_home"] == {"project": "theirs"}
 
 
 def test_settings_changed_at_a_resume_take_effect(trained: Path, command: Command, tmp_path: Path) -> None:

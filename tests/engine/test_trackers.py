@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,23 +11,15 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xcit.engine.recorder import Recorder
-from xcit.engine.trackers import NullTracker, make_tracker
+from xcit.engine.trackers import NullTracker, WandbTracker, make_tracker, new_run_id
 
 TRAIN = {"step": 1, "epoch": 1, "split": "train", "loss": 2.0, "lr": 1e-3}
 VAL = {"step": 1, "epoch": 1, "split": "val", "weights": "ema", "top1": 97.123456789012345}
 
 
-def tracker(name: str, folder: Path, after_step: int = 0):
-    return make_tracker(
-        name,
-        folder,
-        after_step=after_step,
-        run_id="abc12345",
-        mode="offline",
-        project="test",
-        entity=None,
-        config={"seed": 0},
-    )
+def tracker(name: str, folder: Path, after_step: int = 0, **given: str):
+    options = {"mode": "offline", "project": "test", **given}
+    return make_tracker(name, folder, after_step=after_step, run_id="abc12345", config={"seed": 0}, **options)
 
 
 def test_rows_are_json_lines_at_full_precision_with_null_for_nan(tmp_path: Path) -> None:
@@ -92,6 +86,54 @@ def test_wandb_records_offline_and_resumes_under_the_same_id(tmp_path: Path, cap
     assert files
     wandb.teardown()  # waits until wandb's own process has written its files
     assert all(b"val_ema/top1" in file.read_bytes() for file in files)
+
+
+@pytest.fixture
+def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """wandb reads its environment once in a process. Let it read that of this test, without the user's own."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_SERVICE"]:
+        monkeypatch.delenv(name)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def wandb_run(folder: Path, **options: str) -> wandb.Run:
+    made = make_tracker("wandb", folder, after_step=0, run_id="abc12345", config={}, **options).tracker
+    assert isinstance(made, WandbTracker)
+    made.close()
+    return made.run
+
+
+@pytest.mark.usefixtures("fresh_wandb")
+def test_wandb_follows_its_environment_where_nothing_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    theirs = {"MODE": "offline", "PROJECT": "theirs", "ENTITY": "team", "NAME": "mine", "RUN_GROUP": "group"}
+    for name, value in (theirs | {"TAGS": "a,b", "DIR": str(tmp_path / "elsewhere"), "RUN_ID": "chosen"}).items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    run = wandb_run(tmp_path / "run")
+    assert (run.project, run.entity, run.name, run.group, run.tags) == ("theirs", "team", "mine", "group", ("a", "b"))
+    assert Path(run.dir).is_relative_to(tmp_path / "elsewhere")
+    assert run.offline
+    assert new_run_id() == "chosen"
+    # What the configuration says counts more.
+    run = wandb_run(tmp_path / "run", project="ours", entity="us", mode="disabled")
+    assert (run.project, run.entity, run.disabled) == ("ours", "us", True)
+
+
+@pytest.mark.usefixtures("fresh_wandb")
+def test_without_wandbs_environment_its_run_is_named_after_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "xcit_n12_digits" / "today"
+    folder.mkdir(parents=True)
+    run = wandb_run(folder)
+    assert (run.project, run.name, run.offline) == ("xcit", "xcit_n12_digits/today", True)
+    assert Path(run.dir).is_relative_to(folder)
+    assert new_run_id() != new_run_id()
 
 
 def test_a_failing_tracker_is_reported_once_and_turned_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

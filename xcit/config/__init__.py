@@ -173,12 +173,12 @@ class LoggerConfig(Section):
 
     name: Literal["none", "csv", "tensorboard", "wandb"]
     """Where metrics go, besides metrics.jsonl."""
-    project: str = "xcit"
-    """Project on wandb."""
+    project: str | None = None
+    """Project on wandb; null: WANDB_PROJECT, otherwise xcit."""
     entity: str | None = None
-    """User or team on wandb; null: wandb's default."""
-    mode: Literal["online", "offline", "disabled"] = "online"
-    """Whether wandb sends the metrics."""
+    """User or team on wandb; null: WANDB_ENTITY, otherwise wandb's default."""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """How wandb sends the metrics: online, offline or disabled; null: WANDB_MODE, otherwise online."""
 
 
 CropRatio = Annotated[float, Field(gt=0, le=1)]

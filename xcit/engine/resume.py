@@ -107,7 +107,7 @@ def open_run(
     """
     elsewhere = origin is not None and origin.folder is not folder
     if elsewhere:
-        state.identity["tracker"] = distributed.from_main(new_run_id())
+        state.identity["tracker"], state.identity["tracker_home"] = distributed.from_main(new_run_id()), None
     distributed.on_main(folder.create)
     recorder: Recorder = NullRecorder()
     if distributed.is_main():
@@ -121,8 +121,11 @@ def open_run(
             folder.describe(config_yaml, state.identity["classes"])
         except OSError as error:
             raise WriteError(error.errno, error.strerror or str(error), error.filename or str(folder.path)) from None
+        given = {key: value for key, value in logger.items() if value is not None}
+        logger = {**(state.identity.get("tracker_home") or {}), **given}  # a resume stays where its run is
         identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
         tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
+        state.identity["tracker_home"] = tracker.home or state.identity.get("tracker_home")
         recorder = Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
     if elsewhere:
         folder.save(state, recorder)  # so that a kill before the first checkpoint loses nothing

@@ -148,7 +148,8 @@ class TrainingState:
         self.validated = dict(content.get("validated", {}))
         self.seen, self.logged = seen, content.get("logged", self.step)
         self.loss_sums = own_share(content.get("loss_sums", [{}]))
-        self.identity["tracker"] = content["identity"].get("tracker")
+        for key in ("tracker", "tracker_home"):  # older checkpoints do not have the latter
+            self.identity[key] = content["identity"].get(key)
 
     def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
         """Refuse to continue within an epoch whose order has changed, because the remaining images would be unknown."""

@@ -1,6 +1,7 @@
 """Trackers: where metrics go besides metrics.jsonl. A CSV table, TensorBoard, wandb."""
 
 import json
+import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from ..storage import csv_text, write_text
 
 Row = dict[str, Any]
 Mode = Literal["online", "offline", "disabled"]
+PROJECT = "xcit"
+"""wandb's project, if neither the configuration nor wandb's own settings name one."""
 
 
 class Tracker(Protocol):
@@ -26,16 +29,16 @@ def make_tracker(
     *,
     after_step: int,
     run_id: str,
-    mode: Mode,
-    project: str,
-    entity: str | None,
+    mode: Mode | None = None,
+    project: str | None = None,
+    entity: str | None = None,
     config: dict[str, Any],
-) -> Tracker:
+) -> "Shielded":
     """The tracker called `name`. If it fails, the run continues without it.
 
     Args:
         after_step: the update that the run continues from.
-        run_id, mode, project, entity, config: wandb's.
+        run_id, mode, project, entity, config: wandb's. See `WandbTracker` for None.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "none": NullTracker,
@@ -87,24 +90,41 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run on wandb. A resume continues the same one, since its id is part of the training state."""
+    """A run on wandb. A resume continues the same one, since its id is part of the training state.
+
+    What is None, or is not an argument here, wandb takes from its environment variables (WANDB_MODE, WANDB_TAGS, …) or
+    settings files. Our own defaults count only where those say nothing.
+    """
 
     def __init__(
-        self, folder: Path, *, run_id: str, mode: Mode, project: str, entity: str | None, config: dict[str, Any]
+        self,
+        folder: Path,
+        *,
+        run_id: str,
+        mode: Mode | None,
+        project: str | None,
+        entity: str | None,
+        config: dict[str, Any],
     ) -> None:
         import wandb
 
+        known = wandb.setup().settings  # from environment variables and settings files
         self.run = wandb.init(
             id=run_id,
-            resume="allow",
+            resume=None if known.resume or known.resume_from or known.fork_from else "allow",
             mode=mode,
-            project=project,
+            project=project or known.project or PROJECT,
             entity=entity,
             config=config,
-            dir=folder,
-            name="/".join(folder.parts[-2:]),
-            settings=wandb.Settings(silent=True),
+            dir=None if "WANDB_DIR" in os.environ else folder,
+            name=None if known.run_name else "/".join(folder.parts[-2:]),
+            settings=wandb.Settings() if "WANDB_SILENT" in os.environ else wandb.Settings(silent=True),
         )
+
+    @property
+    def home(self) -> dict[str, str]:
+        """Where the run is on wandb. A resume needs it, because the environment may have changed."""
+        return {key: value for key in ("project", "entity") if (value := getattr(self.run, key))}
 
     def log(self, row: Row) -> None:
         # Steps are logged under their own key: wandb's own must rise, but raw and EMA weights share one.
@@ -131,6 +151,11 @@ class Shielded:
         if self.tracker:
             self.attempt(self.tracker.close)
 
+    @property
+    def home(self) -> dict[str, str]:
+        """The options that lead a resume to the same place; see `WandbTracker.home`."""
+        return getattr(self.tracker, "home", {})
+
     def attempt(self, action: Callable[[], Any]) -> None:
         try:
             action()
@@ -148,4 +173,5 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 def new_run_id() -> str:
-    return uuid.uuid4().hex[:8]
+    """What WANDB_RUN_ID says, as for wandb's sweeps, or a random id."""
+    return os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
