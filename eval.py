@@ -56,16 +56,16 @@ TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, vie
 def evaluate(config: EvalConfig) -> list[Row]:
     """One evaluation, from checkpoint to report."""
     with distributed.session() as device, Progress() as progress, ExitStack() as at_end:
-        # 1. Read the checkpoint and its run's configuration.
+        # 1. The folder for the report. The checkpoint, and its run's configuration.
+        folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
+        distributed.on_main(folder.require_free)
         progress.begin(f"reading {config.checkpoint}")
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
             saved = read_checkpoint(path)
 
-        # 2. The configuration, completed with the run's own; the folder for the report.
+        # 2. The configuration, completed with the run's own.
         whole = completed(config, saved.config, path)
-        folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
-        folder.require_free()
         warn_of_slow_precision(device, config.precision, "precision")
 
         # 3. The data set.

@@ -1,5 +1,6 @@
 """Unusable input ends a command with one clear line and exit status 2. Nothing is written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,31 @@ def test_a_wrong_configuration_is_refused(command: Command, tmp_path: Path, argu
 def test_a_name_stays_below_runs(command: Command, tmp_path: Path, name: str) -> None:
     message = refused(command("train.py", f"name={name}"), tmp_path, set())
     assert message == f"name={name}: must be a folder below runs/; run_dir= takes any"
+
+
+def test_a_name_or_a_folder_that_is_too_long_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DigitImages, "__init__", None)  # it is refused before the data are read
+    long = "x" * 300
+    message = refused(command("train.py", f"name={long}"), tmp_path, set())
+    assert message == f"name={long}: must be the name of a folder, with 255 bytes at most"
+    for arguments in (("train.py",), ("train.py", "resume=auto"), ("eval.py", "checkpoint=nowhere.pt")):
+        message = refused(command(*arguments, f"run_dir=runs/{long}"), tmp_path, set())
+        assert message == f"run_dir=runs/{long}: cannot be used (File name too long)"
+
+
+def test_a_run_that_failed_in_its_first_epoch_can_be_started_again(command: Command, tmp_path: Path) -> None:
+    arguments = ("train.py", *TINY, "+model.depth=1", "resolutions=[16]", "run_dir=run")
+    failed = command(*arguments, "optim.lr=1e30")
+    assert (failed.status, "error: " in failed.stderr) == (1, True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"config.yaml", "metrics.jsonl"}
+    for more in ("optim.lr=1e30", "resume=auto"):
+        again = command(*arguments, more)
+        assert "note: run: an earlier start ended before its first checkpoint; its files are over" in again.stderr
+    assert again.status == 0
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    assert "e+30" not in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_cutmix_with_one_class_is_refused(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:

@@ -197,9 +197,10 @@ def test_a_finished_run_is_not_overwritten_and_a_resume_does_not_train_it(
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     result = command("train.py", *TINY, f"run_dir={trained}")
     assert (result.status, result.stdout) == (2, "")
-    assert result.stderr == (
-        f"error: run_dir={trained}: is not empty; choose a new folder, or continue its run with resume=\n"
-    )
+    line = f"error: run_dir={trained}: is not empty (it has checkpoints); choose a new folder"
+    assert result.stderr == f"{line}, or continue its run with resume={trained}\n"
+    result = command("eval.py", f"checkpoint={trained}", f"run_dir={trained}")
+    assert (result.status, result.stdout, result.stderr) == (2, "", f"{line}\n")
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
     folder = shutil.copytree(trained, tmp_path / "run")
     assert command("train.py", *DEIT, f"resume={folder}").status == 0

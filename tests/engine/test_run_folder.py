@@ -26,34 +26,57 @@ def test_runs_that_start_together_get_separate_folders() -> None:
     assert {path.parent for path in paths} == {Path("runs/name")}
 
 
-def test_a_folder_with_files_is_refused_and_unchanged(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
-    for restart in (False, True):
-        with pytest.raises(InputError, match=f"run_dir={tmp_path}: is not empty"):
-            RunFolder(tmp_path).require_free(restart=restart)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_folder_with_files_is_refused_and_unchanged(tmp_path: Path, training: bool) -> None:
+    for name, beside in (("precious", ()), ("precious", FAILED), ("config.yaml", ()), ("results.json", FAILED)):
+        folder = tmp_path / name / str(len(beside))
+        folder.mkdir(parents=True)
+        for each in (*beside, name):
+            (folder / each).write_text("mine")
+        with pytest.raises(InputError) as refused:
+            RunFolder(folder).require_free(training=training)
+        # An evaluation does not take the folder of a training run.
+        named = name if training or not beside else "classes.json"
+        assert str(refused.value) == f"run_dir={folder}: is not empty (it has {named}); choose a new folder"
+        assert (folder / name).read_text() == "mine"
+
+
+def test_a_folder_with_a_checkpoint_is_refused_with_the_way_to_resume_it(tmp_path: Path) -> None:
     with_checkpoint(tmp_path / "run")
-    with pytest.raises(InputError, match="is not empty"):
-        RunFolder(tmp_path / "run").require_free(restart=True)
-    assert (tmp_path / "precious").read_text() == "mine"
+    line = f"run_dir={tmp_path}/run: is not empty (it has checkpoints); choose a new folder"
+    for training, more in ((True, f", or continue its run with resume={tmp_path}/run"), (False, "")):
+        with pytest.raises(InputError) as refused:
+            RunFolder(tmp_path / "run").require_free(training=training)
+        assert str(refused.value) == line + more
 
 
-def test_a_run_killed_before_its_first_checkpoint_may_start_over(tmp_path: Path) -> None:
-    for name in ("config.yaml", "classes.json"):
+FAILED = ("environment.json", "config.yaml", "classes.json")
+FIRST_EPOCH = '{"step": 1, "epoch": 1, "split": "train"}\n{"step": 1, "epoch": 1, "split": "val"}\n'
+
+
+@pytest.mark.parametrize("resume", ["none", "auto"])
+def test_the_folder_of_a_run_that_failed_before_its_first_checkpoint_is_taken_again(
+    tmp_path: Path, resume: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in FAILED:
         (tmp_path / name).write_text("")
+    for name in ("checkpoints", "tensorboard", "wandb"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoints/.last.pt.1.tmp").write_text("half a checkpoint of a killed process")
     metrics = tmp_path / "metrics.jsonl"
-    first_epoch = '{"step": 1, "epoch": 1, "split": "train"}\n{"step": 1, "epoch": 1, "split": "val"}\n'
-    metrics.write_text(first_epoch)
-    RunFolder(tmp_path).require_free(restart=True)
-    with pytest.raises(InputError, match="its run has no checkpoint yet, resume=auto starts it again"):
-        RunFolder(tmp_path).require_free()
-    assert find_origin("auto", str(tmp_path), str) is None
-    metrics.write_text(first_epoch + '{"step": 2, "epoch": 2, "split": "train"}\n')
+    metrics.write_text(FIRST_EPOCH)
+    assert find_origin(resume, str(tmp_path), str) is None
+    folder = folder_for(None, resume, str(tmp_path), "name")
+    folder.create()
+    folder.close()
+    note = "an earlier start ended before its first checkpoint; its files are overwritten"
+    assert capsys.readouterr().err == f"note: {tmp_path}: {note}\n"
+
+    metrics.write_text(FIRST_EPOCH + '{"step": 2, "epoch": 2, "split": "train"}\n')  # it has lost its checkpoint
+    with pytest.raises(InputError, match=r"is not empty \(it has metrics\.jsonl\)"):
+        folder_for(None, resume, str(tmp_path), "name")
     with pytest.raises(InputError, match="holds a run that cannot be continued \\(it has no checkpoint\\)"):
         find_origin("auto", str(tmp_path), str)
-    metrics.write_text(first_epoch)
-    (tmp_path / "classes.json").unlink()  # before metrics.jsonl, a run writes classes.json
-    with pytest.raises(InputError, match="is not empty"):
-        RunFolder(tmp_path).require_free(restart=True)  # this could be an evaluation's folder
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
@@ -68,8 +91,35 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"{tmp_path}/file is a file"):
+    with pytest.raises(InputError, match=f"{tmp_path}/file is not a folder"):
         RunFolder(tmp_path / "file" / "run").require_free()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("x" * 256, "File name too long"),
+        ("new/" + "é" * 128 + "/run", "File name too long"),  # each é has two bytes
+        ("/".join(["x" * 200] * 25), "File name too long"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_path_that_no_file_system_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for free in (
+        lambda: RunFolder(Path(path)).require_free(),
+        lambda: find_origin("auto", path, str),
+        lambda: folder_for(None, "none", path, "name"),
+    ):
+        with pytest.raises(InputError) as refused:
+            free()
+        assert str(refused.value) == f"run_dir={path}: cannot be used ({reason})"
+    with pytest.raises(InputError) as refused:
+        find_origin(path, None, str)
+    assert str(refused.value) == f"resume={path}: cannot be used ({reason})"
+    assert not any(tmp_path.iterdir())
 
 
 def test_auto_continues_the_latest_run_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,16 +174,16 @@ def test_a_finished_run_is_continued_in_a_new_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_while_its_folder_is_made_may_start_over(tmp_path: Path) -> None:
-    for name in ("run.lock", "config.yaml", "environment.json"):
+    for name in ("run.lock", *FAILED):
         (tmp_path / name).write_text("")
-        RunFolder(tmp_path).require_free(restart=True)
+        RunFolder(tmp_path).require_free(training=True)
 
 
 def test_two_starts_in_one_folder_do_not_meet(tmp_path: Path) -> None:
     """Both find the folder free. The second one notices when it takes the lock, after the first has ended."""
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     for folder in (first, second):
-        folder.require_free(restart=True)
+        folder.require_free(training=True)
     first.create()
     with pytest.raises(InputError, match="another process is writing"):
         second.create()

@@ -6,6 +6,7 @@ The docstring below a key is its description: one short line with the unit and t
 there only. scripts/write_reference.py copies the line into conf/ and docs/configuration.md.
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -31,6 +32,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 MOST_IMAGES_PER_UPDATE, FEWEST_EPOCHS, FEWEST_UPDATES = 512, 100, 1_000
 """What "auto" means in train.global_batch_size and train.epochs."""
+
+
+LONGEST_NAME = 255
+"""The bytes that a file's name may have in nearly every file system."""
 
 
 class OptimConfig(Section):
@@ -222,9 +227,11 @@ class TrainConfig(Section):
         return cast(ScaledTrainConfig, self.model_copy(update={"train": train}))  # it keeps the options of open groups
 
     @model_validator(mode="after")
-    def stays_below_runs(self) -> "TrainConfig":
+    def has_a_name_for_a_folder(self) -> "TrainConfig":
         if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(f"name={self.name}: must be a folder below runs/; run_dir= takes any")
+        if "\0" in self.name or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(self.name).parts):
+            raise ValueError(f"name={self.name}: must be the name of a folder, with {LONGEST_NAME} bytes at most")
         return self
 
 

@@ -10,7 +10,7 @@ from ..errors import InputError, WriteError, print_note
 from . import distributed
 from .length import Length
 from .recorder import NullRecorder, Recorder, kept_lines
-from .run_folder import RUNS, RunFolder, new_path, require_writable
+from .run_folder import RUNS, RunFolder, new_path, require_possible, require_writable
 from .state import TrainingState, read_state
 from .trackers import make_tracker, new_run_id
 
@@ -58,10 +58,12 @@ def find_origin(resume: str, run_dir: str | None, name: Callable[[], str]) -> Or
 
     Raises:
         InputError: There is nothing to continue at PATH, the folder holds the work of a run but no checkpoint that can
-            be read, it cannot be written to, or another process is writing to it.
+            be read, it cannot be written to, or another process is writing to it. Or a new run could not have its
+            folder: that is refused here, because the data set may take minutes to read.
     """
     found = distributed.on_main(lambda: locate(resume, run_dir, name))
     if found is None:
+        distributed.on_main(lambda: RunFolder(new_path(run_dir, name())).require_free(training=True))
         return None
     path, checkpoint = found
     folder = RunFolder(path)
@@ -92,7 +94,7 @@ def folder_for(origin: Origin | None, resume: str, run_dir: str | None, name: st
             f"run_dir={run_dir}: its run is finished; to train it longer, give resume={run_dir} and another run_dir="
         )
     folder = RunFolder(distributed.from_main(new_path(run_dir, name)))
-    distributed.on_main(lambda: folder.require_free(restart=resume == "auto"))
+    distributed.on_main(lambda: folder.require_free(training=True))
     return folder
 
 
@@ -137,10 +139,13 @@ def locate(resume: str, run_dir: str | None, name: Callable[[], str]) -> tuple[P
     if resume == "none":
         return None
     if resume == "auto":
+        if run_dir:
+            require_possible(Path(run_dir))
         folders = [RunFolder(Path(run_dir))] if run_dir else [RunFolder(path) for path in (RUNS / name()).glob("*")]
         with_work = [folder for folder in folders if folder.holds_work]
         return (max(with_work, key=last_change).path, None) if with_work else None
     path = Path(resume)
+    require_possible(path, "resume")
     if not path.exists():
         raise InputError(f"resume={resume}: no such file or run folder")
     if path.is_dir():

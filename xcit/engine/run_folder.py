@@ -28,8 +28,10 @@ RUNS = Path("runs")
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 
-DESCRIPTION = ("config.yaml", "environment.json", "classes.json")
-"""What `describe` writes, in this order."""
+BEFORE_RESULT = ("environment.json", "config.yaml")
+"""What a command writes before its first result."""
+BEFORE_CHECKPOINT = (*BEFORE_RESULT, "classes.json", "metrics.jsonl", "metrics.csv", "tensorboard", "wandb")
+"""What a training run writes before its first checkpoint."""
 MAX_FAILURES = 3
 """Failed checkpoints in a row after which the run ends."""
 
@@ -53,7 +55,8 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / LAST.parent)
         self.last, self.best = self.checkpoints.last, self.checkpoints.best
         self.lock = RunLock(path)
-        self.restart = False
+        self.training = False
+        """Whether a training run writes to it."""
         self.failures = 0
         """Checkpoints in a row that could not be written."""
 
@@ -66,20 +69,33 @@ class RunFolder:
         """Whether a new run would destroy something: a checkpoint, results, or the metrics of more than one epoch."""
         return self.results.exists() or bool(self.checkpoints.all()) or epochs_begun(self.metrics) > 1
 
-    def require_free(self, *, restart: bool = False) -> None:
-        """Refuse a folder that is not empty, unless `restart` is true and its run ended before its first checkpoint."""
-        self.restart = restart
-        names = {path.name for path in self.path.iterdir()} - {LOCK} if self.path.is_dir() else set()
-        begun = names <= set(DESCRIPTION) or {"config.yaml", "classes.json"} <= names
-        begun = begun and not self.holds_work
-        if names and not (restart and begun):
-            run = (
-                "its run has no checkpoint yet, resume=auto starts it again"
-                if begun
-                else "continue its run with resume="
-            )
-            raise InputError(f"run_dir={self.path}: is not empty; choose a new folder, or {run}")
+    def require_free(self, *, training: bool = False) -> None:
+        """Refuse a folder that cannot be written to or that holds anything worth keeping.
+
+        What a command left that ended before its first checkpoint or result may be overwritten.
+
+        training: Whether a training run will write to it, rather than an evaluation.
+        """
+        self.training = training
+        require_possible(self.path)
         require_writable(self.path)
+        kept = self.kept_files()
+        if kept:
+            resume = f", or continue its run with resume={self.path}" if training and self.checkpoints.all() else ""
+            raise InputError(f"run_dir={self.path}: is not empty (it has {kept[0]}); choose a new folder{resume}")
+
+    def kept_files(self) -> list[str]:
+        """The names of the files in the folder that a new run must not overwrite."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        names = {name for name in names if not is_half_written(Path(name))}
+        unimportant = {LOCK, *(BEFORE_CHECKPOINT if self.training else BEFORE_RESULT)}
+        if not names & {LOCK, BEFORE_RESULT[0]}:  # no run wrote to it
+            unimportant = set()
+        if epochs_begun(self.metrics) > 1:
+            unimportant -= {self.metrics.name}
+        if all(is_half_written(path) for path in self.checkpoints.folder.glob("*")):
+            unimportant |= {self.checkpoints.folder.name}
+        return sorted(names - unimportant)
 
     def create(self) -> None:
         """Make the folder that `require_free` has accepted, and lock it. The folder of a resumed run is locked already.
@@ -96,7 +112,10 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()
             raise InputError(f"run_dir={self.path}: cannot be made ({error.strerror})") from None
-        self.require_free(restart=self.restart)
+        self.require_free(training=self.training)
+        if (self.path / BEFORE_RESULT[0]).exists():
+            what = "checkpoint" if self.training else "result"
+            print_note(f"{self.path}: an earlier start ended before its first {what}; its files are overwritten")
 
     def close(self) -> None:
         """Release the lock. Remove the folder if nothing was written to it."""
@@ -118,8 +137,9 @@ class RunFolder:
         """Write config.yaml, environment.json and classes.json; remove files that a killed run left half-written."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        write_text(self.path / "config.yaml", config_yaml)
+        # environment.json comes first: it tells a later run that the other files are not the user's own.
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+        write_text(self.path / "config.yaml", config_yaml)
         if classes is not None:
             write_text(self.path / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
 
@@ -171,13 +191,36 @@ def new_path(run_dir: str | None, name: str) -> Path:
     return Path(run_dir) if run_dir else RUNS / name / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
+def is_half_written(path: Path) -> bool:
+    """Whether it is a temporary file, which a killed process left."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def require_possible(path: Path, key: str = "run_dir") -> None:
+    """Refuse a path that no file can have here: a name in it is too long, for example."""
+    nearest = nearest_existing(path)
+    inside = path / LAST.parent / f".best-epoch-100000.pt.{2**22}.tmp"  # the longest path in a run folder
+    try:
+        # The names are checked one by one, because the system looks at none behind the first that does not exist.
+        for tried in (inside, *(nearest / name for name in path.parts)):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                tried.lstat()
+    except (OSError, ValueError) as error:  # a ValueError if it holds a NUL character
+        raise InputError(f"{key}={path}: cannot be used ({getattr(error, 'strerror', error)})") from None
+
+
 def require_writable(path: Path) -> None:
     """Refuse a folder that cannot be written to, or is marked read-only (which would not stop root)."""
-    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    nearest = nearest_existing(path)
     if not nearest.is_dir():
-        raise InputError(f"run_dir={path}: {nearest} is a file")
+        raise InputError(f"run_dir={path}: {nearest} is not a folder")
     if not nearest.stat().st_mode & 0o222 or not os.access(nearest, os.W_OK):
         raise InputError(f"run_dir={path}: {nearest} is read-only")
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists. A path that cannot be looked up counts as not existing."""
+    return next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
 
 
 def describe_environment() -> dict[str, Any]:
