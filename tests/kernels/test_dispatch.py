@@ -28,6 +28,7 @@ ROOM = ROOT / "xcit" / "kernels"
 FAST = ROOT / "xcit" / "models" / "fast"
 DECISIVE = {
     "_are_functorch_transforms_active",
+    "_get_current_function_mode_stack",
     "_get_tracing_state",
     "_has_storage",
     "_len_torch_dispatch_stack",
@@ -40,6 +41,7 @@ DECISIVE = {
     "is_current_stream_capturing",
     "is_dynamo_compiling",
     "is_exporting",
+    "is_fx_symbolic_tracing",
     "platform",
 }
 """Names that a file uses to ask about devices, autocast, compilers, tracers, hooks or processors."""

@@ -134,9 +134,9 @@ def test_every_switch_changes_the_function(switch: str) -> None:
         ({"patch_embed": "hybrid"}, "patch_embed='hybrid': must be one of conv, linear"),
         ({"attention": "self_attention", "l2_norm": False}, "l2_norm=False.*are options of attention='xca'"),
         ({"attention": "none", "temperature": False}, "temperature=False: are options of attention='xca'"),
-        ({"heads": 0}, "heads=0: must divide"),
+        ({"heads": 0}, "heads=0: must be a whole number of at least 1"),
         ({"heads": 5}, "heads=5: must divide dim=128"),
-        ({"class_depth": 0}, "class_depth=0: must be at least 1"),
+        ({"class_depth": 0}, "class_depth=0: must be a whole number of at least 1"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_right_ones(options: dict, message: str) -> None:

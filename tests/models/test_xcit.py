@@ -65,7 +65,7 @@ def test_any_patch_size_takes_any_image_that_holds_a_patch(
     with torch.inference_mode():
         assert model(images).shape == (2, 10)
         assert model.forward_features(images).shape == (2, 1 + grid[0] * grid[1], 128)
-        (features,) = model.forward_intermediates(images, [0])
+        (features,) = model.forward_intermediates(images, [0], intermediates_only=True)
     assert features.shape == (2, 128, *grid)
 
 
@@ -93,7 +93,7 @@ def test_intermediates_are_the_tokens_after_each_layer() -> None:
     for i, block in enumerate(model.blocks):
         block.register_forward_hook(lambda _module, _inputs, output, i=i: seen.update({i: output}))
     with torch.inference_mode():
-        maps = model.forward_intermediates(images, [5, -10, 5])
+        maps = model.forward_intermediates(images, [5, -10, 5], intermediates_only=True)
     assert sorted(seen) == [0, 1, 2, 3, 4, 5], "nothing behind the last wanted layer is computed"
     for features, layer in zip(maps, [5, 2, 5], strict=True):
         assert torch.equal(features.flatten(2).mT, seen[layer])
@@ -116,7 +116,7 @@ def test_without_classes_the_model_returns_the_class_token() -> None:
         ({"patch_size": 12}, "patch_size=12: must be one of 2, 4, 8, 16, 32"),
         ({"patch_embed": "cnv"}, "patch_embed='cnv': must be one of conv, linear"),
         ({"heads": 3}, "heads=3: must divide dim=128"),
-        ({"depth": 0}, "depth=0, class_depth=2: must be at least 1"),
+        ({"depth": 0}, "depth=0: must be a whole number of at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0: must be at least 0 and less than 1"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
+from torch.utils._device import DeviceContext
 
 from ..errors import InputError
 
@@ -66,6 +67,8 @@ triton_is_correct: dict[int | None, bool] = {}
 # nothing unusual is going on.
 count_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 get_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
+get_function_modes: Callable[[], list] = getattr(torch.overrides, "_get_current_function_mode_stack", list)
+is_in_fx: Callable[[], bool] = getattr(torch.fx._symbolic_trace, "is_fx_symbolic_tracing", lambda: False)
 is_in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda x: True)
 
@@ -136,16 +139,18 @@ def without(*operations: str) -> Iterator[None]:
 
 def runs_fast_form(layer: nn.Module, x: Tensor) -> bool:
     """Whether the layer runs its fast form on x."""
-    return forced_kernels() != "plain" and allows_fast_operations(x) and is_unmodified(layer)
+    return allows_fast_operations(x) and is_unmodified(layer)
 
 
 def allows_fast_operations(x: Tensor) -> bool:
     """Whether anything but plain torch operations may run on x.
 
-    False in fp16, where sums over the tokens overflow. False under tools that need to see PyTorch's operations:
-    torch.export, torch.jit, torch.func, and dispatch modes such as FLOP counters and fake tensors. False in code that
-    torch.compile compiles for a GPU, because its own kernels are faster there.
+    False if "plain" is forced, and in fp16, where sums over the tokens overflow. False under tools that need to see
+    PyTorch's operations: torch.export, torch.jit, torch.fx, torch.func, and modes such as FLOP counters and fake
+    tensors. False in code that torch.compile compiles for a GPU, because its own kernels are faster there.
     """
+    if forced_kernels() == "plain" or (not is_compiling() and is_in_fx()):  # torch.fx has no tensors to ask below
+        return False
     device = "cpu" if x.is_cpu else "cuda"
     if not (x.is_cpu or x.is_cuda) or x.dtype == torch.float16:
         return False
@@ -189,15 +194,13 @@ def is_compiling() -> bool:
 
 
 def is_observed() -> bool:
-    """Whether torch.jit.trace, torch.func or a dispatch mode sees each operation of this call."""
-    return count_dispatch_modes() > 0 or get_tracing_state() is not None or is_in_functorch()
+    """Whether torch.jit.trace, torch.fx, torch.func or a mode of PyTorch's sees each operation of this call."""
+    traced = count_dispatch_modes() > 0 or get_tracing_state() is not None or is_in_functorch() or is_in_fx()
+    return traced or any(not isinstance(mode, DeviceContext) for mode in get_function_modes())
 
 
 def is_unmodified(layer: nn.Module) -> bool:
-    """Whether the layer has the parts that it was made with, without hooks on them.
-
-    A part may have been replaced by one that does something else: LoRA, quantization, another activation.
-    """
+    """Whether the layer has the parts that it was made with (not LoRA, quantization …), without hooks on them."""
     if parts_of(layer) != getattr(layer, "original_parts", None) or any(GLOBAL_HOOKS):
         return False
     return not any(has_hooks(part) for part in layer.modules() if part is not layer)
@@ -234,7 +237,7 @@ def announce_cpp(loaded: bool) -> None:
 
 def backend_for(operation: str, x: Tensor, *others: Tensor | None, fits: Fits | None = None) -> Backend:
     """Which implementation of the operation runs on these tensors. None stands for an optional one that is missing."""
-    if forced_kernels() == "plain" or operation in _without or not allows_fast_operations(x):
+    if operation in _without or not allows_fast_operations(x):
         return "torch"
     backend: Backend = "torch"
     if runs_triton(x):
@@ -256,9 +259,10 @@ def runs_triton(x: Tensor) -> bool:
 
 def awaits_self_check(images: Tensor) -> bool:
     """Whether Triton kernels could run on the images, but self_check.py has not checked their GPU yet."""
-    if not images.is_cuda or not HAS_TRITON or images.device.index in triton_is_correct or forced_kernels() != "auto":
+    if not HAS_TRITON or forced_kernels() != "auto" or not allows_fast_operations(images) or not images.is_cuda:
         return False
-    return allows_fast_operations(images) and is_ordinary(images) and not torch.cuda.is_current_stream_capturing()
+    checked = images.device.index in triton_is_correct
+    return not checked and is_ordinary(images) and not torch.cuda.is_current_stream_capturing()
 
 
 def runs_on_cpu(operation: str, *tensors: Tensor | None) -> bool:
@@ -283,11 +287,8 @@ def is_ordinary(x: Tensor) -> bool:
 
 
 def allows_covariance(x: Tensor) -> bool:
-    """Whether attention may go through the covariance of the tokens: only in fp32 and fp64.
-
-    Its norms are differences of products that bf16 would round too early.
-    """
-    if forced_kernels() == "plain" or "covariance" in _without or not allows_fast_operations(x):
+    """Whether attention may go through the covariance of the tokens. Its norms are too inexact in bf16."""
+    if "covariance" in _without or not allows_fast_operations(x):
         return False
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
@@ -295,6 +296,5 @@ def allows_covariance(x: Tensor) -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which autocast computes products with x: the type of x without autocast, and in fp64."""
     device = x.device.type
-    if x.dtype == torch.float64:
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    by_autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if by_autocast else x.dtype

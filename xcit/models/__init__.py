@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import InputError, Notice, choose
@@ -13,6 +15,8 @@ from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps
+from .options import check_how, check_names
+from .timm_arguments import find_by_timm_name, in_our_terms
 from .timm_models import timm_model
 from .variants import VARIANTS
 from .xcit import XCiT
@@ -30,52 +34,84 @@ TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 def create_model(
     name: str,
     /,
+    pretrained: str | bool | None = None,
     *,
     num_classes: int = 1000,
-    pretrained: str | bool | None = None,
+    checkpoint_path: str | Path | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model, with random or with published weights.
 
     Args:
-        name: one of `list_models()`, or "timm" with the option `name` for any model of timm.
+        name: one of `list_models()`, or timm's name of such a model (xcit_small_12_p16_224.fb_in1k, with or without
+            the tag), or "timm" with the option `name` for any model of timm.
         num_classes: outputs of the classifier; 0 for no classifier.
         pretrained: the weights to start from: the tag of published weights ("fb_in1k", "fb_dist_in1k",
-            "fb_dist_in1k_384", "fb_dino"), or anything that `load_weights` takes. True means "fb_in1k", and timm's
-            default weights for models of timm.
+            "fb_dist_in1k_384", "fb_dino"), or anything that `load_weights` takes. True means the weights that timm's
+            name names, "fb_in1k" for our names, and timm's default weights for models of timm.
+        checkpoint_path: another name of `pretrained`, for a file.
         features_only: return a `FeatureMaps`, whose output is the list of feature maps after the layers `out_indices`.
-            The default is the four layers that detection and segmentation use. For XCiT only.
+            The default is the four layers that detection and segmentation use; an int n means the last n layers. For
+            XCiT only.
+        device, dtype: of the parameters.
         options: options of the model; for XCiT `patch_size` (16), `drop_path_rate` (0.0), `in_chans` (3),
-            `patch_embed` ("conv") and the other arguments of `XCiT`.
+            `patch_embed` ("conv") and the other arguments of `XCiT`, also under timm's names. None means the default.
 
     Raises:
-        InputError: the name is unknown, an option is out of range, or the weights are another model's.
+        InputError: the name or an option is unknown, an option is out of range, or the weights are another model's.
     """
+    check_how(name, pretrained, checkpoint_path, device, dtype)
+    options = {key: value for key, value in options.items() if value is not None}
+    # timm's names of the model and of its arguments.
+    entry = find_by_timm_name(name)
+    if entry:
+        name, options = entry.model, {"patch_size": entry.patch_size} | options
+        pretrained = entry.name if pretrained is True else pretrained
     build = choose(MODELS, name, "model")
+    if name != "timm":
+        options = in_our_terms(options)
+    if entry:
+        options = {"image_size": entry.input_size} | options
+    check_names(build, options, f"model={name}")
+    # The model, its weights, and what of it is wanted.
+    with torch.device(device) if device is not None else nullcontext():
+        model = new_model(name, num_classes, checkpoint_path or pretrained, options)
+    model = model if dtype is None else model.to(dtype)
+    return feature_maps(model, name, out_indices) if features_only else model
+
+
+def new_model(name: str, num_classes: int, pretrained: str | Path | bool | None, options: dict[str, Any]) -> nn.Module:
+    """See `create_model`."""
+    build = MODELS[name]
     if pretrained is True and name == "timm":
         model = build(num_classes=num_classes, pretrained=True, **options)
         trained = pretrained_cfg(model)["num_classes"]
         if trained != num_classes:
             left_out = f"timm's classifier of {trained} classes is not loaded"
             new = f"the model's classifier of {num_classes} classes stays newly initialized"
-            warnings.warn(f"{left_out}; {new}", Notice, 2)
+            warnings.warn(f"{left_out}; {new}", Notice, 3)
         return model
     source = "fb_in1k" if pretrained is True else pretrained or None
     published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")
     if published:
         options, source = {"image_size": published.input_size} | options, published.name
     elif source in {entry.tag for entry in PUBLISHED.values()} and not Path(source).exists():
-        raise InputError(f"{source}: {no_such_weights(name, source, options)}")
+        raise InputError(f"{source}: {no_such_weights(name, str(source), options)}")
     model = build(num_classes=num_classes, **options)
     if source:
         load_weights(model, source)
         if isinstance(model, XCiT) and options.get("image_size"):  # it counts, not that of the weights' run
             size = options["image_size"]
             model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], size, size)
-    if not features_only:
-        return model
+    return model
+
+
+def feature_maps(model: nn.Module, name: str, out_indices: int | Sequence[int] | None) -> FeatureMaps:
+    """The model as one that returns feature maps."""
     if not isinstance(model, XCiT):
         raise InputError(f"features_only=True: is for XCiT; timm.create_model gives that of {name}")
     indices = out_indices or TAPS.get(len(model.blocks))

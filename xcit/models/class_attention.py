@@ -1,6 +1,7 @@
 """Class attention: in the last layers the class token gathers information from the patch tokens (from CaiT)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .feed_forward import FeedForward
@@ -12,19 +13,21 @@ class ClassAttention(nn.Module):
     Input: (B, 1 + N, C), the class token first. Output: the new class token, (B, 1, C).
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, attn_drop_rate: float = 0.0, proj_drop_rate: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.attn_drop_rate, self.proj_drop_rate = float(attn_drop_rate), float(proj_drop_rate)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self.split_heads(t) for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
+        q, k, v = self.split_heads(self.q(x[:, :1])), self.split_heads(self.k(x)), self.split_heads(self.v(x))
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, heads, 1, 1 + N)
+        weights = F.dropout(weights, self.attn_drop_rate, self.training)
         attended = weights.to(v.dtype) @ v  # (B, heads, 1, d)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return F.dropout(self.proj(attended.transpose(1, 2).flatten(2)), self.proj_drop_rate, self.training)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
@@ -41,14 +44,22 @@ class ClassAttentionLayer(nn.Module):
     Input and output: (B, 1 + N, C), the class token first.
     """
 
-    def __init__(self, dim: int, heads: int, layer_scale_init: float, tokens_norm: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        layer_scale_init: float,
+        tokens_norm: bool,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.tokens_norm = tokens_norm
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = ClassAttention(dim, heads)
+        self.attn = ClassAttention(dim, heads, attn_drop_rate, proj_drop_rate)
         self.gamma1 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, 4 * dim)
+        self.mlp = FeedForward(dim, 4 * dim, proj_drop_rate)
         self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
 
     def forward(self, x: Tensor, class_only: bool = False) -> Tensor:

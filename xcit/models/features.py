@@ -1,6 +1,7 @@
 """Feature maps from several depths: the input of detection and segmentation heads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,30 +14,56 @@ class FeatureMaps(nn.Module):
     The counterpart of timm's models with features_only=True. Parts that no map depends on are removed.
     """
 
-    def __init__(self, model: TimmInterface, out_indices: Sequence[int]) -> None:
+    output_fmt = "NCHW"
+
+    def __init__(self, model: TimmInterface, out_indices: int | Sequence[int]) -> None:
         super().__init__()
-        self.out_indices = tuple(model.layer_numbers(out_indices))
-        self.feature_info = FeatureInfo([model.feature_info[index] for index in self.out_indices])
-        model.blocks = model.blocks[: max(self.out_indices) + 1]
-        for part in ("cls_token", "cls_attn_blocks", "norm", "head"):
-            setattr(model, part, None)
+        self.out_indices = tuple(model.prune_intermediate_layers(out_indices, prune_norm=True))
+        self.feature_info = FeatureInfo(model.feature_info, self.out_indices)
+        self.pretrained_cfg = self.default_cfg = model.pretrained_cfg
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.model.forward_intermediates(images, self.out_indices)
+        maps = self.model.forward_intermediates(images, self.out_indices, intermediates_only=True)
+        assert isinstance(maps, list)
+        return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `XCiT.set_grad_checkpointing`."""
+        self.model.set_grad_checkpointing(enable)
 
 
 class FeatureInfo:
-    """The feature maps' channels, reduction and module names. The counterpart of timm's class."""
+    """The channels, reduction and module names of feature maps. The counterpart of timm's class.
 
-    def __init__(self, entries: Sequence[dict]) -> None:
-        self.entries = entries
+    `info` has an entry for each layer of the model; `out_indices` are the layers whose maps are returned. The methods
+    answer for these, or for the layers `idx`: an int gives one value, a list a list.
+    """
 
-    def channels(self) -> list[int]:
-        return [entry["num_chs"] for entry in self.entries]
+    def __init__(self, info: Sequence[dict[str, Any]], out_indices: Sequence[int]) -> None:
+        self.info = [{"index": i} | entry for i, entry in enumerate(info)]
+        self.out_indices = tuple(out_indices)
 
-    def reduction(self) -> list[int]:
-        return [entry["reduction"] for entry in self.entries]
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        entries = self.get_dicts([key], idx)
+        return entries[key] if isinstance(entries, dict) else [entry[key] for entry in entries]
 
-    def module_name(self) -> list[str]:
-        return [entry["module"] for entry in self.entries]
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None) -> Any:
+        if isinstance(idx, int):
+            return {key: value for key, value in self.info[idx].items() if keys is None or key in keys}
+        return [self.get_dicts(keys, i) for i in (self.out_indices if idx is None else idx)]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        return self.get("module", idx)
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.info[index]

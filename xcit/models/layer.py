@@ -24,6 +24,7 @@ class XCiTLayer(nn.Module):
         attention: "xca", "self_attention" between tokens, or "none"; the paper's layer has "xca".
         lpi: whether the layer has local patch interaction; the paper's layer has it.
         l2_norm, temperature: see `CrossCovarianceAttention`.
+        attn_drop_rate, proj_drop_rate: dropout in the attention and in the feed-forward network; 0 in the paper.
 
     Input and output: (B, N, C), the tokens of the grid (H, W) in row-major order.
     """
@@ -39,16 +40,19 @@ class XCiTLayer(nn.Module):
         lpi: bool = True,
         l2_norm: bool = True,
         temperature: bool = True,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = make_attention(attention, dim, heads, l2_norm, temperature)
+        rates = {"attn_drop_rate": attn_drop_rate, "proj_drop_rate": proj_drop_rate}
+        self.attn = make_attention(attention, dim, heads, l2_norm, temperature, rates)
         self.gamma1 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.norm3 = nn.LayerNorm(dim, eps=1e-6)
         self.local_mp = LocalPatchInteraction(dim) if lpi else None
         self.gamma3 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, 4 * dim)
+        self.mlp = FeedForward(dim, 4 * dim, proj_drop_rate)
         self.gamma2 = nn.Parameter(layer_scale_init * torch.ones(dim))
         self.drop_path = StochasticDepth(drop_path_rate)
         if self.attn is None:
@@ -64,13 +68,15 @@ class XCiTLayer(nn.Module):
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
 
-def make_attention(kind: str, dim: int, heads: int, l2_norm: bool, temperature: bool) -> nn.Module | None:
+def make_attention(
+    kind: str, dim: int, heads: int, l2_norm: bool, temperature: bool, rates: dict[str, float]
+) -> nn.Module | None:
     if kind not in ATTENTIONS:
         raise InputError(f"attention={kind!r}: must be one of {', '.join(ATTENTIONS)}")
     if kind == "xca":
-        return CrossCovarianceAttention(dim, heads, l2_norm=l2_norm, temperature=temperature)
+        return CrossCovarianceAttention(dim, heads, l2_norm=l2_norm, temperature=temperature, **rates)
     if not (l2_norm and temperature):
         raise InputError(
             f"l2_norm={l2_norm}, temperature={temperature}: are options of attention='xca', not of {kind!r}"
         )
-    return SelfAttention(dim, heads) if kind == "self_attention" else None
+    return SelfAttention(dim, heads, **rates) if kind == "self_attention" else None

@@ -24,11 +24,22 @@ class ConvPatchEmbed(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             convolution = nn.Conv2d(width_in, width_out, kernel_size=3, stride=2, padding=1, bias=False)
-            layers += [nn.Sequential(convolution, nn.BatchNorm2d(width_out)), nn.GELU()]
+            step = nn.Sequential if width_out < dim else LastConvNorm
+            layers += [step(convolution, nn.BatchNorm2d(width_out)), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images)
+
+
+class LastConvNorm(nn.Sequential):
+    """The convolution and the BatchNorm before the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The channels are last in memory in tokens (B, N, C), and so in the gradient that comes from there. torch's
+        # BatchNorm needs the same of its input: otherwise its gradients for a batch of one are wrong on CPUs.
+        x = self[0](x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        return self[1](x)
 
 
 class LinearPatchEmbed(nn.Module):

@@ -13,18 +13,23 @@ class StochasticDepth(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate = float(rate)
 
     def forward(self, branch: Tensor) -> Tensor:
         scales = self.sample_scales(branch)
-        return branch if scales is None else branch * scales.view(-1, *[1] * (branch.ndim - 1))
+        return branch if scales is None else branch * scales.view([-1] + [1] * (branch.ndim - 1))
 
     def sample_scales(self, branch: Tensor) -> Tensor | None:
         """The factor of each sample's branch, (B,): 0 or 1 / (1 - rate). None if nothing is dropped."""
         if not self.training or self.rate == 0:
             return None
-        kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate
-        return (kept / (1 - self.rate)).to(branch.dtype)
+        return draw_scales(branch, self.rate)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+@torch.fx.wrap  # torch.fx calls it as a whole: torch.rand cannot be traced with an unknown batch size
+def draw_scales(branch: Tensor, rate: float) -> Tensor:
+    kept = torch.rand(branch.shape[0], device=branch.device) >= rate
+    return (kept / (1 - rate)).to(branch.dtype)

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..weights.hub import HubMixin
 from .class_attention import ClassAttentionLayer
-from .fast.training import fuse_for_training
+from .fast.training import fuse_for_training, is_scripting
+from .initialization import initialize_linear, truncated_normal
 from .layer import XCiTLayer
+from .options import ChecksNames, check_values
 from .patch_embed import PATCH_EMBEDS
 from .position import POSITIONS
 from .timm_interface import TimmInterface
 
-PATCH_SIZES = (2, 4, 8, 16, 32)
-POOLS = ("class_attention", "average")
 
-
-class XCiT(HubMixin, TimmInterface):
+class XCiT(ChecksNames, HubMixin, TimmInterface):
     """The backbone with its class-attention head.
 
     Args:
@@ -37,6 +36,12 @@ class XCiT(HubMixin, TimmInterface):
         in_chans: Channels of the images.
         image_size: Pixels, for the grid of position=learned; the model accepts other sizes, too. It also stands in
             `pretrained_cfg`.
+        global_pool: Features before the head: token (the class token), avg (mean of the patch tokens) or "" (all tokens);
+            null: token, or avg without a class token.
+        drop_rate: Dropout before the head.
+        pos_drop_rate: Dropout after the position encoding.
+        proj_drop_rate: Dropout after projections; layers with dropout run their plain form.
+        attn_drop_rate: Dropout of attention maps; layers with dropout run their plain form.
         class_depth: Number of class-attention layers.
         patch_embed: Projection of the patches.
         attention: Attention of the XCiT layers: xca, self_attention (between tokens, as in ViT) or none.
@@ -53,7 +58,7 @@ class XCiT(HubMixin, TimmInterface):
     them, zeros are padded at the bottom and the right: the grid is (⌈H / p⌉, ⌈W / p⌉).
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: an argument is unknown or out of range.
     """
 
     def __init__(
@@ -69,6 +74,11 @@ class XCiT(HubMixin, TimmInterface):
         drop_path_rate: float = 0.0,
         in_chans: int = 3,
         image_size: int = 224,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
         class_depth: int = 2,
         patch_embed: Literal["conv", "linear"] = "conv",
         attention: Literal["xca", "self_attention", "none"] = "xca",
@@ -78,14 +88,16 @@ class XCiT(HubMixin, TimmInterface):
         position: Literal["sine", "learned", "none"] = "sine",
         pool: Literal["class_attention", "average"] = "class_attention",
     ) -> None:
+        check_values(locals())
         super().__init__()
-        check_choices(patch_size=patch_size, patch_embed=patch_embed, position=position, pool=pool)
-        check_numbers(dim, depth, class_depth, heads, num_classes, drop_path_rate)
         self.patch_size, self.num_classes, self.num_features, self.pool = patch_size, num_classes, dim, pool
+        has_class_token = pool == "class_attention"
+        rates = {"attn_drop_rate": attn_drop_rate, "proj_drop_rate": proj_drop_rate}
 
         side = -(-image_size // patch_size)
         self.patch_embed = PATCH_EMBEDS[patch_embed](patch_size, in_chans, dim)
         self.pos_embed = POSITIONS[position](dim, (side, side))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
         self.blocks = nn.ModuleList(
             XCiTLayer(
                 dim,
@@ -96,34 +108,34 @@ class XCiT(HubMixin, TimmInterface):
                 lpi=lpi,
                 l2_norm=l2_norm,
                 temperature=temperature,
+                **rates,
             )
             for _ in range(depth)
         )
-        self.cls_attn_blocks = nn.ModuleList()
-        if pool == "class_attention":
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-            self.cls_attn_blocks.extend(
-                ClassAttentionLayer(dim, heads, layer_scale_init, tokens_norm) for _ in range(class_depth)
-            )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if has_class_token else None
+        self.cls_attn_blocks = nn.ModuleList(
+            ClassAttentionLayer(dim, heads, layer_scale_init, tokens_norm, **rates)
+            for _ in range(class_depth if has_class_token else 0)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
         first_conv = "patch_embed.proj.0.0" if patch_embed == "conv" else "patch_embed.proj"
-        self.describe_for_timm(image_size, in_chans, patch_size, first_conv)
+        self.describe_for_timm(image_size, in_chans, patch_size, first_conv, global_pool)
         fuse_for_training(self)  # the same layers and parameters, with fused operations
 
     def init_weights(self) -> None:
         """Linear layers and the class token: truncated normal with std 0.02. The rest: PyTorch's defaults."""
-        if self.pool == "class_attention":
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            truncated_normal(self.cls_token)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                initialize_linear(module)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes); without a head the features, (B, C)."""
-        return self.forward_head(self.forward_features(images, class_only=True))
+        return self.forward_head(self.forward_features(images, self.global_pool == "token"))
 
     def forward_features(self, images: Tensor, class_only: bool = False) -> Tensor:
         """Normalized tokens, (B, 1 + N, C): the class token, then the patches in row-major order.
@@ -133,43 +145,50 @@ class XCiT(HubMixin, TimmInterface):
         """
         x, grid = self.embed(images)
         for block in self.blocks:
-            x = self.run_layer(block, x, grid)
-        if self.pool == "class_attention":
+            if is_scripting():  # TorchScript cannot compile run_layer
+                x = block(x, grid)
+            else:
+                x = self.run_layer(block, x, grid)
+        return self.norm(self.forward_class(x, class_only))
+
+    def forward_class(self, x: Tensor, class_only: bool = False) -> Tensor:
+        """Put the class token before the patches, (B, N, C) → (B, 1 + N, C), and run the class-attention layers.
+
+        class_only: see `forward_features`.
+        """
+        if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.cls_attn_blocks:
-            x = self.run_layer(block, x, class_only and block is self.cls_attn_blocks[-1])
-        return self.norm(x)
+            for i, block in enumerate(self.cls_attn_blocks):
+                only = class_only and i == len(self.cls_attn_blocks) - 1
+                if is_scripting():
+                    x = block(x, only)
+                else:
+                    x = self.run_layer(block, x, only)
+        return x
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch tokens with position encodings, (B, N, C), and their grid (H, W)."""
-        if min(images.shape[-2:]) < self.patch_size:
-            height, width = images.shape[-2:]
-            raise InputError(
-                f"image of {height}×{width} pixels: must hold one patch of {self.patch_size}×{self.patch_size}"
-            )
+        require_a_patch(images, self.patch_size)
         x = self.patch_embed(images)
         grid = (x.shape[-2], x.shape[-1])
-        return (x + self.pos_embed(grid)).flatten(2).mT, grid
+        return self.pos_drop((x + self.pos_embed(grid)).flatten(2).mT), grid
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (B, num_classes), from the result of `forward_features`; with `pre_logits` the features, (B, C)."""
-        features = tokens[:, 0] if self.pool == "class_attention" else tokens.mean(dim=1)
+        """Logits, (B, num_classes), from the result of `forward_features`; with `pre_logits` the features, (B, C).
+
+        With global_pool="" these are the features and logits of all tokens, (B, 1 + N, C or num_classes).
+        """
+        if self.global_pool == "token":
+            tokens = tokens[:, 0]
+        elif self.global_pool == "avg":
+            tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        features = self.head_drop(tokens)
         return features if pre_logits else self.head(features)
 
 
-def check_choices(**options: object) -> None:
-    accepted = {"patch_size": PATCH_SIZES, "patch_embed": PATCH_EMBEDS, "position": POSITIONS, "pool": POOLS}
-    for key, value in options.items():
-        if value not in accepted[key]:
-            raise InputError(f"{key}={value!r}: must be one of {', '.join(map(str, accepted[key]))}")
-
-
-def check_numbers(dim: int, depth: int, class_depth: int, heads: int, num_classes: int, drop_path_rate: float) -> None:
-    if heads < 1 or dim % heads:
-        raise InputError(f"heads={heads}: must divide dim={dim}")
-    if depth < 1 or class_depth < 1:
-        raise InputError(f"depth={depth}, class_depth={class_depth}: must be at least 1")
-    if num_classes < 0:
-        raise InputError(f"num_classes={num_classes}: must be at least 0")
-    if not 0 <= drop_path_rate < 1:
-        raise InputError(f"drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
+@torch.fx.wrap  # torch.fx calls it as a whole: it cannot trace a branch that depends on the image size
+def require_a_patch(images: Tensor, patch_size: int) -> None:
+    """Raise an InputError if the images hold no whole patch."""
+    height, width = images.shape[-2:]
+    if min(height, width) < patch_size:
+        raise InputError(f"image of {height}×{width} pixels: must hold one patch of {patch_size}×{patch_size}")

@@ -1,5 +1,6 @@
 """Save an XCiT to the Hugging Face hub and load it from there, with a model card."""
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..preprocessing import Preprocessing
 from ..storage import write_safetensors
 from .loading import load_weights
 from .published import PUBLISHED, find_published
-from .sources import HUB_FILE
+from .sources import HUB_CONFIG, HUB_FILE, read_hub_config
 
 PAPER = "https://arxiv.org/abs/2106.09681"
 
@@ -34,6 +35,21 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
     pretrained_cfg: dict[str, Any]
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a model from a folder of `save_pretrained` or from a repository on the hub.
+
+        The arguments are those of huggingface_hub's mixin, and arguments of the model that replace the saved ones.
+
+        Raises:
+            InputError: a file or folder is not one of `save_pretrained`, or the weights do not fit. Errors of
+                huggingface_hub pass through.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if path.exists() and read_hub_config(path / HUB_FILE) is None:
+            raise InputError(f"{path}: no folder of save_pretrained; xcit.load takes run folders and checkpoints, too")
+        return super().from_pretrained(path if path.exists() else pretrained_model_name_or_path, **options)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
         """`strict` is ignored: weights of another model always raise an error."""
         for retired in ("proxies", "resume_download"):  # arguments of huggingface_hub before 1.0
@@ -41,6 +57,12 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
         download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
         token = rest.pop("token")
         source = model_id if Path(model_id).is_dir() else hf_hub_download(model_id, HUB_FILE, token=token, **download)
+        required = [name for name, value in inspect.signature(cls).parameters.items() if value.default is value.empty]
+        if missing := [name for name in required if name not in rest]:
+            raise InputError(
+                f"{model_id}: its {HUB_CONFIG} lacks {', '.join(missing)}; create_model(NAME, pretrained=…) knows the "
+                "published models"
+            )
         model = cls(**rest)
         load_weights(model, source)
         return model.to(map_location).eval()

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import Notice
-from ..preprocessing import describe_input, pretrained_cfg
+from ..preprocessing import Preprocessing, describe_input, pretrained_cfg
 from ..storage import load_exactly, read_tensors
 from .formats import State, Weights, hub_weights, weights_in
 from .sources import locate, read_hub_config
@@ -21,7 +21,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     and the names of the classes, as far as the file says them.
 
     If the weights are for another number of classes, or have no classifier, the model keeps its classifier and a
-    `Notice` says so.
+    `Notice` says so. Weights for RGB images also load into a model for another number of channels: the first
+    convolution's weights are summed or repeated, and a `Notice` says so.
 
     Args:
         model: the model to load into.
@@ -36,11 +37,13 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
             them). The model is unchanged then.
     """
     weights = read_weights(source)
-    state, notice = with_head_of(model, weights.state(kind), weights.origin)
+    state, head_notice = with_head_of(model, weights.state(kind), weights.origin)
+    state, channels_notice = for_channels_of(model, state, weights.origin)
     load_exactly(model, state, weights.origin)
-    describe(model, weights, with_classes=notice is None)
-    if notice:
-        warnings.warn(notice, Notice, stacklevel=2)
+    describe(model, weights, with_classes=head_notice is None)
+    for notice in (head_notice, channels_notice):
+        if notice:
+            warnings.warn(notice, Notice, stacklevel=2)
 
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
@@ -61,7 +64,10 @@ def weights_at(path: Path, content: Mapping[str, Any]) -> Weights:
 def describe(model: nn.Module, weights: Weights, *, with_classes: bool = True) -> None:
     """Make the model's `pretrained_cfg` say what is known of the weights that it has just loaded."""
     if weights.input_values:
-        describe_input(model, weights.preprocessing(model), weights.classes if with_classes else None)
+        found, channels = weights.preprocessing(model), Preprocessing.of_model(model).channels
+        if found.channels != channels:  # see for_channels_of
+            found = Preprocessing.from_timm(found.as_timm() | {"input_size": (channels, *found.size)})
+        describe_input(model, found, weights.classes if with_classes else None)
 
 
 def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
@@ -85,6 +91,31 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
             f"the model's classifier of {num_outputs(here)} classes stays newly initialized"
         )
     return rest | here, f"{origin}: {notice}"
+
+
+def for_channels_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
+    """The state, with the first convolution of RGB weights for the model's channels; and a notice about that, or None.
+
+    As in timm, one channel gets the sum over the three; more channels get them in turn, scaled so that the sum over all
+    stays the same.
+    """
+    key = f"{pretrained_cfg(model).get('first_conv')}.weight"
+    here, there = model.state_dict().get(key), state.get(key)
+    if here is None or there is None or here.ndim != 4 or there.ndim != 4:
+        return state, None
+    channels = here.shape[1]
+    if there.shape[1] != 3 or channels == 3:
+        return state, None
+    notice = f"its first convolution is for 3 channels; the model's is for {channels}, and gets weights made from them"
+    return state | {key: spread_channels(there, channels)}, f"{origin}: {notice}"
+
+
+def spread_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weight of a convolution, (O, 3, H, W) → (O, channels, H, W)."""
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+    return (repeated * (3 / channels)).to(weight.dtype)
 
 
 def head_prefix(model: nn.Module) -> str:

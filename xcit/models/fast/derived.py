@@ -1,6 +1,6 @@
 """Tensors that are derived from a module's parameters, and recomputed when a parameter changes."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ class CachesDerived(nn.Module):
     """A module that caches values derived from its parameters. State dicts, pickles and copies do not contain them."""
 
     cache: "Snapshot | None" = None
+    __jit_ignored_attributes__ = ("cache",)  # torch.jit.script does not compile it
 
     def derive(self, key: Any) -> Any:
         """Compute the value for `key` from the parameters. Runs without gradients."""
@@ -22,8 +23,8 @@ class CachesDerived(nn.Module):
         """Whether `derive` can handle the module's parts. `derived` checks their hooks."""
         return True
 
-    def derived(self, x: Tensor, key: Hashable) -> Any:
-        """The value of `derive(key)`, cached until the module changes.
+    def derived(self, x: Tensor, key_of: Callable[[Tensor], Hashable]) -> Any:
+        """The value of `derive(key_of(x))`, cached until the module changes.
 
         None if derived tensors must not be used: in training, with hooks on the module's parts, with other parts, and
         if `may_fold(x)` is false.
@@ -35,6 +36,7 @@ class CachesDerived(nn.Module):
             self.cache = cache = Snapshot(self, self.can_derive())
         if cache.has_hooks or not cache.can_derive:
             return None
+        key = key_of(x)
         if key not in cache.values:
             with torch.no_grad():
                 cache.values[key] = self.derive(key)

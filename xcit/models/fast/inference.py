@@ -1,8 +1,9 @@
 """A copy of a model for inference: LayerScale and BatchNorm are folded into the weights before them."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ..patch_embed import ConvPatchEmbed
 from ..position import LearnedPositionEncoding, SinePositionEncoding
 from ..xcit import XCiT
 from .derived import CachesDerived
-from .training import FastConvPatchEmbed, FastXCiTLayer, channels_last, is_whole
+from .training import FastConvPatchEmbed, FastXCiTLayer, channels_last, is_scripting, is_whole, plain
 
 Grid = tuple[int, int]
 
@@ -127,10 +128,11 @@ class LayerWeights(NamedTuple):
 class FoldedXCiTLayer(CachesDerived, FastXCiTLayer):
     """LayerScale is part of `proj`, `conv2` and `fc2`; the LPI's BatchNorm is `slope` · x + `shift`."""
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        weights: LayerWeights | None = self.derived(x, compute_dtype(x))
+    @torch.jit.unused
+    def fast_forward(self, x: Tensor, grid: Grid) -> Tensor:
+        weights: LayerWeights | None = self.derived(x, compute_dtype)
         if weights is None:
-            return super().forward(x, grid)
+            return super().fast_forward(x, grid)
         local = self.local_mp
         assert local is not None and local.conv1.bias is not None
         first, second = (local.conv1.weight, local.conv1.bias), (weights.conv2_weight, weights.conv2_bias)
@@ -171,14 +173,14 @@ class FoldedXCiTLayer(CachesDerived, FastXCiTLayer):
 class FoldedConvPatchEmbed(CachesDerived, FastConvPatchEmbed):
     """Each BatchNorm is part of the convolution before it."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    @torch.jit.unused
+    def fast_forward(self, images: Tensor) -> Tensor:
         x = channels_last(images)
-        dtype = compute_dtype(x)
-        steps: list[tuple[Tensor, Tensor]] | None = self.derived(x, dtype)
+        steps: list[tuple[Tensor, Tensor]] | None = self.derived(x, compute_dtype)
         if steps is None:
-            return super().forward(images)
+            return super().fast_forward(images)
         with torch.no_grad():
-            x = x.to(dtype)
+            x = x.to(compute_dtype(x))
             for i, (weight, bias) in enumerate(steps):
                 x = convolution(x, weight, bias, stride=2, gelu=i < len(steps) - 1)
             return x
@@ -198,23 +200,31 @@ class FoldedConvPatchEmbed(CachesDerived, FastConvPatchEmbed):
 class CachedPositions(CachesDerived):
     """A position encoding that caches its last result."""
 
+    plain_forward: ClassVar[Callable[..., Any]]
+
     def forward(self, grid: Grid) -> Tensor:
+        if is_scripting():
+            return self.plain_forward(grid)
+        return self.cached_forward(grid)
+
+    @torch.jit.unused
+    def cached_forward(self, grid: Grid) -> Tensor:
         parameter = next(self.parameters())
-        encoding = self.derived(parameter, (grid, compute_dtype(parameter)))
-        return super().forward(grid) if encoding is None else encoding
+        encoding = self.derived(parameter, lambda parameter: (grid, compute_dtype(parameter)))
+        return self.plain_forward(grid) if encoding is None else encoding
 
     def derive(self, key: tuple[Grid, torch.dtype]) -> Tensor:
         assert self.cache is not None
         self.cache.values.clear()  # only one, because images of many sizes would fill the memory
-        return super().forward(key[0])
+        return self.plain_forward(key[0])
 
 
 class CachedSinePositions(CachedPositions, SinePositionEncoding):
-    pass
+    plain_forward = plain(SinePositionEncoding.forward)
 
 
 class CachedLearnedPositions(CachedPositions, LearnedPositionEncoding):
-    pass
+    plain_forward = plain(LearnedPositionEncoding.forward)
 
 
 def affine(bn: Any) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,15 @@
 
 Each class computes what its parent computes, in fewer passes over the tokens, and saves less for the backward pass. It
 has the parent's parameters. `runs_fast_form` (xcit/kernels/dispatch.py) decides in each call whether the fused
-operations can run; if not, the parent's `forward` runs.
+operations can run; if not, the parent's `forward` runs, which is here named `plain_forward`: see `plain`.
 """
 
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting as is_scripting
 
 from ...kernels import (
     add_local_patch,
@@ -36,9 +38,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def fuse_for_training(model: Module) -> Module:
     """Switch every layer that has a fused form to it, in place. Returns the model.
 
-    Only the classes of the layers change: parameters, hooks and names stay. Layers of the paper's ablation and
-    subclasses of the layers stay as they are. Call it before you replace parts of a layer: the fused forms rely on the
-    parts that the layer was made with.
+    Only the classes of the layers change: parameters, hooks and names stay. Layers of the paper's ablation, layers with
+    dropout and subclasses of the layers stay as they are. Call it before you replace parts of a layer: the fused forms
+    rely on the parts that the layer was made with.
     """
     part: Any
     for part in model.modules():
@@ -52,8 +54,12 @@ def fuse_for_training(model: Module) -> Module:
 
 
 def has_fused_form(part: nn.Module) -> bool:
-    """False for the XCiT layers of the paper's ablation."""
-    return not isinstance(part, XCiTLayer) or is_whole(part)
+    """False for the XCiT layers of the paper's ablation, and for layers with dropout."""
+    return not has_dropout(part) and (not isinstance(part, XCiTLayer) or is_whole(part))
+
+
+def has_dropout(part: nn.Module) -> bool:
+    return any(getattr(inner, key, 0) for inner in part.modules() for key in ("attn_drop_rate", "proj_drop_rate"))
 
 
 def is_whole(layer: XCiTLayer) -> bool:
@@ -63,10 +69,29 @@ def is_whole(layer: XCiTLayer) -> bool:
     return whole and layer.local_mp is not None
 
 
+def plain(forward: Any) -> Any:
+    """A copy of a plain layer's `forward` with the name plain_forward, for the fast form of the layer.
+
+    TorchScript knows no `super()`, and compiles a method under the name of its function. So each fast form has the
+    plain one as a second method, which its `forward` calls where `is_scripting()` is true.
+    """
+    copy = FunctionType(forward.__code__, forward.__globals__, "plain_forward", forward.__defaults__)
+    copy.__annotations__ = forward.__annotations__
+    return copy
+
+
 class FastXCiTLayer(XCiTLayer):
+    plain_forward = plain(XCiTLayer.forward)
+
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        if is_scripting():
+            return self.plain_forward(x, grid)
+        return self.fast_forward(x, grid)
+
+    @torch.jit.unused
+    def fast_forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         if not runs_fast_form(self, x):
-            return super().forward(x, grid)
+            return self.plain_forward(x, grid)
         attention, local, mlp = self.attn, self.local_mp, self.mlp
         assert isinstance(attention, CrossCovarianceAttention) and attention.temperature is not None
         assert local is not None
@@ -90,19 +115,35 @@ class FastXCiTLayer(XCiTLayer):
 class FastClassAttention(ClassAttention):
     """Projects the class token's query and the result instead of all keys and values."""
 
+    plain_forward = plain(ClassAttention.forward)
+
     def forward(self, x: Tensor) -> Tensor:
+        if is_scripting():
+            return self.plain_forward(x)
+        return self.fast_forward(x)
+
+    @torch.jit.unused
+    def fast_forward(self, x: Tensor) -> Tensor:
         if not runs_fast_form(self, x):
-            return super().forward(x)
+            return self.plain_forward(x)
         return self.proj(attend_class(x, self.q, self.k, self.v, self.heads))
 
 
 class FastConvPatchEmbed(ConvPatchEmbed):
     """Each BatchNorm runs together with the GELU after it."""
 
+    plain_forward = plain(ConvPatchEmbed.forward)
+
     def forward(self, images: Tensor) -> Tensor:
+        if is_scripting():
+            return self.plain_forward(images)
+        return self.fast_forward(images)
+
+    @torch.jit.unused
+    def fast_forward(self, images: Tensor) -> Tensor:
         images = channels_last(images)
         if not runs_fast_form(self, images):
-            return super().forward(images)
+            return self.plain_forward(images)
         *steps, last = [step for step in self.proj if isinstance(step, nn.Sequential)]
         x = images
         for convolution, bn in steps:
@@ -111,8 +152,12 @@ class FastConvPatchEmbed(ConvPatchEmbed):
 
 
 class FastLinearPatchEmbed(LinearPatchEmbed):
+    plain_forward = plain(LinearPatchEmbed.forward)
+
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(channels_last(images))
+        if is_scripting():
+            return self.plain_forward(images)
+        return self.plain_forward(channels_last(images))
 
 
 def channels_last(images: Tensor) -> Tensor:
