@@ -36,7 +36,7 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         in_chans: Channels of the images.
         image_size: Pixels, for the grid of position=learned; the model accepts other sizes, too. It also stands in
             `pretrained_cfg`.
-        global_pool: Features before the head: token, avg (of the patches) or "" (all tokens); null: token if there is one.
+        global_pool: Features before the head: token, avg (of patches) or "" (all tokens); null: token if there is one.
         drop_rate: Dropout before the head.
         pos_drop_rate: Dropout after the position encoding.
         proj_drop_rate: Dropout after projections; layers with dropout run their plain form.
