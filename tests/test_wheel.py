@@ -14,7 +14,9 @@ from .conftest import ROOT
 X86 = platform.machine() == "x86_64"
 
 BUILD_A_MODEL = """
+import os
 import sys
+before = {name: value for name, value in os.environ.items() if "OMP" in name}
 sys.path.insert(0, sys.argv[1])
 import xcit
 assert xcit.__file__.startswith(sys.argv[1]), xcit.__file__
@@ -25,6 +27,7 @@ from xcit.preprocessing import Preprocessing
 preprocessing = Preprocessing.of_model(model).at(32)
 assert preprocessing([torch.zeros(40, 50, 3, dtype=torch.uint8)]).shape == (1, 3, 32, 32)
 assert preprocessing.normalize(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, 3, 32, 32)
+assert before == {name: value for name, value in os.environ.items() if "OMP" in name}
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
 

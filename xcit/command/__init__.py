@@ -18,6 +18,7 @@ from ..config import EvalConfig, TrainConfig
 from ..config.sections import Section
 from ..credentials import without_credentials
 from ..errors import InputError, TrainingError, WriteError
+from ..openmp import limit_spinning
 from ..signals import SIGNALS, stop_at_signals
 from .arguments import check, choices_and_typed_keys, composed, explain, is_multirun, parse, prepare, with_home
 from .help import help_text
@@ -81,12 +82,13 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def answer(file: str) -> None:
-    """Print the help, or end with status 2 if there is a mistake on the command line.
+    """Print the help, or end with status 2 if there is a mistake on the command line. Set up OpenMP.
 
     The entry points call it before they import torch, which takes seconds.
 
     file: the entry point, with conf/ beside it.
     """
+    limit_spinning(os.environ)
     for number in SIGNALS:
         signal.signal(number, stop_while_importing)
     settings, schema = settings_of(file)
