@@ -96,8 +96,9 @@ def parse_arguments() -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
     if arguments.workers < 0:
         raise InputError(f"--workers={arguments.workers}: must be 0 or more")
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise InputError(f"--json={arguments.json}: must be in a folder that exists")
+    table = Path(arguments.json or "none").absolute()
+    if table.is_dir() or not table.parent.is_dir():
+        raise InputError(f"--json={arguments.json}: must be a file in a folder that exists")
     return arguments
 
 

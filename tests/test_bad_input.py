@@ -119,6 +119,18 @@ def test_a_name_or_a_folder_that_is_too_long_is_refused(
         assert message == f"run_dir=runs/{long}: cannot be used (File name too long)"
 
 
+def test_any_path_that_is_too_long_is_refused(command: Command, tmp_path: Path) -> None:
+    long = "x" * 300
+    line = f"{long}: cannot be used (File name too long)"
+    for arguments in (
+        ("train.py", "data=folder", f"data.root={long}"),
+        ("train.py", *TINY, f"pretrained={long}"),
+        ("eval.py", f"checkpoint={long}"),
+        ("scripts/make_shards.py", long, "shards"),
+    ):
+        assert refused(command(*arguments), tmp_path, set()).endswith(line)
+
+
 def test_a_run_that_failed_in_its_first_epoch_can_be_started_again(command: Command, tmp_path: Path) -> None:
     arguments = ("train.py", *TINY, "+model.depth=1", "resolutions=[16]", "run_dir=run")
     failed = command(*arguments, "optim.lr=1e30")

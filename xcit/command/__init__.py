@@ -1,12 +1,14 @@
 """How a command starts and ends: status 0; one clear line and 2 for input that cannot be used; 1 for anything else."""
 
 import argparse
+import errno
 import functools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -62,7 +64,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.argv[1:] = without_credentials(sys.argv[1:])
             args = tuple(map(with_home, args))
         try:
-            return main(*args)
+            with refuse_long_paths():
+                return main(*args)
         except (InputError, TrainingError, WriteError) as error:
             status = getattr(error, "exit_status", 1 if isinstance(error, WriteError) else 2)
             alone = getattr(error, "of_one_process", isinstance(error, WriteError))
@@ -79,6 +82,19 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
             return FailedJob(f"{type(error).__name__}: {error}")
 
     return guard
+
+
+@contextmanager
+def refuse_long_paths() -> Iterator[None]:
+    """Turn the system's error for a path that is too long into an InputError, because only a user's path can be."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(f"{error.filename}: cannot be used ({error.strerror})") from None
 
 
 def answer(file: str) -> None:
