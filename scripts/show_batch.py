@@ -4,7 +4,8 @@
     python scripts/show_batch.py data=imagenet data.root=/path augment=three_augment
 
 Takes the options of train.py (see its --help). Writes batch.png to the current folder, or to run_dir=, with at most 64
-images. The class of an image is below it. A mixed image has the two classes with the largest shares of its target.
+images, and says how many images and classes there are. The class of an image is below it. A mixed image has the two
+classes with the largest shares of its target.
 """
 
 import math
@@ -21,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/
 
 import train
 from data.datasets import DATASETS
+from data.start_up import data_facts
 from data.views.labelled_crop import LabelledImages
 from train import TABLES, check, train_batches
+from xcit import summary
 from xcit.command import guarded, run
 from xcit.config import TrainConfig
 from xcit.config.composition import read_config
@@ -45,7 +48,8 @@ FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/Deja
 def show(given: TrainConfig) -> None:
     with distributed.session() as device:
         check(given, device)
-        examples = DATASETS[given.data.name](**given.data.options).train()
+        source = DATASETS[given.data.name](**given.data.options)
+        examples = source.train()
         config = given.scaled(len(examples), distributed.world_size())
         require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
 
@@ -66,6 +70,7 @@ def show(given: TrainConfig) -> None:
         pictures = [Image.fromarray(pixels.numpy()) for pixels in preprocessing.denormalize(batch.images[:MOST])]
         if distributed.is_main():
             path = save(draw(pictures, captions), config.run_dir)
+            summary.say(data_facts({"training": examples, "validation": source.val(examples.classes)}))
             print(f"{path}: {len(captions)} of the {len(batch.images)} images of the first batch")
 
 

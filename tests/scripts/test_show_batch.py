@@ -53,6 +53,7 @@ def test_the_sheet_shows_the_pixels_that_training_sees(
 ) -> None:
     result = command(SCRIPT, *FEW, *MIXED)
     assert (result.status, result.stdout) == (0, "batch.png: 6 of the 6 images of the first batch\n"), result.stderr
+    assert result.stderr == "data  1,437 training images and 360 validation images in 10 classes\n"
     assert [path.name for path in tmp_path.iterdir()] == ["batch.png"]
     seen = first_batch(monkeypatch)
     with pytest.raises(EnoughError):
