@@ -142,7 +142,8 @@ def test_a_configuration_that_was_saved_with_a_patch_size_at_its_root(command: C
     content = OmegaConf.load(saved)
     del content["defaults"], content["hydra"]
     assert content.patch_size == 8
-    assert read_config(TrainConfig, content, TABLES).model_dump() == composed().model_dump(), "the demo has not changed"
+    before, now = (c.model_dump(exclude={"logger"}) for c in (read_config(TrainConfig, content, TABLES), composed()))
+    assert before == now, "the demo has not changed, but for wandb's defaults"
     arguments = (f"--config-path={tmp_path}", "--config-name=config", "train.epochs=1", "resolutions=[32]")
     result = command("train.py", *arguments, "data.image_size=16", "train.global_batch_size=1024", "run_dir=run")
     assert result.status == 0, result.stderr

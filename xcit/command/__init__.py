@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,6 +33,8 @@ __all__ = ["ArgumentParser", "answer", "choices_and_typed_keys", "guarded", "run
 
 SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
 """Entry point → the schema of its configuration."""
+typed_arguments: ContextVar[list[str]] = ContextVar("typed_arguments")
+"""The command line as it was typed. Hydra reads another one from sys.argv."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -60,8 +63,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def guard(*args: Any) -> Any:
-        if args:  # Hydra has read the command line; environment.json and wandb get it without passwords and tokens
-            sys.argv[1:] = without_credentials(sys.argv[1:])
+        if args:  # Hydra has read its arguments; environment.json and wandb get those that were typed
+            sys.argv[1:] = without_credentials(typed_arguments.get())
             args = tuple(map(with_home, args))
         try:
             with refuse_long_paths():
@@ -134,6 +137,7 @@ def run(main: Callable[[], Any], file: str) -> None:
     sys.excepthook = print_traceback
     settings, _ = settings_of(file)
     try:
+        typed_arguments.set(sys.argv[1:])
         sys.argv[1:] = prepare(sys.argv[1:], settings)
         with stop_at_signals():
             main()

@@ -12,13 +12,15 @@ from ..errors import Notice
 
 
 def print_notices() -> None:
-    """Print each notice as one line, from the main process only. Other warnings stay as they are."""
+    """Print each notice as one line and once, from the main process only. Other warnings stay as they are."""
     show = warnings.showwarning
+    printed: set[str] = set()
 
     def show_notice(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if not issubclass(category, Notice):
             show(message, category, *rest, **more)
-        elif is_main():
+        elif is_main() and str(message) not in printed:
+            printed.add(str(message))
             print(f"note: {without_credentials(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show_notice
