@@ -32,6 +32,7 @@ DECISIVE = {
     "_get_tracing_state",
     "_has_storage",
     "_len_torch_dispatch_stack",
+    "_len_torch_function_stack",
     "find_spec",
     "get_autocast_dtype",
     "get_cpu_capability",

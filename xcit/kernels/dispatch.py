@@ -67,6 +67,7 @@ triton_is_correct: dict[int | None, bool] = {}
 # nothing unusual is going on.
 count_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 get_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", lambda: None)
+count_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 get_function_modes: Callable[[], list] = getattr(torch.overrides, "_get_current_function_mode_stack", list)
 is_in_fx: Callable[[], bool] = getattr(torch.fx._symbolic_trace, "is_fx_symbolic_tracing", lambda: False)
 is_in_functorch: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -93,11 +94,9 @@ def forced(wanted: Kernels) -> Iterator[None]:
     """Force the form of all XCiT layers in this context, in all threads of the process.
 
     Args:
-        wanted: "plain" runs the plain form. "fast" runs the fast form wherever it is possible, on a GPU with torch's
-            own kernels. "triton" is "fast" with the Triton kernels. "auto" is the default: like "fast", with the
-            Triton kernels where self_check.py found that they agree with torch.
-
-    Second derivatives and forward-mode derivatives need "plain".
+        wanted: "plain" runs the plain form, which second and forward-mode derivatives need. "fast" runs the fast form
+            wherever it is possible, on a GPU with torch's own kernels. "triton" is "fast" with the Triton kernels.
+            "auto" is the default: like "fast", with the Triton kernels where self_check.py found that they agree.
     """
     global _forced
     if wanted not in KINDS:
@@ -149,7 +148,7 @@ def allows_fast_operations(x: Tensor) -> bool:
     PyTorch's operations: torch.export, torch.jit, torch.fx, torch.func, and modes such as FLOP counters and fake
     tensors. False in code that torch.compile compiles for a GPU, because its own kernels are faster there.
     """
-    if forced_kernels() == "plain" or (not is_compiling() and is_in_fx()):  # torch.fx has no tensors to ask below
+    if forced_kernels() == "plain" or isinstance(x, torch.fx.Proxy):
         return False
     device = "cpu" if x.is_cpu else "cuda"
     if not (x.is_cpu or x.is_cuda) or x.dtype == torch.float16:
@@ -168,7 +167,7 @@ def may_fold(x: Tensor) -> bool:
     False under compilers, tracers and torch.func, which need to see how the output depends on the parameters, and under
     global hooks, which FLOP counters use. True in fp16: see `overflows`.
     """
-    if is_compiling() or is_observed() or forced_kernels() == "plain" or any(GLOBAL_HOOKS):
+    if is_compiling() or is_observed() or is_in_fx() or forced_kernels() == "plain" or any(GLOBAL_HOOKS):
         return False
     return allows_fast_operations(x) or compute_dtype(x) == torch.float16
 
@@ -194,9 +193,10 @@ def is_compiling() -> bool:
 
 
 def is_observed() -> bool:
-    """Whether torch.jit.trace, torch.fx, torch.func or a mode of PyTorch's sees each operation of this call."""
-    traced = count_dispatch_modes() > 0 or get_tracing_state() is not None or is_in_functorch() or is_in_fx()
-    return traced or any(not isinstance(mode, DeviceContext) for mode in get_function_modes())
+    """Whether torch.jit.trace, torch.func or a mode of PyTorch's sees each operation of this call."""
+    if count_dispatch_modes() > 0 or get_tracing_state() is not None or is_in_functorch():
+        return True
+    return count_function_modes() > 0 and any(not isinstance(mode, DeviceContext) for mode in get_function_modes())
 
 
 def is_unmodified(layer: nn.Module) -> bool:
