@@ -1,3 +1,4 @@
+# make install set up: everything that train.py, eval.py and the scripts need
 # make demo    set up, train on the digits, evaluate what was trained
 # make test    set up, run the tests
 # make lint    set up, run ruff and mypy
@@ -11,7 +12,10 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 DEMO := runs/demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench clean
+.PHONY: install demo test lint bench clean
+
+install: $(VENV)/train.installed
+	@echo "installed into $(VENV); now: source $(VENV)/bin/activate"
 
 demo: $(VENV)/train.installed
 	$(RUN) train.py run_dir=$(DEMO)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from train import TABLES
 from xcit.command import ArgumentParser
 from xcit.command.arguments import check, composed, prepare, with_home
 from xcit.command.hints import SYNONYMS
 from xcit.command.settings import Settings, read_settings
 from xcit.config import EvalConfig, TrainConfig
+from xcit.config.composition import every_key
 from xcit.errors import InputError
 
 from ..conftest import ROOT
@@ -168,3 +170,9 @@ def test_torch_is_not_loaded_for_an_answer(script: str, arguments: list[str], tm
     assert "torch is imported" not in done.stderr
     assert done.returncode == (0 if arguments == ["--help"] else 2), done.stderr
     assert done.stderr.count("\n") == (0 if arguments == ["--help"] else 1)
+
+
+def test_every_setting_exists(training: Settings, evaluation: Settings) -> None:
+    """What is read from the source is what the schema of some choice accepts."""
+    assert set(training.types) <= set(every_key(TrainConfig, TABLES))
+    assert set(evaluation.types) <= set(every_key(EvalConfig, TABLES))

@@ -36,3 +36,10 @@ def test_the_groups_of_a_script_are_those_that_it_accepts(
     groups = re.findall(r"^  (\w+) +\S", command(script, "--help").stdout.partition("\nSettings")[0], re.MULTILINE)
     assert group in groups
     assert other not in groups
+
+
+def test_the_explanation_is_that_of_the_choice(command: Command) -> None:
+    text = command("train.py", "--help", "data=folder", "data.root=/x", "model=xcit_s12").stdout
+    root, name = (re.search(rf"^  {key}=\S+ +(.*)$", text, re.MULTILINE) for key in ("data.root", "model.name"))
+    assert root and "CLASS/IMAGE" in root[1] and "must be given" not in root[1]
+    assert name and "timm" not in name[1]

@@ -149,7 +149,8 @@ def quoted_if_needed(value: str, kinds: frozenset[str], start: str, multirun: bo
             form = "; a list is given as 'SETTING=[A,B]', with text in it in quotes" if "list" in kinds else ""
             raise InputError(f"{start}{value}: cannot be read ({problem}){form}")
         if override and override.is_sweep_override():
-            raise InputError(f"{start}{value}: must be one value; -m runs a job for each of several")
+            wanted = f"a list, as '{start}[{value}]'" if "list" in kinds else "one value"
+            raise InputError(f"{start}{value}: must be {wanted}; -m runs a job for each of several")
         return value
     if override and not override.is_sweep_override():
         read_as = override.value()

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .settings import Settings
+from .settings import Settings, comments_in
 
 TEXT = {
     "train": (
@@ -43,6 +43,7 @@ def help_text(settings: Settings, raw: DictConfig) -> str:
         listed = " ".join(f"[{n}]" if n == raw.hydra.runtime.choices.get(group) else n for n in names)
         lines += textwrap.wrap(listed, width, initial_indent=f"  {group:9}", subsequent_indent=" " * 11)
     lines += ["", "Settings, with their values for these choices:"]
+    comments = comments_in(settings.conf, settings.root, raw.hydra.runtime.choices)
     section = ""
     for key, value in leaves(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])):
         if key.rpartition(".")[0] != section:
@@ -52,7 +53,9 @@ def help_text(settings: Settings, raw: DictConfig) -> str:
         if len(start) > INDENT:
             lines.append(start.rstrip())
             start = " " * INDENT
-        comment = settings.comments.get(key, "")
+        comment = comments.get(key, "")
+        if value != "…":
+            comment = comment.removeprefix("must be given: ")
         lines += textwrap.wrap(comment, width, initial_indent=start, subsequent_indent=" " * INDENT) or [start.rstrip()]
     return "\n".join([*lines, "", "docs/configuration.md explains the settings of all choices."])
 

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from ..config.composition import SET_BY_THE_PROGRAM
+
 # Group → the room whose functions and classes own its options, as keyword-only arguments.
 ROOMS = {"model": "xcit/models", "data": "data/datasets", "task": "xcit/tasks", "augment": "data/views"}
-SET_BY_THE_PROGRAM = ("num_classes", "in_chans", "pretrained")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def read_settings(schema: type[BaseModel], root: str, repository: Path) -> Setti
     for group, room in ROOMS.items():
         if group in schema.model_fields:
             types |= {f"{group}.{option}": kinds for option, kinds in options_in(repository / room)}
-    return Settings(conf, root, types, tuple(dict.fromkeys(groups)), comments_in(conf, root))
+    comments = {key: comment for key, comment in comments_in(conf, root).items() if key in types}
+    return Settings(conf, root, types, tuple(dict.fromkeys(groups)), comments)
 
 
 def fixed_settings(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, frozenset[str]]]:
@@ -80,13 +82,30 @@ def type_names(annotation: Any) -> Iterator[str]:
 
 
 def options_in(room: Path) -> Iterator[tuple[str, frozenset[str]]]:
-    """(name, types) of every keyword-only argument of the functions and classes in a folder."""
-    for path in sorted(room.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
-                for argument in node.args.kwonlyargs:
-                    if argument.annotation and argument.arg not in SET_BY_THE_PROGRAM:
-                        yield argument.arg, frozenset(names_in(argument.annotation))
+    """(name, types) of every keyword-only argument of the functions and classes that the table of a room names."""
+    tables = [n.value for n in ast.parse((room / "__init__.py").read_text()).body if isinstance(n, ast.AnnAssign)]
+    named = {name for table in tables if table for name in all_names(table)}
+    nodes = [node for path in sorted(room.rglob("*.py")) for node in ast.parse(path.read_text()).body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    entries = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in named]
+    waiting = [name for name in classes if name in named]
+    for name in waiting:  # a class has the arguments of its base class, too
+        body = classes[name].body
+        entries += [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+        waiting += [base for part in classes[name].bases for base in all_names(part) if base in classes]
+    for entry in entries:
+        for argument in entry.args.kwonlyargs:
+            if argument.annotation and argument.arg not in SET_BY_THE_PROGRAM:
+                yield argument.arg, frozenset(names_in(argument.annotation))
+
+
+def all_names(expression: ast.expr) -> Iterator[str]:
+    """Every name in an expression of the source, also behind a dot."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
 
 
 def names_in(annotation: ast.expr) -> Iterator[str]:
@@ -98,10 +117,15 @@ def names_in(annotation: ast.expr) -> Iterator[str]:
             yield "None"
 
 
-def comments_in(conf: Path, root: str) -> dict[str, str]:
-    """Key with dots → the comment behind it in conf/ROOT.yaml and in the files of the groups."""
+def comments_in(conf: Path, root: str, choices: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """Key with dots → the comment behind it in conf/ROOT.yaml and in the files of the groups.
+
+    choices: group → what is chosen; where files explain a key differently, the chosen one counts.
+    """
+    chosen = [conf / group / f"{name}.yaml" for group, name in (choices or {}).items()]
+    chosen = [path for path in chosen if path.is_file()]
     found: dict[str, str] = {}
-    for path in [conf / f"{root}.yaml", *sorted(conf.glob("*/**/*.yaml"))]:
+    for path in [conf / f"{root}.yaml", *chosen, *sorted(conf.glob("*/*/*.yaml")), *sorted(conf.glob("*/*.yaml"))]:
         text = path.read_text().partition("\nhydra:")[0]
         in_root = path.parent == conf or text.startswith("# @package _global_")
         sections = [] if in_root else [path.relative_to(conf).parts[0]]

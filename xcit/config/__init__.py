@@ -46,7 +46,7 @@ class OptimConfig(Section):
     lr: PositiveFloat
     """Peak learning rate for a global batch of 512; it is scaled by train.global_batch_size / 512."""
     weight_decay: NonNegative
-    """Weight decay; norms, biases, class token, temperatures and LayerScale have none."""
+    """Weight decay; norms, biases, class token and LayerScale have none. For temperatures see decay_temperature."""
     options: dict[str, Any]
     """Further arguments of the optimizer."""
     clip_norm: PositiveFloat | None
@@ -62,7 +62,7 @@ class OptimConfig(Section):
     min_lr: NonNegative
     """Learning rate at the end."""
     lr_every: Literal["update", "epoch"] = "update"
-    """When the learning rate changes: each update, or each epoch and one epoch late, as in the paper."""
+    """When the learning rate changes: each update, or each epoch and one epoch late, as in the authors' runs."""
     decay_temperature: bool = False
     """Whether the temperatures of XCA have weight decay, too, as in the authors' runs."""
 
@@ -253,7 +253,7 @@ class EvalConfig(Section):
     weights: Literal["raw", "ema", "both"]
     """Weights that are evaluated: raw, ema (their moving average) or both."""
     resolutions: Annotated[list[Positive], Field(min_length=1)] | None
-    """Image sizes in pixels; null: the run's, or the image_size of the model or the data set."""
+    """Image sizes in pixels; null: the run's list, or up to seven around the training size."""
     batch_size: Positive
     """Images per batch in each process."""
     precision: Precision

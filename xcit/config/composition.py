@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ..credentials import without_credentials
@@ -66,7 +66,10 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
         except OmegaConfBaseException as error:
             # Without a model, the run's name cannot be resolved. That key would mislead.
             missing = "model" if "model" not in raw and error.full_key == "name" else error.full_key
-            raise InputError(f"{missing}: must be given") from None
+            if missing == "model" or isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+                raise InputError(f"{missing}: must be given") from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{missing}: {reason} (${{…}} refers to a setting; \\${{…}} is the text itself)") from None
     if schema is TrainConfig:
         plain = without_old_keys(plain)
     complete = schema_for(schema, plain, tables)
@@ -79,6 +82,8 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
 FROM_SIGNATURES = {"extra": "forbid", "use_attribute_docstrings": False}
 """For sections that are made of signatures: no other options, and no source code in which pydantic finds docstrings."""
 REMOVED = object()
+SET_BY_THE_PROGRAM = ("num_classes", "in_chans", "pretrained", "global_pool")
+"""Arguments of models that are no settings."""
 Choices = Mapping[str, str | None]
 """Group → the file of conf/ that was chosen for it."""
 
@@ -169,7 +174,8 @@ def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
             ... if p.default is inspect.Parameter.empty else p.default,
         )
         for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in ("num_classes", "in_chans", "pretrained")
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+        and p.name not in ("num_classes", "in_chans", "pretrained", "global_pool")
     }
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from . import distributed
 
-UNCOUNTED, COUNTED, LATER = 5.0, 10.0, 30.0
+UNCOUNTED, COUNTED, LATER = 5.0, 10.0, 10.0
 """Seconds without a line after which the first line of a step comes, and the later ones."""
 ERASE = "\r\033[K"
 """Clears the line of a terminal, where the progress bar of a download may stand."""
@@ -128,9 +128,7 @@ class Progress:
         if step is None or self.bar:
             return None
         patience = LATER if step.lines else UNCOUNTED if step.total is None else COUNTED
-        # Steps that are not counted are short as a rule. One says nothing before its own UNCOUNTED seconds.
-        since = max(self.last_line, step.started) if step.total is None else self.last_line
-        if now - since < patience:
+        if now - self.last_line < patience:
             return None
         step.lines += 1
         self.last_line = now
