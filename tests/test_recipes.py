@@ -114,7 +114,7 @@ def test_choices_on_top_of_a_recipe() -> None:
         (["recipe=paper_p16"], [160, 192, 224, 256, 288, 320, 384]),
         (["recipe=paper_p16", "data.image_size=64"], [48, 64, 80, 96, 112]),
         (["recipe=paper_p16", "resolutions=[96,320]"], [96, 224, 320]),
-        (["recipe=finetune_384"], [224, 288, 320, 384, 448, 512]),
+        (["recipe=finetune_384"], [288, 320, 384, 448, 480, 544, 672]),
         (["model=timm", "model.name=cait_xxs24_224", "recipe=paper_p16"], [224]),
         ([], [24, 28, 32, 40, 48, 56, 64]),
     ],

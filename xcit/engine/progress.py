@@ -19,6 +19,8 @@ from . import distributed
 
 UNCOUNTED, COUNTED, LATER = 5.0, 10.0, 10.0
 """Seconds without a line after which the first line of a step comes, and the later ones."""
+SHORT = 1.0
+"""Seconds that a step without a total takes at least if a line tells of it."""
 ERASE = "\r\033[K"
 """Clears the line of a terminal, where the progress bar of a download may stand."""
 T_co = TypeVar("T_co", covariant=True)
@@ -128,7 +130,8 @@ class Progress:
         if step is None or self.bar:
             return None
         patience = LATER if step.lines else UNCOUNTED if step.total is None else COUNTED
-        if now - self.last_line < patience:
+        too_short = step.total is None and now - step.started < SHORT
+        if too_short or now - self.last_line < patience:
             return None
         step.lines += 1
         self.last_line = now
