@@ -36,6 +36,10 @@ class TrainingError(RuntimeError):
         super().__init__(without_credentials(message))
 
 
+class StoppedTrainingError(TrainingError):
+    """A signal stopped training. In a multirun no further job begins."""
+
+
 class WriteError(OSError):
     """A file cannot be written. `filename` and `strerror` say which and why."""
 

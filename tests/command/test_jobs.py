@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from xcit import command as commands
+from xcit.errors import StoppedTrainingError, TrainingError
+
 from ..conftest import TINY, Result
 
 Command = Callable[..., Result]
@@ -35,3 +38,20 @@ def test_a_multirun_in_which_all_is_well_ends_with_status_0(command: Command) ->
     result = command("train.py", "-m", *TINY, "resolutions=[16]", "seed=0,1")
     assert result.status == 0
     assert "2 jobs, 0 failed" in result.stdout
+
+
+def test_ctrl_c_in_training_ends_a_multirun_and_an_error_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "in_multirun", lambda: True)
+
+    @commands.guarded
+    def fails() -> None:
+        raise TrainingError("the loss is not finite")
+
+    @commands.guarded
+    def stops() -> None:
+        raise StoppedTrainingError("stopped by SIGINT")
+
+    assert isinstance(fails(), commands.FailedJob)
+    with pytest.raises(SystemExit) as end:
+        stops()
+    assert end.value.code == 1

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..config import EvalConfig, TrainConfig
 from ..config.sections import Section
 from ..credentials import without_credentials
-from ..errors import InputError, TrainingError, WriteError
+from ..errors import InputError, StoppedTrainingError, TrainingError, WriteError
 from ..openmp import limit_spinning
 from ..signals import SIGNALS, stop_at_signals
 from .arguments import check, choices_and_typed_keys, composed, explain, is_multirun, parse, prepare, with_home
@@ -72,7 +72,7 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
         except (InputError, TrainingError, WriteError) as error:
             status = getattr(error, "exit_status", 1 if isinstance(error, WriteError) else 2)
             alone = getattr(error, "of_one_process", isinstance(error, WriteError))
-            if not in_multirun():
+            if not in_multirun() or isinstance(error, StoppedTrainingError):
                 stop(str(error), status, alone=alone)
             print_error(str(error), alone=alone)
             return FailedJob(str(error))
@@ -139,6 +139,9 @@ def run(main: Callable[[], Any], file: str) -> None:
     try:
         typed_arguments.set(sys.argv[1:])
         sys.argv[1:] = prepare(sys.argv[1:], settings)
+        for number in SIGNALS:  # from here on stop_at_signals handles them, and afterwards Python's own handlers do
+            if signal.getsignal(number) is stop_while_importing:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         with stop_at_signals():
             main()
     except InputError as error:

@@ -50,12 +50,13 @@ def parse(arguments: Sequence[str], settings: Settings) -> argparse.Namespace:
 
 def instead_of_option(argument: str, options: Sequence[str], settings: Settings) -> str:
     """What to type instead of --hlep, --epochs or --lr=1e-3."""
-    near = did_you_mean(argument, options)
-    if near:
-        return near
     name, _, value = argument.lstrip("-").partition("=")
     key = name.replace("-", "_")
-    found = [key] if key in settings.types else candidates(key, settings.types)
+    known = [*settings.types, *settings.groups]
+    found = [key] if key in known else candidates(key, known)
+    near = did_you_mean(argument, [option for option in options if option.startswith("--")])
+    if near and not found:
+        return near
     example = f"; here {found[0]}={value or '…'}" if found else ""
     return f"; settings are given as SETTING=VALUE{example} (--help lists them)"
 

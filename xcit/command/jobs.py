@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..credentials import without_credentials
@@ -60,7 +61,7 @@ class Jobs(Callback):
                 "job", "values", "result", title=f"{len(self.done)} jobs, {failed} failed", title_justify="left"
             )
             for number, (values, result) in enumerate(self.done, 1):
-                table.add_row(str(number), values, shown(result))
+                table.add_row(str(number), escape(values), shown(result))
             Console(soft_wrap=True).print(table)
         if failed:
             sys.exit(1)
@@ -68,5 +69,5 @@ class Jobs(Callback):
 
 def shown(result: Any) -> str:
     if isinstance(result, FailedJob):
-        return f"failed: {result.message}"
+        return escape(f"failed: {result.message}")
     return f"{result:.2f}" if isinstance(result, float) else "done"

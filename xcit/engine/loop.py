@@ -11,7 +11,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from ..checkpoint import better_weights, describe_lag
-from ..errors import TrainingError, print_note
+from ..errors import StoppedTrainingError, TrainingError, print_note
 from . import distributed
 from .length import Length
 from .numerics import autocast
@@ -208,9 +208,9 @@ def fit(
         print_note(lag)
 
 
-def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> TrainingError:
+def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> StoppedTrainingError:
     checkpoint = f"checkpoint: {folder.last}" if saved else f"{folder.last} could not be written and is an older one"
-    return TrainingError(
+    return StoppedTrainingError(
         f"stopped by {asking} after update {state.step}; {checkpoint}; to continue, run train.py resume={folder.path}"
     )
 
@@ -225,7 +225,7 @@ def require_finite(state: TrainingState) -> None:
 
 
 def not_finite(what: str) -> TrainingError:
-    return TrainingError(
+    return StoppedTrainingError(
         f"{what}: training stopped; any existing checkpoint is from an earlier update; "
         "try a lower optim.lr or train.precision=fp32"
     )
