@@ -49,7 +49,8 @@ from xcit.weights.loading import weights_at
 from xcit.weights.published import find_published
 from xcit.weights.sources import locate, read_hub_config
 
-NOT_OPTIONS = ("num_classes", "in_chans", "global_pool", "pretrained_cfg", "label_names")  # in a hub folder's config.json
+# In a hub folder's config.json, but no settings.
+NOT_OPTIONS = ("num_classes", "in_chans", "global_pool", "pretrained_cfg", "label_names")
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
