@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..config.accepted_values import shown
 from .settings import Settings, comments_in
 
 TEXT = {
@@ -66,12 +67,12 @@ def leaves(config: DictConfig) -> Iterator[tuple[str, str]]:
     for key, value in sorted(unresolved.items(), key=lambda item: isinstance(item[1], dict)):
         if isinstance(value, dict):
             for name in value:
-                yield f"{key}.{name}", shown(config[key], name)
+                yield f"{key}.{name}", value_in(config[key], name)
         else:
-            yield key, shown(config, key)
+            yield key, value_in(config, key)
 
 
-def shown(section: DictConfig, name: str) -> str:
+def value_in(section: DictConfig, name: str) -> str:
     """A value as it is typed; … for one that must be given."""
     if OmegaConf.is_missing(section, name):
         return "…"
@@ -80,15 +81,4 @@ def shown(section: DictConfig, name: str) -> str:
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException:  # it refers to one that must be given
         return "…"
-    return typed(value)
-
-
-def typed(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{typed(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(typed, value)) + "]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+    return shown(value)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from ..config.accepted_values import section_in
 from ..config.composition import SET_BY_THE_PROGRAM
 
 # Group → the room whose functions and classes own its options, as keyword-only arguments.
@@ -53,15 +54,11 @@ def read_settings(schema: type[BaseModel], root: str, repository: Path) -> Setti
 def fixed_settings(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, frozenset[str]]]:
     """(key with dots, its types) of a schema's fields."""
     for name, field in schema.model_fields.items():
-        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
-        if sections:
-            yield from fixed_settings(sections[0], f"{prefix}{name}.")
+        section = section_in(field)
+        if section:
+            yield from fixed_settings(section, f"{prefix}{name}.")
         else:
             yield prefix + name, frozenset(type_names(field.annotation))
-
-
-def is_section(kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, BaseModel)
 
 
 def type_names(annotation: Any) -> Iterator[str]:
