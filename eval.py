@@ -126,7 +126,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
         if distributed.is_main():
             folder.describe(to_yaml(whole))
             trained_at = saved.config.data.image_size if saved.config else None
-            write_report(folder.path, rows, task_class.headline, trained_at)
+            write_report(folder.path, rows, task_class.headline_for(target), trained_at)
         return rows
 
 

@@ -88,7 +88,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
         if origin and origin.is_finished and origin.is_complete(length):
             summary.announce_end(origin.folder.path, changed)
-            return read_score(origin.folder.results, TASKS[config.task.name].headline, config.data.image_size)
+            headline = TASKS[config.task.name].headline_for(target)
+            return read_score(origin.folder.results, headline, config.data.image_size)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
         at_end.callback(folder.close)
@@ -161,7 +162,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             ),
             device=device,
             **config.train.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every"}),
-            clip_norm=config.optim.clip_norm,
+            **config.optim.model_dump(include={"clip_norm", "clip_by"}),
             seed=config.seed,
             length=length,
             frozen=frozen_parts(model, config.train.freeze),

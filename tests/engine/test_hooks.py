@@ -1,7 +1,7 @@
 """The loop calls a task's hooks before training, before each step and after each update, and logs its named losses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +90,21 @@ def test_before_step_can_change_a_weight_decay(tmp_path: Path) -> None:
 
     state, _ = run(tmp_path, ToyLoader(1), task=Decaying())
     torch.testing.assert_close(weights(state), by_hand() - 0.1 * 0.5 * ToyTask().model.weight.detach())
+
+
+# advise.
+
+
+def test_a_task_advises_after_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Advising(ToyTask):
+        def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
+            return [f"score {measured['score']} by update {position.update} of {position.num_updates}"]
+
+    run(tmp_path, ToyLoader(2), epochs=2, task=Advising(), scores=[1.0, 2.0])
+    assert capsys.readouterr().err.splitlines() == [
+        "note: score 1.0 by update 2 of 4",
+        "note: score 2.0 by update 4 of 4",
+    ]
 
 
 # The position that each hook receives.

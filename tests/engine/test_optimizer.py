@@ -11,7 +11,7 @@ import torch
 import xcit
 from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
-from xcit.engine.optimizer import make_optimizer, parameter_groups, peak_lr
+from xcit.engine.optimizer import clip_gradients, make_optimizer, parameter_groups, peak_lr
 from xcit.engine.schedule import LrEvery, make_schedule
 from xcit.engine.state import TrainingState, read_state
 from xcit.engine.task import Task
@@ -90,6 +90,57 @@ def test_warmup_cosine_and_cooldown() -> None:
     for step in (20, 60, 119):
         assert lr[step] == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 120)) / 2)
     assert lr[120:] == [pytest.approx(1e-5)] * 40
+
+
+def test_the_cosine_can_start_after_the_warmup() -> None:
+    """DINO's schedule in closed form."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = make_schedule(
+        optimizer,
+        num_updates=160,
+        updates_per_epoch=4,
+        warmup_epochs=10,
+        warmup_lr=0.0,
+        cooldown_epochs=0,
+        min_lr=1e-6,
+        warmup_prefix=True,
+    )
+    for step in range(160):
+        schedule.step_update(step)
+        decay = 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * (step - 40) / 120)) / 2
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * step / 40 if step < 40 else decay)
+
+
+@pytest.mark.parametrize("lr_every", ["update", "epoch"])
+def test_the_weight_decay_follows_a_cosine_where_there_is_any(lr_every: LrEvery) -> None:
+    decayed, exempt = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.AdamW([{"params": [decayed]}, {"params": [exempt], "weight_decay": 0.0}], weight_decay=0.04)
+    schedule = make_schedule(
+        optimizer,
+        num_updates=40,
+        updates_per_epoch=4,
+        warmup_epochs=0,
+        warmup_lr=0.0,
+        cooldown_epochs=0,
+        min_lr=1e-6,
+        lr_every=lr_every,
+        weight_decay_end=0.4,
+    )
+    for step in range(40):
+        schedule.step_update(step)
+        expected = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 40)) / 2
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(expected), 0.0]
+
+
+def test_gradients_can_be_clipped_parameter_by_parameter() -> None:
+    long, short = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
+    frozen = torch.nn.Parameter(torch.zeros(4))
+    long.grad, short.grad = torch.full((4,), 5.0), torch.full((4,), 0.5)
+    clip_gradients([long, short, frozen], 3.0, "each")
+    assert long.grad.norm().item() == pytest.approx(3.0, rel=1e-5)
+    assert short.grad.tolist() == [0.5] * 4
+    clip_gradients([long, short, frozen], 1.0, "all")
+    assert (long.grad.norm() ** 2 + short.grad.norm() ** 2).sqrt().item() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_a_rate_that_changes_once_per_epoch_is_one_epoch_late() -> None:

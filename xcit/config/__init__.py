@@ -47,10 +47,14 @@ class OptimConfig(Section):
     """Peak learning rate for a global batch of 512; it is scaled by train.global_batch_size / 512."""
     weight_decay: NonNegative
     """Weight decay; norms, biases, class token and LayerScale have none. For temperatures see decay_temperature."""
+    weight_decay_end: NonNegative | None = None
+    """Weight decay at the end of the run, reached along a cosine; null: constant."""
     options: dict[str, Any]
     """Further arguments of the optimizer."""
     clip_norm: PositiveFloat | None
     """Largest norm of the gradients; null: no clipping."""
+    clip_by: Literal["all", "each"] = "all"
+    """Gradients of which clip_norm limits the norm: all parameters together, or each parameter, as in DINO."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Learning rate of a layer, relative to the layer above it, such as 0.75; null: the same for all."""
     warmup_epochs: NonNegative
@@ -63,6 +67,8 @@ class OptimConfig(Section):
     """Learning rate at the end."""
     lr_every: Literal["update", "epoch"] = "update"
     """When the learning rate changes: each update, or each epoch and one epoch late, as in the authors' runs."""
+    warmup_prefix: bool = False
+    """Whether the cosine starts after the warm-up, as in DINO, instead of at update 0."""
     decay_temperature: bool = False
     """Whether the temperatures of XCA have weight decay, too, as in the authors' runs."""
 
@@ -74,7 +80,8 @@ class OptimConfig(Section):
     @property
     def schedule(self) -> dict[str, Any]:
         """The arguments of `make_schedule`."""
-        return self.model_dump(include={"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr", "lr_every"})
+        names = {"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr", "lr_every", "warmup_prefix"}
+        return self.model_dump(include=names | {"weight_decay_end"})
 
 
 class LoopConfig(Section):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from ..checkpoint import better_weights, describe_lag
@@ -15,9 +14,11 @@ from ..errors import StoppedTrainingError, TrainingError, print_note
 from . import distributed
 from .length import Length
 from .numerics import autocast
+from .optimizer import ClipBy, clip_gradients
 from .progress import SILENT, Progress, TrainingProgress
 from .recorder import Recorder
 from .run_folder import RunFolder
+from .schedule import Schedule
 from .state import TrainingState, seed_step
 from .task import Losses, Position, Task
 
@@ -38,13 +39,14 @@ class Trainer:
         module: the state's task as it is called in training (compiled, in DDP).
         global_batch_size: images of an update, over all processes and passes.
         accumulate: forward passes for each update, over equal shares of its batch.
-        clip_norm: the largest norm of the gradient over all parameters, or None.
+        clip_norm: the largest norm of the gradients, or None.
+        clip_by: whether that is the norm over all parameters, or of each parameter.
         frozen: parts of the task that are not trained; they stay in evaluation mode.
     """
 
     state: TrainingState
     module: nn.Module
-    schedule: CosineLRScheduler
+    schedule: Schedule
     device: torch.device
     precision: str
     global_batch_size: int
@@ -54,6 +56,7 @@ class Trainer:
     seed: int
     length: Length
     frozen: Sequence[nn.Module] = ()
+    clip_by: ClipBy = "all"
 
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: TrainingProgress) -> Iterator[None]:
         """Make the updates that are left of an epoch, yielding after each.
@@ -79,7 +82,7 @@ class Trainer:
         timed_step, timed_at = state.step, time.perf_counter()
         for update in range(done + 1, last + 1):
             lr = self.schedule_lr()
-            position = Position(state.step, self.length.num_updates(updates_per_epoch), updates_per_epoch)
+            position = self.position(updates_per_epoch)
             state.add_losses(self.update(batches, position))
             progress.advance()
             if update % self.log_every == 0 or update == last:
@@ -91,14 +94,17 @@ class Trainer:
                 speed = (state.step - timed_step) * self.global_batch_size / (time.perf_counter() - timed_at)
                 measured = losses | {"lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
-                progress.show(losses["loss"], lr, speed)
+                progress.show(losses["loss"], lr, speed, {name: losses[name] for name in state.task.on_progress_line})
                 state.begin_log_window()
                 timed_step, timed_at = state.step, time.perf_counter()
             yield
         state.epoch, state.seen = state.epoch + 1, 0
 
+    def position(self, updates_per_epoch: int) -> Position:
+        return Position(self.state.step, self.length.num_updates(updates_per_epoch), updates_per_epoch)
+
     def schedule_lr(self) -> float:
-        """Set the learning rate for the next update and return it."""
+        """Set the learning rate, and what else is scheduled, for the next update; return the learning rate."""
         self.schedule.step_update(self.state.step)
         return max(group["lr"] for group in self.state.optimizer.param_groups)
 
@@ -123,7 +129,7 @@ class Trainer:
         # Take the optimizer step, with a task hook before and after it.
         state.scaler.unscale_(state.optimizer)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(state.task.parameters(), self.clip_norm)
+            clip_gradients(state.task.parameters(), self.clip_norm, self.clip_by)
         state.task.before_step(position, state.optimizer)
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -197,6 +203,9 @@ def fit(
         saved = folder.save(state, recorder, score=score)
         progress.end()
         report.epoch_done(state.epoch, results, state.headline)
+        if distributed.is_main():
+            for line in state.task.advise(results["raw"], trainer.position(updates_per_epoch)):
+                print_note(line)
         asking = asked_to_stop()
         if asking:
             raise stopped(asking, state, folder, saved)

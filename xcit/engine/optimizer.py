@@ -1,13 +1,17 @@
 """The optimizer, from timm, with weight decay only where it belongs."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
+import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import InputError, choose
+
+ClipBy = Literal["all", "each"]
+"""Which gradients have a norm of at most clip_norm: those of all parameters together, or those of each parameter."""
 
 
 def make_optimizer(
@@ -28,7 +32,7 @@ def make_optimizer(
         lr: the peak learning rate, after scaling.
         options: the optimizer's own arguments (betas, eps, momentum …).
         layer_decay: the learning rate of a layer is this share of that of the layer above it. The module, or a task's
-            backbone, must have a `group_matcher` as timm's models do.
+            model, must have a `group_matcher` as timm's models do.
         decay_temperature: whether the temperatures of cross-covariance attention decay, too; their module exempts them.
     """
     choose({known: known for known in list_optimizers()}, name, "optim.name")
@@ -55,7 +59,7 @@ def parameter_groups(
         exempt = undecayed(module, decay_temperature)
         exceptions = {"no_weight_decay_list": exempt, "fallback_list": not_for_muon(module)}
         return param_groups_weight_decay(module, weight_decay, **exceptions)
-    layered = module if hasattr(module, "group_matcher") else module.get_submodule(getattr(module, "backbone", ""))
+    layered = module if hasattr(module, "group_matcher") else getattr(module, "model", module)
     if not hasattr(layered, "group_matcher"):
         raise InputError(f"optim.layer_decay={layer_decay}: the model has no group_matcher, which names its layers")
     exempt = undecayed(layered, decay_temperature)
@@ -88,6 +92,16 @@ def not_for_muon(module: nn.Module) -> set[str]:
             classifiers += found if isinstance(found, tuple) else [found]
     outputs = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
     return {name for name, p in module.named_parameters() if p.ndim != 2 or id(p) in outputs}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, by: ClipBy) -> None:
+    """Scale gradients whose L2 norm is above `norm`: the norm of all parameters together, or of each one (DINO)."""
+    if by == "all":
+        nn.utils.clip_grad_norm_(parameters, norm)
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(norm / (n + 1e-6)).clamp(max=1) for n in norms])
 
 
 def peak_lr(lr: float, global_batch_size: int) -> float:

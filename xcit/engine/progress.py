@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -220,9 +220,10 @@ class TrainingProgress:
         self.done += 1
         self.step.advance(self.images_per_update)
 
-    def show(self, loss: float, lr: float, images_per_second: float) -> None:
-        """The loss was read."""
-        self.measured = f"loss {loss:.3f}  lr {lr:.2e}  {images_per_second:,.0f} images/s"
+    def show(self, loss: float, lr: float, images_per_second: float, others: Mapping[str, float] | None = None) -> None:
+        """The loss was read. others: what the task shows besides."""
+        more = "".join(f"  {name} {value:.3g}" for name, value in (others or {}).items())
+        self.measured = f"loss {loss:.3f}{more}  lr {lr:.2e}  {images_per_second:,.0f} images/s"
         left = (self.updates - self.done) * (self.progress.clock() - self.started) / (self.done - self.first)
         self.step.status = f"loss {loss:.3f}, lr {lr:.2e}; {duration(left)} left of the run"
 

@@ -1,6 +1,7 @@
-"""The learning rate: warm-up, cosine, cool-down. It is a function of the number of updates done."""
+"""The learning rate (warm-up, cosine, cool-down) and the weight decay, as functions of the number of updates done."""
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, Protocol
 
 from timm.scheduler import CosineLRScheduler
 from torch.optim import Optimizer
@@ -10,6 +11,13 @@ from . import distributed
 
 LrEvery = Literal["update", "epoch"]
 """How often the learning rate changes."""
+
+
+class Schedule(Protocol):
+    """Sets the learning rates of an optimizer, and perhaps its weight decay."""
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the values for the next update. num_updates: updates done."""
 
 
 def make_schedule(
@@ -22,7 +30,9 @@ def make_schedule(
     cooldown_epochs: float,
     min_lr: float,
     lr_every: LrEvery = "update",
-) -> CosineLRScheduler:
+    warmup_prefix: bool = False,
+    weight_decay_end: float | None = None,
+) -> Schedule:
     """timm's schedule; call `step_update(updates done)` before each update.
 
     The rate rises linearly from warmup_lr during the warm-up, then follows a cosine that starts at update 0 (as in
@@ -30,7 +40,10 @@ def make_schedule(
     and cool-down would fill the run, both shrink in proportion, so that half of it is left for the cosine. If the peak
     is below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
 
-    lr_every: "update" changes the rate before each update, "epoch" once per epoch: see `LaggingCosine`.
+    Args:
+        lr_every: "update" changes the rate before each update, "epoch" once per epoch: see `LaggingCosine`.
+        warmup_prefix: whether the cosine starts at the end of the warm-up (as in DINO) instead of at update 0.
+        weight_decay_end: the weight decay at the end of the run: see `CosineWeightDecay`. None keeps it constant.
     """
     epochs = num_updates / updates_per_epoch
     peak = max(group["lr"] for group in optimizer.param_groups)
@@ -43,15 +56,23 @@ def make_schedule(
         "warmup_t": round(shrink * warmup_epochs * updates_per_epoch),
         "warmup_lr_init": min(warmup_lr, peak),
         "t_in_epochs": False,
+        "warmup_prefix": warmup_prefix,
     }
-    if lr_every == "update":
-        return CosineLRScheduler(optimizer, **options)
-    if epochs <= 2 and warmup_epochs and distributed.is_main():
+    if warmup_prefix:
+        options["t_initial"] = max(1, options["t_initial"] - options["warmup_t"])
+    if lr_every == "epoch" and epochs <= 2 and warmup_epochs and distributed.is_main():
         print_note(
             f"optim.lr_every=epoch: the first two epochs have the learning rate {options['warmup_lr_init']:g}, and "
             "this run has no others; optim.lr_every=update lets it rise"
         )
-    return LaggingCosine(optimizer, updates_per_epoch, **options)
+    lr = (
+        LaggingCosine(optimizer, updates_per_epoch, **options)
+        if lr_every == "epoch"
+        else CosineLRScheduler(optimizer, **options)
+    )
+    if weight_decay_end is None:
+        return lr
+    return CosineWeightDecay(optimizer, lr, end=weight_decay_end, num_updates=num_updates)
 
 
 class LaggingCosine(CosineLRScheduler):
@@ -68,3 +89,24 @@ class LaggingCosine(CosineLRScheduler):
     def step_update(self, num_updates: int, metric: Any = None) -> None:
         epoch = max(0, num_updates // self.updates_per_epoch - 1)
         super().step_update(epoch * self.updates_per_epoch, metric)
+
+
+class CosineWeightDecay:
+    """A learning rate schedule, and a weight decay that goes from the optimizer's to `end` along a cosine (DINO).
+
+    Parameter groups without weight decay keep none.
+    """
+
+    def __init__(self, optimizer: Optimizer, lr: Schedule, *, end: float, num_updates: int) -> None:
+        self.lr, self.end, self.num_updates = lr, end, num_updates
+        self.decayed = [(group, group["weight_decay"]) for group in optimizer.param_groups if group["weight_decay"]]
+
+    def step_update(self, num_updates: int) -> None:
+        self.lr.step_update(num_updates)
+        for group, start in self.decayed:
+            group["weight_decay"] = cosine(start, self.end, num_updates / self.num_updates)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From start to end along half a cosine. progress: the share of the way, from 0 to 1."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))

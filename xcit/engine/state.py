@@ -69,7 +69,7 @@ class TrainingState:
     @property
     def headline(self) -> str:
         """The metric by which the best checkpoint is chosen; higher is better."""
-        return str(self.task.headline)
+        return self.task.headline_for(self.task.target)
 
     def weights(self) -> dict[str, Task]:
         """The task with the weights as trained ("raw") and with their moving average ("ema")."""
@@ -95,6 +95,7 @@ class TrainingState:
         return {
             "format": FORMAT,
             "backbone": self.task.backbone,
+            "networks": dict(self.task.networks),
             "preprocessing": self.preprocessing.as_dict(),
             "task": self.task.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,

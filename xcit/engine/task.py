@@ -67,11 +67,16 @@ class Task(nn.Module):
     target_kinds: ClassVar[tuple[str, ...]]
     """The kinds of target that it learns from."""
     headline: ClassVar[str]
-    """The metric by which the best checkpoint is chosen; higher is better."""
+    """The metric by which the best checkpoint is chosen; higher is better. See `headline_for`."""
     backbone: ClassVar[str] = "model"
     """The submodule that others load from a checkpoint: what pretrained= and eval.py take."""
+    networks: ClassVar[Mapping[str, str]] = {}
+    """Name → submodule, if the task trains several networks of the model's kind, as a student and its teacher."""
+    on_progress_line: ClassVar[tuple[str, ...]] = ()
+    """The losses that the progress line shows besides "loss"."""
 
     def __init__(self, model: nn.Module, target: Target) -> None:
+        """model: the network that the optimizer trains."""
         super().__init__()
         self.model, self.target = model, target
 
@@ -79,6 +84,11 @@ class Task(nn.Module):
     def num_outputs(cls, target: Target) -> int:
         """The outputs that the model's classifier needs; 0 means a model without one."""
         return len(target.classes)
+
+    @classmethod
+    def headline_for(cls, target: Target) -> str:
+        """The headline metric on data with these targets."""
+        return cls.headline
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
@@ -103,6 +113,10 @@ class Task(nn.Module):
 
     def after_update(self, position: Position) -> None:
         """Called after each update: update a momentum teacher, or anneal a temperature."""
+
+    def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
+        """Called after each validation with its metrics. Return what the user should know, in lines to print."""
+        return []
 
 
 def require_target(name: str, task: type[Task], data_name: str, kind: str) -> None:
