@@ -1,4 +1,4 @@
-"""Random resized crop: chooses the crop from the image's size, decodes only what it needs, and resizes once."""
+"""Random resized crops: chooses them from the image's size, decodes once and only what they need, resizes each once."""
 
 import math
 import random
@@ -53,22 +53,52 @@ def random_box(height: int, width: int, scale: Sequence[float], ratio: Sequence[
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+class Crop(NamedTuple):
+    """A random crop to make."""
+
+    size: int
+    """Height and width of the result in pixels."""
+    scale: Sequence[float]
+    """Range of the crop's share of the image's area."""
+
+
 def random_resized_crop(
     image: Image.Image | EncodedImage, size: int, scale: Sequence[float], ratio: Sequence[float], interpolation: str
 ) -> Tensor:
     """Crop the image at random and resize the crop with antialiasing. Return (size, size, 3), uint8."""
+    return random_resized_crops(image, [Crop(size, scale)], ratio, interpolation)[0]
+
+
+def random_resized_crops(
+    image: Image.Image | EncodedImage, crops: Sequence[Crop], ratio: Sequence[float], interpolation: str
+) -> list[Tensor]:
+    """Make several random crops of an image that is decoded once. Return (size, size, 3), uint8, for each.
+
+    Args:
+        image: A Pillow image, or an image file.
+        crops: The crops to make.
+        ratio: Range of the aspect ratio of all crops, width / height.
+        interpolation: "bicubic" or "bilinear".
+    """
     jpeg = read_jpeg(image) if isinstance(image, EncodedImage) else None
     # Other formats: decode the whole image, then crop.
     if jpeg is None:
         pixels = np.array(rgb(image))  # copies, since torch needs a writable array
-        return resize(cut(pixels, random_box(pixels.shape[0], pixels.shape[1], scale, ratio)), size, interpolation)
-    # JPEGs: choose the crop and the largest reduction of the image, then decode the rows of the crop.
-    box = random_box(jpeg.height, jpeg.width, scale, ratio)
-    reduction = next((s for s in SCALES if min(box.height, box.width) >= MIN_OVERSAMPLING * s * size), 1)
-    rows = jpeg.decode_rows(box.top + box.height, reduction)
-    if rows is None:
-        return resize(cut(np.array(jpeg.image.rgb()), box), size, interpolation)
-    return resize(cut(rows, reduce_box(box, reduction)), size, interpolation)
+        boxes = [random_box(pixels.shape[0], pixels.shape[1], crop.scale, ratio) for crop in crops]
+        reduction = 1
+    # JPEGs: choose the crops and the largest reduction that suits all of them, then decode the rows of the crops.
+    else:
+        boxes = [random_box(jpeg.height, jpeg.width, crop.scale, ratio) for crop in crops]
+        oversampling = min(min(box.height, box.width) / crop.size for box, crop in zip(boxes, crops, strict=True))
+        reduction = next((s for s in SCALES if oversampling >= MIN_OVERSAMPLING * s), 1)
+        rows = jpeg.decode_rows(max(box.top + box.height for box in boxes), reduction)
+        if rows is None:
+            reduction = 1
+        pixels = np.array(jpeg.image.rgb()) if rows is None else rows
+    return [
+        resize(cut(pixels, reduce_box(box, reduction)), crop.size, interpolation)
+        for box, crop in zip(boxes, crops, strict=True)
+    ]
 
 
 def reduce_box(box: Box, reduction: int) -> Box:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..examples import View
-from . import labelled_crop
+from . import labelled_crop, multi_crop
 
 
 class Views(NamedTuple):
@@ -19,4 +19,5 @@ class Views(NamedTuple):
 # Each task names the view that it learns from.
 VIEWS: dict[str, Views] = {
     "labelled_crop": Views(labelled_crop.training_view, labelled_crop.evaluation_view),
+    "multi_crop": Views(multi_crop.training_view, multi_crop.evaluation_view),
 }

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError, TrainingError
-from .sync_batchnorm import convert_batchnorm
+from .sync_batchnorm import convert_batchnorm, sum_over_processes
 
 T = TypeVar("T")
 
@@ -82,6 +82,19 @@ def mean(value: Tensor) -> float:
         dist.all_reduce(value)
         value /= world_size()
     return value.item()
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes. Gradients flow back to every process."""
+    return sum_over_processes(value) if world_size() > 1 else value
+
+
+def maximum(value: Tensor) -> Tensor:
+    """The largest value of each element over all processes; without a gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
 
 
 def from_main(value: T) -> T:

@@ -1,0 +1,108 @@
+"""Losses of self-supervised learning. Each is a function of tensors; statistics are taken over all processes.
+
+V is the number of crops of an image, T ≤ V the number of those that the teacher sees, which come first; B is the number
+of images in this process.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine import distributed
+
+
+def cross_view_entropy(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of each student crop with each teacher crop, except of a crop with itself (DINO, equation 3).
+
+    It is logsumexp(z) - p · z, so the log-probabilities of the student are never stored.
+
+    Args:
+        teacher: probabilities p, (T, B, K).
+        student: scores, (V, B, K); divided by `temperature` they are z.
+        temperature: of the student.
+    """
+    scores = student / temperature
+    entropies = scores.logsumexp(dim=-1) - torch.einsum("tbk,vbk->tvb", teacher, scores)  # (T, V, B)
+    return entropies[different_crops(entropies)].mean()
+
+
+def different_crops(pairs: Tensor) -> Tensor:
+    """Which pairs (teacher's crop, student's crop) are of two crops: (T, V, …) → (T, V), bool."""
+    return ~torch.eye(*pairs.shape[:2], dtype=torch.bool, device=pairs.device)
+
+
+def centered(scores: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
+    """The teacher's probabilities by centering and sharpening: (…, K) → (…, K)."""
+    return ((scores - center) / temperature).softmax(dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3) -> Tensor:
+    """The teacher's probabilities by the Sinkhorn-Knopp algorithm: (…, K) → (…, K).
+
+    It alternates between equal use of all prototypes over the images of all processes and probabilities that sum to 1
+    for each image (SwAV, arXiv 2006.09882, section 3.1; DINOv2 uses it for the teacher, arXiv 2304.07193).
+    """
+    flat = scores.flatten(0, -2) / temperature
+    shares = (flat - distributed.maximum(flat.max())).exp()
+    for _ in range(iterations):
+        shares = shares / distributed.total(shares.sum(dim=0)).clamp_min(1e-30)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares.view_as(scores)
+
+
+def coding_rate_loss(teacher: Tensor, student: Tensor, eps: float, weight: float) -> Tensor:
+    """SimDINO's loss: crops of an image agree, and the features of the batch fill all directions (arXiv 2502.10385).
+
+    It is -similarity - weight × rate. The similarity is the mean cosine over the pairs of two crops. The rate is
+    ½ logdet(I + D / eps × covariance) of the student's features, the mean over the crops that the teacher sees. As in
+    the authors' code, it is multiplied by (D + N) / (D N), where N is the number of images in all processes.
+
+    Args:
+        teacher: vectors of length 1, (T, B, D).
+        student: vectors of length 1, (V, B, D).
+        eps: distortion that the coding rate allows.
+        weight: of the coding rate.
+    """
+    similarity = torch.einsum("tbd,vbd->tvb", teacher, student)
+    images, D = distributed.world_size() * student.shape[1], student.shape[2]
+    balance = (D + images) / (D * images)
+    rate = coding_rate(student[: len(teacher)], eps).mean()
+    return -similarity[different_crops(similarity)].mean() - weight * balance * rate
+
+
+def coding_rate(features: Tensor, eps: float) -> Tensor:
+    """½ logdet(I + D / eps × covariance): (T, B, D) → (T,). The covariance is that of all processes."""
+    images, D = distributed.world_size() * features.shape[1], features.shape[2]
+    covariance = distributed.total(features.mT @ features) / images
+    return 0.5 * torch.logdet(torch.eye(D, device=features.device) + D / eps * covariance)
+
+
+def koleo(features: Tensor) -> Tensor:
+    """KoLeo: -mean log of the distance to the nearest other image (arXiv 1806.03198; in DINOv2 as here).
+
+    features: (T, B, D), of any length; they are normalized. Each crop has its own loss, and the sum is returned.
+    The neighbors are looked for among the images of this process.
+    """
+    x = F.normalize(features.float(), dim=-1)
+    with torch.no_grad():
+        similarity = x @ x.mT
+        similarity.diagonal(dim1=1, dim2=2).fill_(-2)
+        nearest = similarity.argmax(dim=2)  # (T, B)
+    neighbors = torch.stack([crop[indices] for crop, indices in zip(x, nearest, strict=True)])
+    return -(x - neighbors).square().sum(dim=-1).add(1e-16).sqrt().log().mean(dim=1).sum()
+
+
+def masked_patch_entropy(teacher: Tensor, student: Tensor, masks: Tensor, temperature: float) -> Tensor:
+    """iBOT's loss: the mean cross-entropy over the masked patches, each image with the same weight (arXiv 2111.07832).
+
+    Args:
+        teacher: probabilities for the patches of whole images, (B, N, K).
+        student: scores for the patches of masked images, (B, N, K).
+        masks: which patches were masked, (B, N), bool. Images without any do not count.
+    """
+    scores = student / temperature
+    entropies = scores.logsumexp(dim=-1) - (teacher * scores).sum(dim=-1)
+    number = masks.sum(dim=1)
+    of_image = (entropies * masks).sum(dim=1) / number.clamp_min(1)
+    return of_image.sum() / (number > 0).sum().clamp_min(1)
