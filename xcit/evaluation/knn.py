@@ -1,0 +1,98 @@
+"""Weighted k-nearest-neighbour classification of features (Wu et al., arXiv 1805.01978), as DINO evaluates them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+
+RANKED = 5
+"""Number of classes that are ranked for each image: enough for top-5."""
+SIMILARITIES = 2**26
+"""Number of similarities that are in memory at once, unless `chunk` says otherwise."""
+
+
+def weighted_knn(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    k: Sequence[int],
+    temperature: float = 0.07,
+    chunk: int | None = None,
+) -> dict[int, Tensor]:
+    """The most likely classes of each query, the likeliest first: k → (Q, at most 5). -1 stands for no further class.
+
+    The k features of the bank that are most similar to a query vote for their classes. A vote weighs
+    exp(similarity / temperature), and the similarity is the cosine. The result is exact for any chunk.
+
+    Args:
+        bank: features of known classes, (N, D).
+        bank_labels: their classes, (N,), int64.
+        queries: features to classify, (Q, D).
+        num_classes: number of classes.
+        k: numbers of neighbours, each at most N.
+        temperature: a lower one gives the nearest neighbours more weight.
+        chunk: number of queries that are compared at once; None for one that bounds the memory.
+
+    Raises:
+        InputError: a k is larger than the bank.
+    """
+    if max(k) > len(bank):
+        raise InputError(f"k={max(k)}: must be at most {len(bank)}, the number of images whose classes are known")
+    found: dict[int, list[Tensor]] = {number: [] for number in k}
+    for similarities, neighbours in nearest(bank, queries, max(k), chunk):
+        for number, ranked in found.items():
+            votes = similarities[:, :number], bank_labels[neighbours[:, :number]]
+            ranked.append(rank_classes(*votes, num_classes, temperature))
+    return {number: torch.cat(ranked) for number, ranked in found.items()}
+
+
+def leave_one_out_knn(
+    features: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07, chunk: int | None = None
+) -> float:
+    """Top-1 accuracy in percent of `weighted_knn` if each image is classified by all others of the same set.
+
+    Args:
+        features: (N, D), N at least 2.
+        labels: (N,), int64, from 0.
+        k: number of neighbours; if there are fewer others, all of them.
+        temperature, chunk: see `weighted_knn`.
+    """
+    k, num_classes = min(k, len(features) - 1), int(labels.max()) + 1
+    hits = [
+        rank_classes(similarities, labels[neighbours], num_classes, temperature)[:, 0]
+        for similarities, neighbours in nearest(features, features, k, chunk, skip_itself=True)
+    ]
+    return 100 * (torch.cat(hits) == labels).float().mean().item()
+
+
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, chunk: int | None = None, skip_itself: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each chunk of queries, the cosine similarities of the k nearest of the bank and their indices, both (B, k).
+
+    The nearest comes first. skip_itself: query i is number i of the bank, which is not its neighbour.
+    """
+    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
+    chunk = chunk or max(1, SIMILARITIES // len(bank))
+    for start in range(0, len(queries), chunk):
+        similarities = queries[start : start + chunk] @ bank.mT
+        if skip_itself:
+            similarities.diagonal(start).fill_(-torch.inf)
+        values, indices = similarities.topk(k)
+        yield values, indices
+
+
+def rank_classes(similarities: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """The classes with the most votes, (B, at most 5), the first one first; -1 where no vote is left.
+
+    similarities, labels: of the neighbours, (B, k), the nearest first.
+    """
+    # Divided by the weight of the nearest, so that no temperature overflows. The order stays the same.
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels, weights)
+    best = votes.topk(min(RANKED, num_classes))
+    return best.indices.where(best.values > 0, -1)
