@@ -31,7 +31,7 @@ ALLOWED = {
     "xcit.openmp": set(),
     "xcit.signals": set(),
     "xcit.engine": SHARED | {"xcit.signals"},
-    "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine"},
+    "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine", "xcit.evaluation"},
     "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.credentials", "xcit.errors"},

@@ -94,7 +94,8 @@ class Trainer:
                 speed = (state.step - timed_step) * self.global_batch_size / (time.perf_counter() - timed_at)
                 measured = losses | {"lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
-                progress.show(losses["loss"], lr, speed, {name: losses[name] for name in state.task.on_progress_line})
+                shown = {name: losses[name] for name in state.task.on_progress_line if name in losses}
+                progress.show(losses["loss"], lr, speed, shown)
                 state.begin_log_window()
                 timed_step, timed_at = state.step, time.perf_counter()
             yield

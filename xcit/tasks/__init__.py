@@ -2,11 +2,13 @@
 
 from ..engine.task import Task
 from .classify import Classify
+from .dino import Dino
 from .distill import Distill
 
 # name → class; its keyword-only arguments are the options that conf/task/NAME.yaml may set.
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,
+    "dino": Dino,
     "distill": Distill,
 }
 BARE_WEIGHTS = "classify"

@@ -56,5 +56,5 @@ class DinoHead(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that do not decay; timm's name for it. The lengths are a vector, though they have two dimensions."""
+        """Parameters that do not decay. The lengths are a vector, though they have two dimensions."""
         return {"length"}
