@@ -50,8 +50,8 @@ class Dino(Task):
         batch_norm: Whether the head has BatchNorm.
         norm_last_layer: Whether the prototypes keep length 1, which is more stable.
         freeze_last_layer: Epochs at the start in which the prototypes do not learn.
-        centering: What keeps the teacher from one output for all images: center, sinkhorn or none. DINO has center, SwAV
-            and DINOv2 have sinkhorn.
+        centering: What keeps the teacher from one output for all images: center, sinkhorn or none. DINO has center,
+            SwAV and DINOv2 have sinkhorn.
         center_momentum: Momentum per update of the center, for centering=center.
         student_temperature: Temperature of the student.
         teacher_temperature: Temperature of the teacher after its warm-up, which starts at 0.04.
