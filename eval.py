@@ -28,7 +28,7 @@ from xcit import create_model, summary
 from xcit.checkpoint import is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
-from xcit.config.composition import make_tables, read_config, section_for, to_yaml
+from xcit.config.composition import is_part, make_tables, read_config, section_for, to_yaml, with_known, without_parts
 from xcit.config.sections import DataConfig, ModelConfig, TaskConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
@@ -47,26 +47,29 @@ from xcit.tasks import BARE_WEIGHTS, TASKS
 from xcit.weights.formats import Weights, checkpoint_weights
 from xcit.weights.loading import weights_at
 from xcit.weights.published import find_published
-from xcit.weights.sources import locate, read_hub_config
+from xcit.weights.sources import HUB_PREFIX, locate, read_hub_config
 
 # In a hub folder's config.json, but no settings.
 NOT_OPTIONS = ("num_classes", "in_chans", "global_pool", "pretrained_cfg", "label_names")
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
-def evaluate(config: EvalConfig) -> list[Row]:
-    """One evaluation, from checkpoint to report."""
+def evaluate(raw: DictConfig) -> list[Row]:
+    """One evaluation, from checkpoint to report. raw is the composed configuration."""
+    config = read_config(EvalConfig, without_parts(raw), TABLES)
     with distributed.session() as device, Progress() as progress, ExitStack() as at_end:
         # 1. The folder for the report. The checkpoint, and its run's configuration.
         folder = RunFolder(distributed.from_main(new_path(config.run_dir, "eval")))
         distributed.on_main(folder.require_free)
+        if config.data is None and is_published(config.checkpoint):  # no need to download it
+            raise not_given("data", config.checkpoint)
         progress.begin(f"reading {config.checkpoint}")
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
             saved = read_checkpoint(path)
 
         # 2. The configuration, completed with the run's own.
-        whole = completed(config, saved.config, path)
+        whole = completed(raw, saved.config, path)
         warn_of_slow_precision(device, config.precision, "precision")
 
         # 3. The data set.
@@ -166,29 +169,38 @@ def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
     return here is not None and there is not None and Path(here).resolve() == Path(there).resolve()
 
 
-def completed(config: EvalConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
+def completed(raw: DictConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
     """Take model, data, task, resolutions and crop ratio from the run if they are not given."""
-    known_model = trained.model if trained else model_of(config.checkpoint, path)
-    model = config.model or known_model
-    source = config.data or (trained.data if trained else None)
-    if not model or not source:
-        missing = "data" if model else "model"
-        raise InputError(
-            f"{missing}: must be given, because {config.checkpoint} does not say which one in conf/{missing}"
-        )
-    made_for = known_model.options.get("image_size") if known_model else None
-    trained_at = trained.data.image_size if trained else made_for or source.image_size
+    checkpoint = str(raw["checkpoint"])
+    known = {
+        "model": trained.model if trained else model_of(checkpoint, path),
+        "data": trained.data if trained else None,
+        "task": trained.task if trained else TaskConfig(name=BARE_WEIGHTS),
+    }
+    raw = with_known(raw, known)
+    for group in ("model", "data"):
+        if group not in raw or is_part(raw, group):
+            raise not_given(group, checkpoint)
+    config = read_config(EvalConfig, raw, TABLES)
+    model, data = config.model, config.data
+    assert model and data
+    made_for = known["model"].options.get("image_size") if known["model"] else None
+    trained_at = trained.data.image_size if trained else made_for or data.image_size
     resolutions = config.resolutions or (trained.resolutions if trained else None)
     dry = dry_run(model.entry, model.options, {"resolutions": resolutions or [trained_at]})
     resolutions = resolutions or resolutions_for(dry, trained_at, model.side_of_patch)
-    known = {
-        "model": model,
-        "data": source,
-        "task": config.task or (trained.task if trained else TaskConfig(name=BARE_WEIGHTS)),
-        "resolutions": resolutions,
-        "crop_ratio": config.crop_ratio or (trained.crop_ratio if trained else 1.0),
-    }
-    return ResolvedEvalConfig.model_construct(**dict(config) | known)
+    crop_ratio = config.crop_ratio or (trained.crop_ratio if trained else 1.0)
+    return ResolvedEvalConfig.model_construct(**dict(config) | {"resolutions": resolutions, "crop_ratio": crop_ratio})
+
+
+def is_published(checkpoint: str) -> bool:
+    """Whether it names weights without a run's configuration, and no file or folder."""
+    named = checkpoint.startswith(("timm/", HUB_PREFIX)) or find_published(checkpoint)
+    return bool(named) and not Path(checkpoint).exists()
+
+
+def not_given(group: str, checkpoint: str) -> InputError:
+    return InputError(f"{group}: must be given, because {checkpoint} does not say which one in conf/{group}")
 
 
 def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
@@ -210,7 +222,7 @@ def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @guarded
 def main(raw: DictConfig) -> None:
-    evaluate(read_config(EvalConfig, raw, TABLES))
+    evaluate(raw)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ EVAL = """\
 ## eval.py
 
 It also takes `model=`, `data=` and `task=` with the keys above. The default is what the evaluated run was trained with.
+A key without its group, as `data.root=/moved` or `data.workers=0`, changes the run's own data, model or task.
 """
 GROUPS = {
     "recipe": "A whole run. The default is the recipe with the name of the data set. See [recipes.md](recipes.md).",

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 import eval as evaluation
 from train import TABLES
-from xcit.config import EvalConfig, Section, TrainConfig
+from xcit.config import TrainConfig
 from xcit.config.composition import read_config
 from xcit.storage import read_tensors
+from xcit.weights import sources
 
 from .conftest import ROOT, TINY, Result
 
@@ -72,9 +75,9 @@ def test_a_number_of_updates_that_replaces_epochs_is_noted(command: Command) -> 
     assert result.stderr.count("note: train.updates=2: sets the length of the run; train.epochs=1 has no effect") == 1
 
 
-def composed(schema: type[Section], root: str, *overrides: str) -> Section:
+def composed(root: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return read_config(schema, compose(root, list(overrides)), TABLES)
+        return compose(root, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,53 @@ def test_the_resolutions_are_the_given_ones_the_runs_or_those_of_the_training_si
     arguments: list[str], run: list[str] | None, resolutions: list[int]
 ) -> None:
     images = [] if run is not None or "data=digits" in arguments else ["data=imagenet", "data.root=/images"]
-    config = composed(EvalConfig, "eval", *arguments, *images)
-    trained = composed(TrainConfig, "train", *run) if run is not None else None
-    assert evaluation.completed(config, trained, Path("weights")).resolutions == resolutions  # type: ignore[arg-type]
+    trained = read_config(TrainConfig, composed("train", *run), TABLES) if run is not None else None
+    whole = evaluation.completed(composed("eval", *arguments, *images), trained, Path("weights"))
+    assert whole.resolutions == resolutions
+
+
+def test_keys_without_a_choice_change_what_the_run_was_trained_with(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    changes = ("data.workers=1", "model.image_size=24", "model.drop_rate=0.1", "task.loss=binary_cross_entropy")
+    assert command("eval.py", "checkpoint=run", *changes, "resolutions=[16]", "run_dir=same").status == 0
+    assert rows(tmp_path / "same")[0]["top1"] == rows(trained)[0]["top1"]
+    config = yaml.safe_load((tmp_path / "same/config.yaml").read_text())
+    assert (config["data"]["name"], config["data"]["workers"], config["task"]["name"]) == ("digits", 1, "classify")
+    assert (config["model"]["depth"], config["model"]["drop_rate"]) == (1, 0.1)
+
+
+def test_the_images_of_a_run_may_have_moved(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = image_tree("mine", {"train/red": 6, "train/green": 6, "val/green": 3})
+    small = ("data.image_size=16", "data.workers=0", "model.patch_size=8", "model.depth=1", "train.epochs=1")
+    mine = ("data=folder", f"data.root={root}", "pretrained=null", "resolutions=[16]")
+    result = command("train.py", *mine, *small, "train.global_batch_size=6", "run_dir=run")
+    assert result.status == 0, result.stderr
+    root.rename(tmp_path / "moved")
+    result = command("eval.py", "checkpoint=run", "data.root=moved", "run_dir=out")
+    assert result.status == 0, result.stderr
+    assert rows(tmp_path / "out")[0]["images"] == 3, "the validation images, as in training"
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("data.workers=x", "data.workers=x: must be an integer of at least 0 or null"),
+        ("model.heads=3", "model.heads=3: must divide dim=128"),
+        ("data.root=/x", "data.root: unknown key"),
+        ("model.dpeth=3", "model.dpeth: unknown key; did you mean model.depth?"),
+    ],
+)
+def test_a_wrong_change_of_the_run_is_refused(command: Command, trained: Path, typed: str, line: str) -> None:
+    result = command("eval.py", "checkpoint=run", typed, "run_dir=none")
+    assert (result.status, result.stderr.startswith(f"error: {line}")) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize("checkpoint", ["xcit_small_12_p16_224", "timm/resnet50.a1_in1k", "hf-hub:me/mine"])
+def test_published_weights_without_data_are_refused_before_the_download(
+    command: Command, monkeypatch: pytest.MonkeyPatch, checkpoint: str
+) -> None:
+    monkeypatch.setattr(sources, "locate", None)
+    result = command("eval.py", f"checkpoint={checkpoint}", "data.workers=0")
+    line = f"error: data: must be given, because {checkpoint} does not say which one in conf/data\n"
+    assert (result.status, result.stderr) == (2, line)

@@ -3,7 +3,7 @@
 import argparse
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config.composition import read_config
+from ..config import EvalConfig
+from ..config.composition import read_config, without_parts
 from ..config.sections import Section
 from ..credentials import without_credentials
 from ..errors import InputError, did_you_mean, unknown
@@ -72,15 +73,22 @@ def prepare(arguments: Sequence[str], settings: Settings) -> list[str]:
         refuse_secrets(args.overrides)
     ours = set(args.overrides)
     options = [argument for argument in arguments if argument not in ours]
-    resumed = any(re.match(r"\+*resume=(?!none$)", argument) for argument in ours)
-    return [*options, *(prepared(a, settings, args, resumed) for a in args.overrides)]
+    return [*options, *(prepared(a, settings, args, sections_of_run(settings, ours)) for a in args.overrides)]
 
 
-def prepared(argument: str, settings: Settings, args: argparse.Namespace, resumed: bool) -> str:
-    """One argument as Hydra reads it.
+def sections_of_run(settings: Settings, arguments: Collection[str]) -> set[str]:
+    """The sections that come from a run: all if one is resumed; in an evaluation those for which nothing is chosen.
 
-    resumed: whether a run is resumed. Its own choices count, so that a key may be missing in those of the command line.
+    The command line alone may lack their keys.
     """
+    if settings.root == "eval":
+        return {*settings.groups} - {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    resumed = any(re.match(r"\+*resume=(?!none$)", argument) for argument in arguments)
+    return {key.partition(".")[0] for key in settings.types} if resumed else set()
+
+
+def prepared(argument: str, settings: Settings, args: argparse.Namespace, of_run: Collection[str]) -> str:
+    """One argument as Hydra reads it. of_run: as `sections_of_run` returns it."""
     match = OVERRIDE.fullmatch(argument)
     if not match:
         if argument.startswith("~"):
@@ -100,8 +108,8 @@ def prepared(argument: str, settings: Settings, args: argparse.Namespace, resume
     if not value:
         raise InputError(f"{key}=: must have a value")
     typed = quoted_if_needed(value, settings.types[key], f"{key}=", is_multirun(args))
-    in_no_file = key not in settings.comments  # Hydra must be told to add it
-    return f"{'++' if in_no_file or resumed else prefix}{key}={typed}"
+    may_be_missing = key not in settings.comments or key.partition(".")[0] in of_run  # Hydra must be told to add it
+    return f"{'++' if may_be_missing else prefix}{key}={typed}"
 
 
 def instead_of_key(key: str, settings: Settings) -> str:
@@ -238,7 +246,7 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
         del raw["hydra"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are shown when the command reads its configuration
-        read_config(schema, raw, {})
+        read_config(schema, without_parts(raw) if schema is EvalConfig else raw, {})
 
 
 def explain(error: Exception, settings: Settings) -> str:

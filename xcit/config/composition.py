@@ -121,6 +121,32 @@ def continued(
     return config, now
 
 
+def without_parts(raw: DictConfig) -> DictConfig:
+    """The configuration of an evaluation without the sections that `with_known` completes."""
+    return OmegaConf.masked_copy(raw, [str(key) for key in raw if not is_part(raw, str(key))])
+
+
+def with_known(raw: DictConfig, known: Mapping[str, Section | None]) -> DictConfig:
+    """Complete the configuration of an evaluation with what is known of its checkpoint.
+
+    known: group → the checkpoint's section. It counts unless another one is chosen, as with data=NAME. Keys that are
+    typed without a choice, as data.root=/other, change it.
+    """
+    own = {
+        group: section.model_dump(serialize_as_any=True)
+        for group, section in known.items()
+        if section and (group not in raw or is_part(raw, group))
+    }
+    whole = OmegaConf.merge(own, raw)
+    assert isinstance(whole, DictConfig)
+    return whole
+
+
+def is_part(raw: DictConfig, group: str) -> bool:
+    """Whether a section has only some keys, because nothing is chosen for its group."""
+    return group in OPEN_SECTIONS and group in raw and "name" not in list(raw[group])
+
+
 def is_same_choice(
     group: str, before: Mapping[str, Any], choices_before: Choices, composed: DictConfig, choices: Choices
 ) -> bool:
