@@ -1,5 +1,7 @@
 """Preprocessing gives timm's pixels, for any number of channels and any bit depth."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from data.normalize import Normalize
+from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -211,6 +214,34 @@ def test_a_list_of_all_kinds_of_pictures_becomes_one_batch() -> None:
     assert (batch.shape, batch.dtype) == ((3, 3, 16, 24), torch.float32)
     assert torch.equal(batch[1], batch[2])
     assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+PHOTO = noise(20, 30, 3)
+
+
+@pytest.mark.parametrize("images", [Image.fromarray(PHOTO), PHOTO, torch.from_numpy(PHOTO), Path("a.jpg"), None])
+def test_one_image_in_place_of_a_list_is_refused(images: Any) -> None:
+    line = f"images of type {type(images).__name__}: must be a list of images; [image] for one"
+    with pytest.raises(InputError, match=re.escape(line)):
+        Preprocessing()(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ([], "images: must hold at least one image"),
+        ("a.jpg", "image of type str: must be a Pillow image (of a file: PIL.Image.open), an array or a tensor"),
+        ([Path("a.jpg")], "image of type PosixPath: must be a Pillow image (of a file: PIL.Image.open)"),
+        ([None], "image of type NoneType: must be a Pillow image"),
+        ([[[1], [1, 2]]], "image of type list: must be a Pillow image"),
+        ([Image.new("RGB", (0, 5))], "image of 5 × 0 pixels: must have at least one"),
+        ([PHOTO[:0]], "image of 0 × 30 pixels: must have at least one"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_refused(images: Any, line: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(line)}"):
+        Preprocessing()(images)
 
 
 # Normalization.

@@ -5,7 +5,7 @@ torch. Pillow and numpy are needed only for Pillow images and arrays.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -142,9 +142,16 @@ class Preprocessing:
         """The model's input, (B, C, H, W) in fp32, for a list of pictures: Pillow images, arrays or tensors (H, W, C).
 
         Raises:
-            InputError: a picture does not have the channels or the bit depth.
+            InputError: there is no list of pictures, or one does not have the channels or the bit depth.
         """
-        return self.normalize(torch.stack([self.pixels(image) for image in images]))
+        shape: tuple[int, ...] = getattr(images, "shape", ())
+        is_one = hasattr(images, "convert") or (len(shape) == 3 and shape[-1] == self.channels)
+        if is_one or not isinstance(images, Iterable):
+            raise InputError(f"images of type {type(images).__name__}: must be a list of images; [image] for one")
+        pixels = [self.pixels(image) for image in images]
+        if not pixels:
+            raise InputError("images: must hold at least one image")
+        return self.normalize(torch.stack(pixels))
 
     def pixels(self, image: Any) -> Tensor:
         """One picture, resized and cut to (H, W, C); uint8 or, above 8 bits, int32.
@@ -191,6 +198,8 @@ class Preprocessing:
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image is resized to before the center is cut out or padding is added."""
+        if not height * width:
+            raise InputError(f"image of {height} × {width} pixels: must have at least one")
         goal_h, goal_w = (math.floor(side / self.crop_ratio) for side in self.size)
         if self.resize == "squash":
             return goal_h, goal_w
@@ -217,11 +226,14 @@ class Preprocessing:
         if not isinstance(image, Tensor):
             import numpy as np
 
-            array = np.array(image)
-            if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+            try:
+                array = np.array(image)
                 # torch does not take every size and byte order.
-                array = array.astype(np.int64)
-            image = torch.from_numpy(array)
+                wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
+                image = torch.from_numpy(array.astype(np.int64) if wide else array)
+            except (TypeError, ValueError):
+                accepted = "a Pillow image (of a file: PIL.Image.open), an array or a tensor"
+                raise InputError(f"image of type {type(image).__name__}: must be {accepted}") from None
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[-1] != self.channels:
             raise InputError(f"image of shape {tuple(image.shape)}: must be (H, W, {self.channels})")
