@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 import xcit
@@ -36,12 +37,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"img_size": (224, 160)}, r"^img_size=\(224, 160\): must be one number"),
     ({"img_size": 32, "image_size": 32}, "^img_size=32, image_size=32: are the same argument"),
     ({"mlp_ratio": 3}, "^mlp_ratio=3: must be 4"),
+    ({"use_pos_embed": True, "position": "none"}, "^use_pos_embed=True, position='none': are the same argument"),
+    ({"use_pos_embed": "no"}, "^use_pos_embed='no': must be True or False$"),
     ({"device": "gpu"}, "^device='gpu': Expected one of cpu, cuda"),
     ({"dtype": "bf16"}, "^dtype='bf16': must be a floating-point type"),
     ({"dtype": torch.int8}, "^dtype=torch.int8: must be a floating-point type"),
     ({"pretrained": 3}, "^pretrained=3: must be True, False or the name"),
     ({"pretrained": "a", "checkpoint_path": "b"}, "^checkpoint_path=b, pretrained=a: give one of them"),
     ({"features_only": True, "out_indices": 40}, "^indices=40: the last 40 layers are not in 1 … 12"),
+    ({"features_only": True, "out_indices": 0}, "^indices=0: the last 0 layers are not in 1 … 12"),
+    ({"features_only": True, "out_indices": ()}, r"^out_indices=\(\): must name at least one layer$"),
+    ({"out_indices": (1, 3)}, r"^out_indices=\(1, 3\): needs features_only=True$"),
 ]
 
 
@@ -61,6 +67,11 @@ def test_a_wrong_argument_is_refused(options: dict[str, Any], message: str) -> N
             lambda: xcit.XCiT(dim=32, depth=1, heads=2, layer_scale_init=1.0, tokens_norm=True, patchsize=8),  # type: ignore[call-arg]
             r"^patchsize=8: XCiT has no such argument; did you mean patch_size\?",
         ),
+        (lambda: xcit.XCiT(384), r"^XCiT\(384,\): takes arguments by name \(dim, depth, "),  # type: ignore[misc]
+        (
+            lambda: xcit.create_model("xcit_s12_p16.fb_in1"),
+            r"^model=xcit_s12_p16\.fb_in1: unknown; did you mean xcit_s12_p16\.fb_in1k\?",
+        ),
         (lambda: tiny().reset_classifier("3"), "^num_classes='3': must be a whole number"),  # type: ignore[arg-type]
         (lambda: tiny().reset_classifier(3, "max"), "^global_pool='max': must be one of token, avg, ''"),
         (lambda: tiny(pool="average").reset_classifier(3, "token"), "^global_pool='token': needs the class token"),
@@ -71,18 +82,28 @@ def test_so_are_those_of_other_functions(build: Callable[[], object], message: s
         build()
 
 
+def test_the_defaults_are_those_of_timms_class() -> None:
+    with torch.device("meta"):
+        ours, theirs = xcit.XCiT(), timm.models.xcit.Xcit()
+    assert [(name, p.shape) for name, p in ours.named_parameters()] == [
+        (name, p.shape) for name, p in theirs.named_parameters()
+    ]
+
+
 def test_whole_numbers_of_other_libraries_are_accepted() -> None:
     import numpy as np
 
     assert len(xcit.create_model("xcit_n12", depth=np.int64(2), device="meta").blocks) == 2
 
 
-def test_a_subclass_may_have_its_own_arguments() -> None:
+def test_a_subclass_may_have_its_own_arguments(tmp_path: Path) -> None:
     class Mine(xcit.XCiT):
         def __init__(self, width: int, **rest: Any) -> None:
             super().__init__(dim=width, depth=1, heads=2, layer_scale_init=1.0, tokens_norm=True, **rest)
 
     assert Mine(width=32, num_classes=3).num_features == 32
+    Mine(width=32, num_classes=3).save_pretrained(tmp_path)
+    assert Mine.from_pretrained(tmp_path).num_classes == 3
     with pytest.raises(xcit.InputError, match=r"^depth='a'"):
         xcit.XCiT(dim=32, depth="a", heads=2, layer_scale_init=1.0, tokens_norm=True)  # type: ignore[arg-type]
 

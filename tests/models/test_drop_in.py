@@ -175,12 +175,23 @@ def test_timms_names_of_models_and_arguments() -> None:
     assert (len(model.blocks), model.default_cfg["input_size"]) == (24, (3, 384, 384))
 
 
-def test_timms_name_with_pretrained_means_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "size"), [("xcit_s12_p8", 224), ("xcit_s12_p8.fb_dist_in1k_384", 384)])
+def test_our_names_of_published_weights_are_names_of_models(name: str, size: int) -> None:
+    model = xcit.create_model(name, device="meta")
+    assert (model.embed_dim, model.patch_size, model.default_cfg["input_size"]) == (384, 8, (3, size, size))
+
+
+def test_a_name_with_pretrained_means_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr("xcit.models.load_weights", lambda model, source: asked.append(source))
     xcit.create_model("xcit_nano_12_p16_384.fb_dist_in1k", True)
     xcit.create_model("xcit_nano_12_p8_224", pretrained=True)
-    assert asked == ["xcit_n12_p16.fb_dist_in1k_384", "xcit_n12_p8.fb_in1k"]
+    xcit.create_model("xcit_n12_p8.fb_dist_in1k_384", pretrained=True)
+    xcit.create_model("xcit_n12_p8", pretrained=True)
+    assert asked == [
+        *("xcit_n12_p16.fb_dist_in1k_384", "xcit_n12_p8.fb_in1k"),
+        *("xcit_n12_p8.fb_dist_in1k_384", "xcit_n12_p8.fb_in1k"),
+    ]
 
 
 def test_device_and_dtype() -> None:

@@ -42,6 +42,12 @@ def test_the_seven_variants_are_listed() -> None:
     assert xcit.list_models() == list(PARAMETERS)
 
 
+def test_the_list_takes_patterns_as_timms() -> None:
+    assert xcit.list_models("*24") == ["xcit_t24", "xcit_s24", "xcit_m24", "xcit_l24"]
+    assert xcit.list_models(["xcit_n*", "*l24"]) == ["xcit_n12", "xcit_l24"]
+    assert xcit.list_models("resnet*") == []
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("patch_size", [16, 8])
 def test_parameter_counts_are_the_published_ones(name: str, patch_size: int) -> None:

@@ -1,8 +1,9 @@
 """The models by name. A new model is a file in this folder and a line in MODELS."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, Notice, choose
+from ..errors import InputError, Notice, unknown
 from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps
 from .options import check_how, check_names
-from .timm_arguments import find_by_timm_name, in_our_terms
+from .timm_arguments import find_by_full_name, in_our_terms
 from .timm_models import timm_model
 from .variants import VARIANTS
 from .xcit import XCiT
@@ -47,12 +48,13 @@ def create_model(
     """Build a model, with random or with published weights.
 
     Args:
-        name: one of `list_models()`, or timm's name of such a model (xcit_small_12_p16_224.fb_in1k, with or without
-            the tag), or "timm" with the option `name` for any model of timm.
+        name: one of `list_models()`, or the name of published weights of such a model, ours (xcit_s12_p16.fb_in1k) or
+            timm's (xcit_small_12_p16_224.fb_in1k), with or without the tag, or "timm" with the option `name` for any
+            model of timm.
         num_classes: outputs of the classifier; 0 for no classifier.
         pretrained: the weights to start from: the tag of published weights ("fb_in1k", "fb_dist_in1k",
-            "fb_dist_in1k_384", "fb_dino"), or anything that `load_weights` takes. True means the weights that timm's
-            name names, "fb_in1k" for our names, and timm's default weights for models of timm.
+            "fb_dist_in1k_384", "fb_dino"), or anything that `load_weights` takes. True means the weights that the
+            name names, "fb_in1k" if it has no tag, and timm's default weights for models of timm.
         checkpoint_path: another name of `pretrained`, for a file.
         features_only: return a `FeatureMaps`, whose output is the list of feature maps after the layers `out_indices`.
             The default is the four layers that detection and segmentation use; an int n means the last n layers. For
@@ -65,13 +67,17 @@ def create_model(
         InputError: the name or an option is unknown, an option is out of range, or the weights are another model's.
     """
     check_how(name, pretrained, checkpoint_path, device, dtype)
+    if out_indices is not None and not features_only:
+        raise InputError(f"out_indices={out_indices}: needs features_only=True")
     options = {key: value for key, value in options.items() if value is not None}
-    # timm's names of the model and of its arguments.
-    entry = find_by_timm_name(name)
+    # Names of published weights, and timm's names of arguments.
+    entry = find_by_full_name(name)
     if entry:
         name, options = entry.model, {"patch_size": entry.patch_size} | options
         pretrained = entry.name if pretrained is True else pretrained
-    build = choose(MODELS, name, "model")
+    if name not in MODELS:
+        raise InputError(unknown(name, "model", PUBLISHED if "." in name else MODELS))
+    build = MODELS[name]
     if name != "timm":
         options = in_our_terms(options)
     if entry:
@@ -114,8 +120,8 @@ def feature_maps(model: nn.Module, name: str, out_indices: int | Sequence[int] |
     """The model as one that returns feature maps."""
     if not isinstance(model, XCiT):
         raise InputError(f"features_only=True: is for XCiT; timm.create_model gives that of {name}")
-    indices = out_indices or TAPS.get(len(model.blocks))
-    if not indices:
+    indices = TAPS.get(len(model.blocks)) if out_indices is None else out_indices
+    if indices is None:
         raise InputError(f"out_indices: must be given for {len(model.blocks)} layers")
     return FeatureMaps(model, indices)
 
@@ -132,6 +138,10 @@ def no_such_weights(name: str, tag: str, options: Mapping[str, Any]) -> str:
     return f"not published for {name} at patch_size={options.get('patch_size', 16)} (published: {accepted})"
 
 
-def list_models() -> list[str]:
-    """The names of the models that `create_model` builds, besides "timm"."""
-    return [name for name in MODELS if name != "timm"]
+def list_models(filter: str | Iterable[str] = "") -> list[str]:  # noqa: A002, it is timm's name
+    """The names of the models that `create_model` builds, besides "timm".
+
+    filter: the names must match this pattern, or one of these patterns; `*` stands for any characters.
+    """
+    patterns = [filter or "*"] if isinstance(filter, str) else list(filter)
+    return [name for name in MODELS if name != "timm" and any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .timm_interface import TimmInterface
 
 
@@ -18,6 +19,8 @@ class FeatureMaps(nn.Module):
 
     def __init__(self, model: TimmInterface, out_indices: int | Sequence[int]) -> None:
         super().__init__()
+        if not model.layer_numbers(out_indices):
+            raise InputError(f"out_indices={out_indices}: must name at least one layer")
         self.out_indices = tuple(model.prune_intermediate_layers(out_indices, prune_norm=True))
         self.feature_info = FeatureInfo(model.feature_info, self.out_indices)
         self.pretrained_cfg = self.default_cfg = model.pretrained_cfg

@@ -27,6 +27,11 @@ class ChecksNames:
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         check_names(cls, options, cls.__name__)
+        try:
+            inspect.signature(cls).bind_partial(*arguments)
+        except TypeError:
+            accepted = ", ".join(inspect.signature(cls).parameters)
+            raise InputError(f"{cls.__name__}{arguments}: takes arguments by name ({accepted})") from None
         return super().__new__(cls, *arguments, **options)
 
 

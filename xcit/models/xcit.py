@@ -37,10 +37,10 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         image_size: Pixels, for the grid of position=learned; the model accepts other sizes, too. It also stands in
             `pretrained_cfg`.
         global_pool: Features before the head: token, avg (of patches) or "" (all tokens); null: token if there is one.
-        drop_rate: Dropout before the head.
-        pos_drop_rate: Dropout after the position encoding.
-        proj_drop_rate: Dropout after projections; layers with dropout run their plain form.
-        attn_drop_rate: Dropout of attention maps; layers with dropout run their plain form.
+        drop_rate: Dropout before the head, at least 0 and less than 1.
+        pos_drop_rate: Dropout after the position encoding, at least 0 and less than 1.
+        proj_drop_rate: Dropout after projections, at least 0 and less than 1; such layers run their plain form.
+        attn_drop_rate: Dropout of attention maps, at least 0 and less than 1; such layers run their plain form.
         class_depth: Number of class-attention layers.
         patch_embed: Projection of the patches.
         attention: Attention of the XCiT layers: xca, self_attention (between tokens, as in ViT) or none.
@@ -51,7 +51,8 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         pool: How the patch tokens become one vector. With "average" there are neither a class token nor
             class-attention layers.
 
-    The options from patch_embed on are those of the paper's ablation (table 4 and appendix); the defaults are XCiT.
+    The defaults are those of timm's class; `create_model` knows the paper's variants. The options from patch_embed on
+    are those of the paper's ablation (table 4 and appendix).
 
     Images are (B, in_chans, H, W) floats of any H and W that hold at least one patch. If the patch does not divide
     them, zeros are padded at the bottom and the right: the grid is (⌈H / p⌉, ⌈W / p⌉).
@@ -63,11 +64,11 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
     def __init__(
         self,
         *,
-        dim: int,
-        depth: int,
-        heads: int,
-        layer_scale_init: float,
-        tokens_norm: bool,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        layer_scale_init: float = 1.0,
+        tokens_norm: bool = False,
         patch_size: Literal[2, 4, 8, 16, 32] = 16,
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,

@@ -17,6 +17,8 @@ from .loading import load_weights
 from .published import PUBLISHED, find_published
 from .sources import HUB_CONFIG, HUB_FILE, read_hub_config
 
+# Without these keys config.json is another library's. XCiT's defaults would build a model that nobody saved.
+ARCHITECTURE = ("dim", "depth", "heads", "layer_scale_init", "tokens_norm")
 PAPER = "https://arxiv.org/abs/2106.09681"
 
 # What the model card leaves out: the values of these keys, and everything that looks like a path or a URL.
@@ -52,13 +54,15 @@ class HubMixin(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **rest: Any) -> Self:
         """`strict` is ignored: weights of another model always raise an error."""
-        for retired in ("proxies", "resume_download"):  # arguments of huggingface_hub before 1.0
-            rest.pop(retired, None)
+        # Arguments of huggingface_hub before 1.0, and keys of config.json that are no arguments of the model.
+        for other in ("proxies", "resume_download", "pretrained_cfg", "label_names"):
+            rest.pop(other, None)
         download = {key: rest.pop(key) for key in ("revision", "cache_dir", "force_download", "local_files_only")}
         token = rest.pop("token")
         source = model_id if Path(model_id).is_dir() else hf_hub_download(model_id, HUB_FILE, token=token, **download)
-        required = [name for name, value in inspect.signature(cls).parameters.items() if value.default is value.empty]
-        if missing := [name for name in required if name not in rest]:
+        accepted = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        needed = [p.name for p in accepted if p.name in ARCHITECTURE or p.default is p.empty]
+        if missing := [name for name in needed if name not in rest]:
             raise InputError(
                 f"{model_id}: its {HUB_CONFIG} lacks {', '.join(missing)}; create_model(NAME, pretrained=…) knows the "
                 "published models"
