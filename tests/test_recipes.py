@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import xcit
 from train import TABLES, check
-from xcit.config import TrainConfig
+from xcit.config import LoopConfig, TrainConfig
 from xcit.config.composition import read_config
 from xcit.engine.run_folder import RunFolder
 from xcit.models.variants import VARIANTS
@@ -134,6 +134,13 @@ def test_the_recipe_on_the_page_composes(tmp_path: Path) -> None:
     mine = composed("data=flowers", "data.root=/mine", "recipe=mine", f"hydra.searchpath=[file://{tmp_path}]")
     assert (mine.name, mine.data.image_size, mine.train.epochs) == ("xcit_s12_flowers", 320, 50)
     assert (mine.optim.lr, mine.optim.weight_decay) == (1e-4, 0.05), "the rest is the group's"
+
+
+def test_the_page_names_the_keys_of_train_that_a_recipe_must_give() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    (sentence,) = re.findall(r"Of `train` it\s+must give (.*?);", page, re.DOTALL)
+    required = {name for name, field in LoopConfig.model_fields.items() if field.is_required()}
+    assert set(re.findall(r"`(\w+)`", sentence)) == required | {"epochs", "updates"}
 
 
 def test_a_configuration_that_was_saved_with_a_patch_size_at_its_root(command: Command, tmp_path: Path) -> None:
