@@ -109,7 +109,9 @@ def cost_rows() -> Iterator[Row]:
 
 
 def attention_rows() -> Iterator[Row]:
-    yield not_built("xcit_s12", 8, "class-attention maps of each head")
+    entry = PUBLISHED["xcit_s12_p8.fb_in1k"]
+    command = f"python scripts/show_attention.py {entry.file.removesuffix('.pth')} $PHOTO"
+    yield Row("xcit_s12_p8", "class-attention maps of each head", command, weights=entry.file)
 
 
 def dino_rows() -> Iterator[Row]:

@@ -129,7 +129,7 @@ def matches(section: str, row: Row, query: str) -> bool:
 def needs(command: str | None, tflops: float) -> Needs | None:
     """The cost of a command on GPUs that sustain `tflops` each; None if it is unknown."""
     words = shlex.split(command or "")
-    if "eval.py" in words:
+    if "eval.py" in words or "scripts/show_attention.py" in words:
         return Needs(gpus=1)
     if "train.py" not in words:
         return None
@@ -160,7 +160,10 @@ def composed(command: str) -> DictConfig:
 
 def print_rows(rows: Iterable[tuple[str, Row, Needs | None]], tflops: float) -> None:
     assumed = f", {SUSTAINED_SHARE:.0%} of an A100's {PEAK_TFLOPS:.0f} in bf16" if tflops == DEFAULT_TFLOPS else ""
-    print("# $IMAGENET: the folder with train/ and val/. $DATA: the folder of the transfer data sets.")
+    print(
+        "# $IMAGENET: the folder with train/ and val/. $DATA: the folder of the transfer data sets. "
+        "$PHOTO: an image file."
+    )
     print(f"# Hours are estimates from FLOPs, at {tflops:.1f} TFLOP/s sustained by each GPU (--tflops){assumed}.")
     print("# For scale: timm's 640 images/s of xcit_s12_p16 in training on an RTX 3090 are 18.4 TFLOP/s.")
     last = ""

@@ -26,7 +26,7 @@ Command = Callable[..., Result]
 ROWS = list(paper_results.every_row())
 # command with its shell variables replaced → its row
 RUNNABLE: dict[str, Row] = {
-    row.command.replace("$IMAGENET", "/images").replace("$DATA", "/images"): row for _, row in ROWS if row.command
+    re.sub(r"\$(IMAGENET|DATA|PHOTO)\b", "/images", row.command): row for _, row in ROWS if row.command
 }
 TRAININGS = [command for command in RUNNABLE if "train.py" in command]
 EVALUATIONS = [command for command in RUNNABLE if "eval.py" in command]
@@ -34,8 +34,11 @@ GMACS = {"n12": 0.56, "t12": 1.24, "t24": 2.34, "s12": 4.82, "s24": 9.10, "m24":
 PAPER = "torchrun --nproc-per-node=8 train.py model=xcit_s12 data.root=/images"
 
 
-def test_commands_are_of_the_two_entry_points() -> None:
-    assert set(TRAININGS) | set(EVALUATIONS) == set(RUNNABLE)
+DRAWINGS = [command for command in RUNNABLE if "show_attention.py" in command]
+
+
+def test_commands_are_of_known_scripts() -> None:
+    assert set(TRAININGS) | set(EVALUATIONS) | set(DRAWINGS) == set(RUNNABLE)
     assert not [command for command in RUNNABLE if "$" in command or "\n" in command]
 
 
@@ -62,6 +65,14 @@ def test_an_evaluation_command_evaluates_the_model_of_its_row(command: str) -> N
         assert config.checkpoint.startswith(f"timm/{row.model}.")
         assert config.checkpoint.removeprefix("timm/") in timm.list_pretrained()
     assert config.data and config.data.options["root"] == "/images"
+
+
+def test_the_figure_of_attention_maps_is_drawn_by_its_script() -> None:
+    ((row, command),) = [(row, row.command) for section, row in ROWS if section == "figure4"]
+    starter, script, name, photo = shlex.split(command or "")
+    assert (starter, photo) == ("python", "$PHOTO") and (ROOT / script).is_file()
+    entry = find_published(name)
+    assert entry and (f"{entry.model}_p{entry.patch_size}", entry.file) == (row.model, row.weights)
 
 
 @pytest.mark.parametrize("command", [c for c in EVALUATIONS if "timm/" in c])
@@ -222,6 +233,10 @@ def test_a_row_is_a_comment_and_an_unbroken_command(command: Command, monkeypatc
         ("table5", "xcit_m24_p8, Mask R-CNN, 3× schedule | box mAP 48.5, mask mAP 43.7 | needs: —\n# not built yet\n"),
         ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | — | needs: —\n# not built yet\n"),
         ("DINO", "xcit_m24_p8, linear at 384 | linear top-1 80.9 | needs: —\n# not built yet\n"),
+        (
+            "figure 4",
+            "xcit_s12_p8, class-attention maps of each head | — | 1 GPU, minutes\npython scripts/show_attention",
+        ),
         ("figure 2", "xcit_s12_p16, memory and time per image, by resolution | — | needs: —\n# not built yet\n"),
     ],
 )
