@@ -12,7 +12,6 @@ is written to a temporary file, read back, checked, and renamed. After an interr
 the finished shards."""
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,7 +24,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,17 +33,15 @@ from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles, require_folder
 from data.datasets.imagenet import ImageNet
 from data.datasets.splits import find_splits_or_classes
-from data.shards.cache import find_fault
-from data.shards.index import INDEX, Index, Shard, find_samples, parse_index
+from data.shards.index import INDEX, Index, Shard
+from data.shards.planning import UNFINISHED, divide, fingerprint, is_finished, known_shards, read_record, size_of
 from data.shards.writing import ShardJob, make_shard
 from data.workers import end_with_parent
+from scripts.existing_shards import check_existing, index_existing
 from xcit.command import ArgumentParser, guarded
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, TrainingError, print_note
 from xcit.storage import write_text
-
-UNFINISHED = ".unfinished"
-"""A folder beside the shards for temporary files, and for a record of each finished shard."""
 
 
 @guarded
@@ -178,75 +174,6 @@ def make_split(folder: Path, images: ImageFiles, arguments: argparse.Namespace, 
     )
 
 
-def divide(order: list[int], sizes: list[int], samples: int | None, size: int | None) -> Iterator[list[int]]:
-    """Cut the order into shards of `samples` images, or of as many images as fit into `size` bytes."""
-    members: list[int] = []
-    taken = 0
-    for member in order:
-        full = len(members) == samples if samples else size is not None and taken + sizes[member] > size
-        if full and members:
-            yield members
-            members, taken = [], 0
-        members.append(member)
-        taken += sizes[member]
-    yield members
-
-
-def size_of(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def fingerprint(classes: list[str], samples: list[tuple[str, int]], sizes: list[int], source: Path) -> str:
-    """A hash of the names, labels, sizes and classes. It changes if the source files change."""
-    names = [(os.path.relpath(path, source), label) for path, label in samples]
-    return hashlib.sha256(json.dumps([classes, names, sizes]).encode()).hexdigest()
-
-
-def known_shards(folder: Path, made: dict[str, Any]) -> dict[str, Shard]:
-    """The shards in the folder's index, if it has one.
-
-    Raises:
-        InputError: the folder contains other files, or shards of other images or options than `made`.
-    """
-    found = folder / INDEX
-    plan = folder / UNFINISHED / "plan.json"
-    if found.is_file():
-        index = parse_index(found.read_bytes(), str(found))
-        if not is_continued(index.made, made):
-            raise InputError(f"{folder}: contains shards of other images or options; give a new folder")
-        return {shard.name: shard for shard in index.shards}
-    if plan.is_file():
-        if not is_continued(read_json(plan), made):
-            raise InputError(
-                f"{folder}: contains unfinished shards of other images or options; remove it, or give a new folder"
-            )
-    elif folder.exists() and any(entry.name != UNFINISHED for entry in folder.iterdir()):
-        raise InputError(f"{folder}: is not empty; give a new folder")
-    return {}
-
-
-def is_continued(before: Any, made: dict[str, Any]) -> bool:
-    """Whether earlier shards are of the same images and options, so that they are kept.
-
-    Then `made` says that all images were decoded only if the earlier call decoded them, too. Older versions did not
-    record it.
-    """
-    if not isinstance(before, dict) or before | {"decoded": None} != made | {"decoded": None}:
-        return False
-    made["decoded"] = made["decoded"] and before.get("decoded") is True
-    return True
-
-
-def is_finished(folder: Path, known: dict[str, Shard]) -> bool:
-    """Whether all shards of the index exist with the right size, and no earlier call was interrupted."""
-    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
-    whole = all(sizes.get(shard.name) == shard.bytes for shard in known.values())
-    return bool(known) and whole and not (folder / UNFINISHED).exists()
-
-
 def write_shards(
     folder: Path, jobs: list[ShardJob], known: dict[str, Shard], workers: int, progress: Progress
 ) -> tuple[list[Shard], int]:
@@ -291,90 +218,10 @@ def make_and_record(job: ShardJob, unfinished: Path, before: Shard | None) -> tu
     return shard, was_there
 
 
-def read_record(path: Path) -> Shard | None:
-    """The record of a shard that an earlier call finished, or None."""
-    try:
-        return Shard(**read_json(path))
-    except TypeError:
-        return None
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file, or None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def begin_process() -> None:
     """Make a worker ignore interrupts, which its parent handles, and end when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-
-
-def index_existing(folder: Path, classes_file: str | None, progress: Progress) -> None:
-    """Write the index of existing shards."""
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
-        raise InputError(f"{folder}: contains no shards (*.tar)")
-    shards, highest = [], 0
-    for path in progress.track(paths, str(folder), "shards"):
-        with path.open("rb") as file:
-            positions = find_samples(file, str(path))
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not len(positions):
-            raise InputError(f"{path}: contains no samples; must be images with their classes, KEY.jpg and KEY.cls")
-        shards.append(Shard(path.name, len(positions), path.stat().st_size, digest))
-        highest = max(highest, int(positions.labels.max()))
-    classes = read_classes(classes_file) if classes_file else [str(number) for number in range(highest + 1)]
-    if highest >= len(classes):
-        raise InputError(
-            f"--classes={classes_file}: contains {len(classes)} classes; the shards have numbers up to {highest}"
-        )
-    try:
-        write_text(folder / INDEX, Index(classes, shards).text())
-    except OSError as error:
-        raise InputError(f"{folder / INDEX}: cannot be written ({error.strerror})") from None
-    samples = sum(shard.samples for shard in shards)
-    print(f"{folder / INDEX}: {len(shards)} shards, {samples:,} images of {len(classes)} classes")
-
-
-def check_existing(folder: Path, progress: Progress) -> None:
-    """Compare the sizes and the SHA-256 of all shards in a folder with its index.
-
-    Raises:
-        InputError: shards are missing or differ, or there is no index.
-    """
-    found = folder / INDEX
-    try:
-        index = parse_index(found.read_bytes(), str(found))
-    except OSError as error:
-        raise InputError(f"{found}: cannot be read ({error.strerror})") from None
-    faults = []
-    for shard in progress.track(index.shards, str(folder), "shards"):
-        try:
-            fault = find_fault(folder / shard.name, shard)
-        except OSError as error:
-            fault = f"cannot be read ({error.strerror})"
-        if fault:
-            faults.append(f"  {shard.name}: {fault}")
-    if faults:
-        first = f"{folder}: {len(faults)} of {len(index.shards)} shards are not as {INDEX} has them"
-        raise InputError("\n".join([first, *faults]))
-    print(f"{folder}: all {len(index.shards)} shards are as {INDEX} has them")
-
-
-def read_classes(path: str) -> list[str]:
-    try:
-        names = Path(path).read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--classes={path}: cannot be read ({error})") from None
-    names = [name.strip() for name in names if name.strip()]
-    if len(set(names)) < len(names):
-        raise InputError(f"--classes={path}: contains a class twice")
-    return names
 
 
 if __name__ == "__main__":

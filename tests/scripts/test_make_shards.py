@@ -1,7 +1,6 @@
-"""scripts/make_shards.py: reproducible shards with the contents of the folder, also after an interruption."""
+"""scripts/make_shards.py writes reproducible shards with the contents of the folder."""
 
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -17,25 +16,10 @@ from data.datasets.imagenet_shards import ImageNetShards
 from data.shards import writing
 from data.shards.index import INDEX, parse_index
 
-from ..conftest import Result, launch
+from ..conftest import Result
+from .shards import SCRIPT, files, members
 
 Command = Callable[..., Result]
-SCRIPT = "scripts/make_shards.py"
-COUNTS = {"train/green": 13, "train/red": 10, "val/green": 3, "val/red": 4}
-
-
-@pytest.fixture
-def tree(image_tree: Callable[..., Path]) -> Path:
-    return image_tree("tree", COUNTS, ".JPEG")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def members(shard: Path) -> dict[str, bytes]:
-    with tarfile.open(shard) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -108,102 +92,6 @@ def test_large_images_are_shrunk_and_small_ones_left_alone(
         assert max(image.size) == round(22 * max(24, 20 + number) / min(24, 20 + number))
         before = np.asarray(Image.open(root / "red" / f"{number:03}.png").resize(image.size), dtype=float)
         assert abs(before - np.asarray(image, dtype=float)).mean() < 12
-
-
-# Runs in every process of the script. After three shards, SIGKILL kills the script, or SIGINT reaches all processes.
-STOPS_AFTER_THREE = """
-import signal
-from contextlib import suppress
-from pathlib import Path
-import xcit.storage
-os.setsid()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
-main, number, write_text = os.getpid(), signal.{}, xcit.storage.write_text
-def write_and_stop(path, text):
-    write_text(path, text)
-    if len(list(path.parent.glob("*.tar.json"))) >= 3:
-        with suppress(FileExistsError):
-            Path("stopping").mkdir()  # fails in all processes but the first
-            os.kill(main, number) if number == signal.SIGKILL else os.killpg(main, number)
-        signal.pause()
-xcit.storage.write_text = write_and_stop
-"""
-
-
-@pytest.mark.parametrize(("number", "status", "told"), [("SIGKILL", -9, ""), ("SIGINT", 1, "error: interrupted\n")])
-def test_a_stopped_run_goes_on_and_keeps_what_was_finished(
-    command: Command, tree: Path, tmp_path: Path, number: str, status: int, told: str
-) -> None:
-    arguments = (SCRIPT, str(tree), "shards", "--samples", "4", "--workers", "2")
-    stopped = launch(*arguments, cwd=tmp_path, before=STOPS_AFTER_THREE.format(number))
-    assert (stopped.status, stopped.stderr) == (status, told)
-    train = tmp_path / "shards" / "train"
-    assert not (train / INDEX).exists()
-    finished = {path.name.removesuffix(".json") for path in (train / ".unfinished").glob("*.tar.json")}
-    assert 3 <= len(finished) < 6
-    (train / ".unfinished" / f"{max(finished)}.json").write_text("half")
-    finished.remove(max(finished))
-    before = {name: (train / name).stat().st_ino for name in finished}
-    damaged = sorted(finished)[0]
-    (train / damaged).write_bytes(bytes((train / damaged).stat().st_size))
-    (train / ".unfinished" / "000005.tar.99.tmp").write_bytes(b"half")
-    result = command(*arguments)
-    assert result.status == 0, result.stderr
-    assert {name for name in finished if (train / name).stat().st_ino == before[name]} == finished - {damaged}
-    assert command(SCRIPT, str(tree), "whole", "--samples", "4").status == 0
-    assert files(tmp_path / "shards") == files(tmp_path / "whole")
-    again = command(*arguments)
-    assert again.stdout == "shards/train: already finished\nshards/val: already finished\n"
-
-
-Finished = tuple[tuple[str, ...], dict[str, bytes]]
-
-
-@pytest.fixture
-def finished(command: Command, tree: Path, tmp_path: Path) -> Finished:
-    """Make all shards. Return the arguments of the command and the files that it wrote."""
-    arguments = (SCRIPT, str(tree), "shards", "--samples", "4")
-    assert command(*arguments).status == 0
-    return arguments, files(tmp_path / "shards")
-
-
-def test_of_finished_shards_the_lost_and_the_damaged_ones_alone_are_made_anew(
-    command: Command, finished: Finished, tmp_path: Path
-) -> None:
-    arguments, before = finished
-    train = tmp_path / "shards" / "train"
-    kept = {path: path.stat().st_ino for path in train.glob("*.tar") if path.stem not in ("000001", "000003")}
-    (train / "000001.tar").unlink()
-    (train / "000003.tar").write_bytes(bytes(100))
-    result = command(*arguments)
-    assert result.status == 0, result.stderr
-    assert result.stdout.startswith("shards/train: 6 shards, 4 of them kept, 23 images of 2 classes, ")
-    assert {path: path.stat().st_ino for path in kept} == kept
-    assert files(tmp_path / "shards") == before
-    assert command(*arguments).stdout == "shards/train: already finished\nshards/val: already finished\n"
-
-
-def test_a_call_that_was_killed_while_it_mended_is_finished_by_the_next(
-    command: Command, finished: Finished, tmp_path: Path
-) -> None:
-    arguments, before = finished
-    (tmp_path / "shards/train/.unfinished").mkdir()
-    assert "6 shards, 6 of them kept" in command(*arguments).stdout
-    assert files(tmp_path / "shards") == before
-    assert not (tmp_path / "shards/train/.unfinished").exists()
-
-
-def test_other_options_or_other_images_are_not_mixed_in(command: Command, tree: Path, tmp_path: Path) -> None:
-    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
-    before = files(tmp_path / "shards")
-    line = "error: shards/train: contains shards of other images or options; give a new folder\n"
-    assert command(SCRIPT, str(tree), "shards", "--samples", "5").stderr == line
-    (tree / "train" / "red" / "000.JPEG").unlink()
-    assert command(SCRIPT, str(tree), "shards", "--samples", "4").stderr == line
-    assert files(tmp_path / "shards") == before
-    shutil.copytree(tree, tmp_path / "full" / "train")
-    refused = command(SCRIPT, str(tree), "full")
-    assert (refused.status, refused.stderr) == (2, "error: full/train: is not empty; give a new folder\n")
 
 
 def test_an_image_that_cannot_be_decoded_is_named(command: Command, tree: Path, tmp_path: Path) -> None:
@@ -289,62 +177,6 @@ def test_a_disk_that_does_not_give_back_what_was_written(
         "error: shards/train/000000.tar: the data read back differs from the data written; the disk may be damaged\n"
     )
     assert not list((tmp_path / "shards").rglob("*.tar*"))
-
-
-def test_the_index_of_shards_that_others_made(command: Command, tree: Path, tmp_path: Path) -> None:
-    import webdataset
-
-    (tmp_path / "theirs").mkdir()
-    with webdataset.ShardWriter(str(tmp_path / "theirs" / "imagenet-%04d.tar"), maxcount=4, verbose=0) as writer:
-        for number, path in enumerate(sorted((tree / "val").rglob("*.JPEG"))):
-            label = ["green", "red"].index(path.parent.name)
-            writer.write(
-                {"__key__": f"{path.parent.name}_{number}", "jpg": path.read_bytes(), "cls": label, "json": {}}
-            )
-    (tmp_path / "names").write_text("green\nred\n")
-    result = command(SCRIPT, "--index-only", "theirs", "--classes", "names")
-    assert (result.status, result.stdout) == (0, "theirs/index.json: 2 shards, 7 images of 2 classes\n")
-    index = parse_index((tmp_path / "theirs" / INDEX).read_bytes(), "")
-    assert (index.classes, [shard.samples for shard in index.shards]) == (["green", "red"], [4, 3])
-    assert command(SCRIPT, "--index-only", "theirs").status == 0
-    assert json.loads((tmp_path / "theirs" / INDEX).read_text())["classes"] == ["0", "1"]
-
-
-def test_shards_are_compared_with_their_index(command: Command, tree: Path, tmp_path: Path) -> None:
-    assert command(SCRIPT, str(tree), "shards", "--samples", "4").status == 0
-    result = command(SCRIPT, "--check", "shards/train")
-    assert (result.status, result.stdout) == (0, "shards/train: all 6 shards are as index.json has them\n")
-    flipped = tmp_path / "shards" / "train" / "000002.tar"
-    content = bytearray(flipped.read_bytes())
-    content[len(content) // 2] ^= 1
-    flipped.write_bytes(content)
-    (tmp_path / "shards" / "train" / "000004.tar").unlink()
-    result = command(SCRIPT, "--check", "shards/train")
-    lines = result.stderr.splitlines()
-    assert (result.status, lines[0]) == (2, "error: shards/train: 2 of 6 shards are not as index.json has them")
-    assert lines[1].startswith("  000002.tar: its SHA-256 is ")
-    assert lines[2] == "  000004.tar: cannot be read (No such file or directory)"
-    assert "nowhere/index.json: cannot be read (No such" in command(SCRIPT, "--check", "nowhere").stderr
-
-
-def test_a_damaged_record_of_a_finished_shard_is_not_believed(
-    command: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An interrupted call leaves a record of each shard. The index must not get its wrong numbers."""
-    assert command(SCRIPT, str(tree), "whole", "--samples", "4").status == 0
-    folder = tmp_path / "shards" / "train"
-    shutil.copytree(tmp_path / "whole" / "train", folder)
-    index = json.loads((folder / INDEX).read_text())
-    unfinished = folder / ".unfinished"
-    unfinished.mkdir()
-    (unfinished / "plan.json").write_text(json.dumps(index["made"]))
-    for number, change in enumerate(({"samples": 3}, {"bytes": 1}, {"name": "1.tar"}, {"sha256": "0" * 64}, {"x": 1})):
-        shard = index["shards"][number]
-        (unfinished / f"{shard['name']}.json").write_text(json.dumps(shard | change))
-    (folder / INDEX).unlink()
-    result = command(SCRIPT, str(tree), "shards", "--samples", "4")
-    assert result.status == 0, result.stderr
-    assert files(folder) == files(tmp_path / "whole" / "train")
 
 
 def test_what_cannot_be_done_is_said_in_a_line(command: Command, tree: Path, tmp_path: Path) -> None:
