@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+RATES = ("rate", "attn_drop_rate", "proj_drop_rate", "p", "drop_prob")
+"""The attributes with rates of our modules, of torch's Dropout and of timm's DropPath."""
+
 
 class StochasticDepth(nn.Module):
     """Drop a residual branch for whole samples of a training batch (Huang et al., arXiv 1603.09382).
@@ -38,9 +41,6 @@ def draw_scales(branch: Tensor, rate: float) -> Tensor:
 def switch_off_dropout(module: nn.Module) -> None:
     """Set the rates of dropout and stochastic depth to 0, in place; in timm's layers, too."""
     for part in module.modules():
-        if isinstance(part, StochasticDepth):
-            part.rate = 0.0
-        elif isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif hasattr(part, "drop_prob"):  # timm's DropPath
-            setattr(part, "drop_prob", 0.0)  # noqa: B010  (mypy takes any other form for a submodule)
+        for name in RATES:
+            if isinstance(vars(part).get(name), float):
+                setattr(part, name, 0.0)

@@ -154,8 +154,9 @@ class Dino(Task):
         hidden = None
         global_crops = batch.global_crops
         if self.patch_loss:
-            hidden = self.draw_masks(global_crops)
-            global_crops = hide_patches(global_crops, hidden)
+            grid = [-(-side // self.patch_size) for side in global_crops.shape[-2:]]
+            hidden = block_masks(len(global_crops), grid, self.mask_ratio, global_crops.device)
+            global_crops = hide_patches(global_crops, hidden, self.patch_size)
         student, student_patches = self.features(self.model, global_crops)
         crops = [student]
         if batch.local_crops is not None:
@@ -213,12 +214,11 @@ class Dino(Task):
         tokens = backbone.forward_features(images)
         return backbone.forward_head(tokens, pre_logits=True), tokens[:, backbone.num_prefix_tokens :]
 
-    def draw_masks(self, images: Tensor) -> Tensor:
-        """Which patches of each image are hidden: (B, H / p, W / p), bool."""
+    @property
+    def patch_size(self) -> int:
+        """Of the backbone, in pixels."""
         info: Any = self.model.feature_info
-        p: int = info[-1]["reduction"]
-        grid = (-(-images.shape[-2] // p), -(-images.shape[-1] // p))
-        return block_masks(len(images), grid, self.mask_ratio, images.device)
+        return int(info[-1]["reduction"])
 
     @torch.no_grad()
     def signs(self, features: Tensor, probabilities: Tensor | None) -> Losses:

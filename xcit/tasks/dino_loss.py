@@ -43,12 +43,12 @@ def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3) -
     It alternates between equal use of all prototypes over the images of all processes and probabilities that sum to 1
     for each image (SwAV, arXiv 2006.09882, section 3.1; DINOv2 uses it for the teacher, arXiv 2304.07193).
     """
-    flat = scores.flatten(0, -2) / temperature
-    shares = (flat - distributed.maximum(flat.max())).exp()
+    logs = scores.flatten(0, -2).float() / temperature  # logarithms, as the scores may be large
     for _ in range(iterations):
-        shares = shares / distributed.total(shares.sum(dim=0)).clamp_min(1e-30)
-        shares = shares / shares.sum(dim=1, keepdim=True)
-    return shares.view_as(scores)
+        largest = distributed.maximum(logs.amax(dim=0))
+        logs = logs - largest - distributed.total((logs - largest).exp().sum(dim=0)).log()
+        logs = logs.log_softmax(dim=1)
+    return logs.exp().view_as(scores)
 
 
 def coding_rate_loss(teacher: Tensor, student: Tensor, eps: float, weight: float) -> Tensor:

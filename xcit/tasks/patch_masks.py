@@ -5,6 +5,8 @@ stem, as in iBOT's ViT, their neighbors would still show what was hidden. So the
 This works for every backbone, and there is no mask token to learn.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ BLOCK = 2
 """Patches are hidden in blocks of about this size, since single patches can be guessed from their neighbors."""
 
 
-def block_masks(images: int, grid: tuple[int, int], ratio: float, device: torch.device) -> Tensor:
+def block_masks(images: int, grid: Sequence[int], ratio: float, device: torch.device) -> Tensor:
     """Draw which patches are hidden: (images, H, W), bool. All random numbers come from torch's generator.
 
     A random half of the images hides round(ratio · H · W) patches each, the others hide none (as in iBOT, where the
@@ -28,9 +30,13 @@ def block_masks(images: int, grid: tuple[int, int], ratio: float, device: torch.
     return ((rank < round(ratio * H * W)) & chosen[:, None]).view(images, H, W)
 
 
-def hide_patches(images: Tensor, masks: Tensor) -> Tensor:
-    """Set the pixels of hidden patches to 0, the mean of normalized images: (B, C, H, W), (B, h, w) → (B, C, H, W)."""
-    height, width = images.shape[-2:]
-    p, q = -(-height // masks.shape[1]), -(-width // masks.shape[2])
-    pixels = masks.repeat_interleave(p, dim=1).repeat_interleave(q, dim=2)[:, :height, :width]
-    return images * ~pixels[:, None]
+def hide_patches(images: Tensor, masks: Tensor, patch_size: int) -> Tensor:
+    """Set the pixels of hidden patches to 0, the mean of normalized images.
+
+    Args:
+        images: (B, C, H, W).
+        masks: which patches are hidden, (B, ⌈H / p⌉, ⌈W / p⌉), bool.
+        patch_size: p, in pixels.
+    """
+    pixels = masks.repeat_interleave(patch_size, dim=1).repeat_interleave(patch_size, dim=2)
+    return images * ~pixels[:, None, : images.shape[-2], : images.shape[-1]]

@@ -1,0 +1,277 @@
+"""DINO: the teacher follows the student, crops are independent, schedules are those of the paper, collapse is told."""
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import xcit
+from data.views.multi_crop import Crops
+from xcit.engine.optimizer import make_optimizer
+from xcit.engine.task import Position, Target
+from xcit.errors import InputError
+from xcit.evaluation.collapse import rankme
+from xcit.evaluation.knn import leave_one_out_knn
+from xcit.models.stochastic_depth import StochasticDepth
+from xcit.tasks.dino import Dino
+from xcit.tasks.dino_validation import signs_of_collapse
+from xcit.tasks.patch_masks import block_masks, hide_patches
+
+from ..engine.toy import target_of
+
+SMALL = {"prototypes": 12, "hidden_dim": 8, "bottleneck_dim": 6}
+
+
+def backbone(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return xcit.create_model("xcit_n12", num_classes=0, depth=1, dim=32, heads=2, patch_size=8, **options)
+
+
+def task(model: nn.Module | None = None, **options: Any) -> Dino:
+    torch.manual_seed(1)
+    return Dino(model or backbone(), target_of(3), **(SMALL | options)).train()
+
+
+def batch(images: int = 4, local_crops: int = 3) -> Crops:
+    generator = torch.Generator().manual_seed(2)
+    local = torch.randn(images * local_crops, 3, 16, 16, generator=generator) if local_crops else None
+    return Crops(torch.randn(2 * images, 3, 32, 32, generator=generator), local)
+
+
+def frozen_norms(dino: Dino) -> Dino:
+    """In evaluation mode BatchNorm uses its running statistics, so that each crop can be computed by itself."""
+    return dino.eval()
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_the_batch_of_crops_equals_crops_one_by_one(local_crops: int) -> None:
+    dino = frozen_norms(task())
+    dino.center.copy_(torch.linspace(-1, 1, 12))
+    crops = batch(4, local_crops)
+    everything = [*crops.global_crops.split(4), *(crops.local_crops.split(4) if local_crops else [])]
+    losses = []
+    for t in range(2):
+        scores = dino.teacher.head(dino.teacher.backbone(everything[t]))
+        wanted = ((scores - dino.center) / 0.04).softmax(dim=-1)
+        for v, images in enumerate(everything):
+            if v != t:
+                predicted = (dino.head(dino.model(images)) / 0.1).log_softmax(dim=-1)
+                losses.append(-(wanted * predicted).sum(dim=-1).mean())
+    torch.testing.assert_close(dino(crops)["loss"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_the_whole_student_and_never_the_teacher() -> None:
+    dino = task()
+    dino(batch())["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in dino.model.parameters() if p.ndim > 1)
+    assert all(p.grad is None for p in dino.teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "simdino"}, {"centering": "sinkhorn"}, {"koleo": 0.1}, {"patch_loss": 1.0}, {"norm_last_layer": False}],
+)
+def test_every_switch_trains(options: dict[str, Any]) -> None:
+    """A few small steps on one batch lower the loss."""
+    dino, crops = task(center_momentum=1.0, **options), batch()
+    optimizer = torch.optim.AdamW((p for p in dino.parameters() if p.requires_grad), lr=1e-5)
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(3)  # the same masks
+        loss = dino(crops)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_the_center_is_the_moving_average_of_the_teachers_outputs() -> None:
+    dino, crops = task(center_momentum=0.75), batch()
+    twin = copy.deepcopy(dino)
+    outputs = twin.teacher.head(twin.teacher.backbone(crops.global_crops))
+    dino(crops)
+    torch.testing.assert_close(dino.center, 0.25 * outputs.mean(dim=0))
+    dino.eval()(crops)
+    torch.testing.assert_close(dino.center, 0.25 * outputs.mean(dim=0)), "an evaluation does not move it"
+
+
+def test_without_centering_the_center_stays_at_zero() -> None:
+    dino = task(centering="none")
+    dino(batch())
+    assert not dino.center.any()
+
+
+def test_drop_path_and_dropout_are_in_the_student_alone() -> None:
+    dino = task(backbone(drop_path_rate=0.5, proj_drop_rate=0.5))
+    rates = [part.rate for part in dino.model.modules() if isinstance(part, StochasticDepth)]
+    assert rates and min(rates) == 0.5
+    crops = batch().global_crops
+    torch.testing.assert_close(dino.teacher.backbone(crops), dino.teacher.backbone(crops), rtol=0, atol=0)
+    assert not torch.equal(dino.model(crops), dino.model(crops))
+
+
+def test_a_vision_transformer_of_timm_is_a_backbone_too() -> None:
+    vit = xcit.create_model("timm", name="vit_tiny_patch16_224", num_classes=0, image_size=32)
+    losses = task(vit, patch_loss=1.0)(batch())
+    assert losses["loss"].isfinite() and losses["patch_loss"] > 0
+
+
+# The teacher.
+
+
+def test_the_teacher_starts_as_the_student_and_follows_it() -> None:
+    dino = task(momentum=0.9)
+    for ours, theirs in zip(dino.model.parameters(), dino.teacher.backbone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    before = copy.deepcopy(dino.teacher)
+    with torch.no_grad():
+        for parameter in [*dino.model.parameters(), *dino.head.parameters()]:
+            parameter.add_(1.0)
+    dino.after_update(Position(101, 400, 4))  # after 100 updates of 400
+    momentum = 1 - (1 - 0.9) * (math.cos(math.pi * 100 / 400) + 1) / 2
+    for old, new in zip(before.parameters(), dino.teacher.parameters(), strict=True):
+        torch.testing.assert_close(new, old + (1 - momentum))
+
+
+def test_the_teachers_temperature_rises_by_equal_steps_per_epoch() -> None:
+    dino = task(teacher_warmup_epochs=4)
+    seen = [dino.teacher_temperature.item()]
+    for update in range(1, 6 * 4 + 1):
+        dino.after_update(Position(update, 400, 4))
+        if update % 4 == 0:
+            seen.append(dino.teacher_temperature.item())
+    assert seen == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07, 0.07])
+
+
+def test_the_prototypes_do_not_learn_in_the_first_epoch() -> None:
+    dino = task(freeze_last_layer=1.0)
+    optimizer = make_optimizer(dino, name="adamw", lr=1e-2, weight_decay=0.1, options={})
+    assert dino.head.prototypes is not None
+    for update, frozen in ((3, True), (4, False)):
+        before = dino.head.prototypes.detach().clone()
+        dino(batch())["loss"].backward()
+        dino.before_step(Position(update, 400, 4), optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert torch.equal(before, dino.head.prototypes) == frozen
+
+
+def test_the_state_holds_all_that_a_resume_needs() -> None:
+    dino, crops = task(koleo=0.1), batch()
+    dino(crops)
+    dino.after_update(Position(1, 400, 4))
+    other = task(copy.deepcopy(backbone()), koleo=0.1)
+    other.load_state_dict(dino.state_dict())
+    torch.testing.assert_close(other(crops), dino(crops), rtol=0, atol=0)
+    for name in ("center", "teacher_temperature", "teacher.head.prototypes", "teacher.backbone.norm.weight"):
+        assert name in dino.state_dict()
+
+
+def test_others_load_the_teacher() -> None:
+    dino = task()
+    assert dino.get_submodule(dino.backbone) is dino.teacher.backbone
+    assert {name: dino.get_submodule(part) for name, part in dino.networks.items()} == {
+        "student": dino.model,
+        "teacher": dino.teacher.backbone,
+    }
+
+
+# Masks.
+
+
+def test_masks_hide_their_share_in_half_of_the_images() -> None:
+    torch.manual_seed(0)
+    masks = block_masks(200, (6, 7), 0.3, torch.device("cpu"))
+    hidden = masks.flatten(1).sum(dim=1)
+    assert set(hidden.tolist()) == {0, round(0.3 * 42)}
+    assert 70 < (hidden > 0).sum() < 130
+    neighbors = (masks[:, :, 1:] & masks[:, :, :-1]).sum() / masks.sum()
+    assert neighbors > 0.45, "patches are hidden in blocks; by chance it would be 0.26"
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (30, 41)])
+def test_hidden_patches_have_no_influence(height: int, width: int) -> None:
+    """The stem of an XCiT sees beyond a patch, so the pixels are hidden, not the tokens."""
+    model = backbone().eval()
+    images = torch.randn(2, 3, height, width)
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, 1, 2] = masks[1, 3, 5] = True
+    changed = images.clone()
+    changed[0, :, 8:16, 16:24] += 1
+    changed[1, :, 24:32, 40:48] += 1
+    assert not torch.equal(model(images), model(changed))
+    torch.testing.assert_close(
+        model(hide_patches(images, masks, 8)), model(hide_patches(changed, masks, 8)), rtol=0, atol=0
+    )
+
+
+def test_a_patch_loss_with_simdino_is_refused() -> None:
+    with pytest.raises(InputError, match=r"task\.patch_loss=1\.0: must be 0 with task\.loss=simdino"):
+        Dino.check_options({"loss": "simdino", "patch_loss": 1.0}, {})
+
+
+# The validation.
+
+
+def measure(dino: Dino, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+    evaluator = dino.eval().evaluator()
+    with torch.inference_mode():
+        for rows in torch.arange(len(images)).split(8):
+            chosen = None if labels is None else labels[rows]
+            evaluator.update(SimpleNamespace(images=images[rows], labels=chosen))
+    return evaluator.compute()
+
+
+def test_a_validation_measures_the_teacher() -> None:
+    dino = task()
+    images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 3
+    with torch.no_grad():
+        features = dino.eval().teacher.backbone(images)
+        p = (dino.teacher.head(features) / 0.04).softmax(dim=-1)
+    found = measure(dino, images, labels)
+    assert found["teacher_entropy"] == pytest.approx(-(p * p.log()).sum(dim=-1).mean().item(), rel=1e-4)
+    mean = p.mean(dim=0)
+    assert found["batch_entropy"] == pytest.approx(-(mean * mean.log()).sum().item(), rel=1e-4)
+    assert found["knn_top1"] == pytest.approx(leave_one_out_knn(features, labels, 20))
+    assert found["rankme"] == pytest.approx(rankme(features).item(), rel=1e-4)
+    assert found["images"] == 20
+
+
+def test_without_labels_the_headline_is_the_effective_rank() -> None:
+    found = measure(task(), torch.randn(20, 3, 32, 32), None)
+    assert "knn_top1" not in found and found["rankme"] > 1
+    assert Dino.headline_for(Target("none")) == "rankme"
+    assert Dino.headline_for(target_of(3)) == "knn_top1"
+
+
+def test_simdino_has_no_prototypes_to_measure() -> None:
+    assert "teacher_entropy" not in measure(task(loss="simdino"), torch.randn(20, 3, 32, 32), None)
+
+
+HEALTHY = {"teacher_entropy": 2.0, "batch_entropy": 6.0, "rankme": 20.0, "feature_std": 0.5, "images": 360}
+LATE = Position(200, 400, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sign"),
+    [
+        ({"teacher_entropy": 6.9, "batch_entropy": 6.92}, "the teacher's output is uniform"),
+        ({"teacher_entropy": 0.01, "batch_entropy": 0.02}, "the teacher's output is always the same"),
+        ({"rankme": 1.2}, "the features have an effective rank of 1.2"),
+        ({"feature_std": 0.01}, "the features of all images are alike"),
+    ],
+)
+def test_a_collapse_is_told_with_its_sign_and_remedies(changes: dict[str, float], sign: str) -> None:
+    assert signs_of_collapse(HEALTHY, LATE, 1024) == []
+    (line,) = signs_of_collapse(HEALTHY | changes, LATE, 1024)
+    assert line.startswith(f"collapse: {sign}")
+    assert "task.centering=sinkhorn" in line
+    assert signs_of_collapse(HEALTHY | changes, Position(4, 400, 4), 1024) == [], "at the start all outputs are alike"
