@@ -6,7 +6,7 @@ torchrun --nproc-per-node=8 eval.py …
 """
 
 if __name__ == "__main__":  # answers --help and mistakes before torch is imported
-    from xcit.command import answer
+    from xcit.start import answer
 
     answer(__file__)
 

@@ -6,7 +6,7 @@ torchrun --nproc-per-node=8 train.py …                          # the same on 
 """
 
 if __name__ == "__main__":  # answers --help and mistakes before torch is imported
-    from xcit.command import answer
+    from xcit.start import answer
 
     answer(__file__)
 
@@ -16,7 +16,6 @@ from contextlib import ExitStack
 import hydra
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from data.datasets import DATASETS
 from data.examples import Examples
@@ -27,7 +26,7 @@ from data.samplers import TrainBatches
 from data.start_up import data_facts, few_images_notes, large_batch_notes, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model, summary
-from xcit.command import choices_and_typed_keys, guarded, run
+from xcit.command import JobResult, choices_and_typed_keys, guarded, run
 from xcit.config import ScaledTrainConfig, TrainConfig
 from xcit.config.composition import Choices, continued, make_tables, read_config, to_yaml
 from xcit.credentials import without_credentials
@@ -59,7 +58,7 @@ from xcit.tasks import TASKS
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
-def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
+def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
     """One run, from configuration to report; returns the headline metric of the final weights as trained.
 
     raw is the composed configuration, choices are the files of conf/ in it, and typed the keys on the command line.
@@ -71,7 +70,6 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             at_end.callback(origin.folder.close)
             raw, choices = continued(origin.config, origin.choices, raw, choices, typed)
         given = read_config(TrainConfig, raw, TABLES)
-        require_determinism(given.deterministic)
         resolutions = check(given, device)
 
         # 2. The data set: training and validation examples, and their kind of target. Their number sets what is "auto".
@@ -80,7 +78,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         examples = source.train()
         config = given.scaled(len(examples), distributed.world_size())
         held_out = source.val(examples.classes)
-        require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
+        task_class = TASKS[config.task.name]
+        require_target(config.task.name, task_class, config.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
 
         # 3. The run's folder. A finished run is left as it is.
@@ -88,8 +87,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
         if origin and origin.is_finished and origin.is_complete(length):
             summary.announce_end(origin.folder.path, changed)
-            headline = TASKS[config.task.name].headline_for(target)
-            return read_score(origin.folder.results, headline, config.data.image_size)
+            headline = task_class.headline_for(target)
+            score = read_score(origin.folder.results, headline, config.data.image_size)
+            return JobResult(score, headline, origin.folder.path)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
         at_end.callback(folder.close)
@@ -97,7 +97,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
         # 4. The model, and the task that says what it learns.
         progress.begin("building the model" + (" and reading its weights" if config.pretrained else ""))
         model = new_model(config, target, pretrained=None if origin else config.pretrained)
-        task = TASKS[config.task.name](model, target, **config.task.options).to(device)
+        task = task_class(model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
         preprocessing = Preprocessing.of_model(model).at(config.data.image_size, config.crop_ratio)
@@ -168,7 +168,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             frozen=frozen_parts(model, config.train.freeze),
         )
         recorder = open_run(folder, origin, state, to_yaml(config), **config.logger.model_dump())
-        with if_stopped(f"(to go on: train.py resume={folder.path})"), StopSignals() as signals, recorder:
+        with if_stopped(f"(to go on: python train.py resume={folder.path})"), StopSignals() as signals, recorder:
             fit(
                 trainer,
                 batches,
@@ -182,52 +182,49 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> float:
             )
 
         # 9. Evaluate the final weights across resolutions, and report.
-        with if_stopped(f"during the final evaluation; to evaluate the model: eval.py checkpoint={folder.path}"):
+        with if_stopped(f"during the final evaluation; to evaluate the model: python eval.py checkpoint={folder.path}"):
             subject = Subject(config.model.name, str(folder.last), config.data.name, config.crop_ratio)
             rows = sweep(state.weights(), batches_at, resolutions, subject, device, config.train.precision, progress)
         if distributed.is_main():
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
-        return score_of(rows, state.headline, config.data.image_size)
+        return JobResult(score_of(rows, state.headline, config.data.image_size), state.headline, folder.path)
 
 
 def check(given: TrainConfig, device: torch.device) -> list[int]:
     """Raise an InputError for whatever is wrong, before the data are read. Return the resolutions to evaluate at."""
     config = given.scaled(1_000_000, distributed.world_size())  # the number of images is not known yet
+    require_determinism(given.deterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
     TASKS[config.task.name].check_options(config.task.options, config.augment.options)
-    sizes = {"augment.image_sizes": config.augment.image_sizes or [], "data.image_size": [config.data.image_size]}
-    sizes["resolutions"] = config.resolutions or []
-    model = dry_run(config.model.entry, config.model.options, sizes)
+    size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []
+    sizes_of = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
+    model = dry_run(config.model.entry, config.model.options, sizes_of)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
     freeze(model, config.train.freeze)
-    new_optimizer(config, model)
-    size = config.data.image_size
-    return sorted({size, *(config.resolutions or resolutions_for(model, size, config.model.side_of_patch))})
+    make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
+    return sorted({size, *(resolutions or resolutions_for(model, size, config.model.side_of_patch))})
 
 
-def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> nn.Module:
+def check_job(raw: DictConfig) -> None:
+    """Raise an InputError for what is wrong with a job of a multirun, before the first job begins."""
+    with distributed.session() as device:
+        check(read_config(TrainConfig, raw, TABLES), device)
+
+
+def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> torch.nn.Module:
     """The model before the first update, with as many outputs as the task needs."""
     torch.manual_seed(config.seed)
+    num_classes = TASKS[config.task.name].num_outputs(target)
     with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
-        model = create_model(
-            config.model.entry,
-            num_classes=TASKS[config.task.name].num_outputs(target),
-            pretrained=pretrained,
-            **config.model.options,
-        )
+        model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model.options)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)
     return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
-
-
-def new_optimizer(config: ScaledTrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    lr = peak_lr(config.optim.lr, config.train.global_batch_size)
-    return make_optimizer(module, lr=lr, **config.optim.optimizer)
 
 
 def new_state(
@@ -239,9 +236,10 @@ def new_state(
     device: torch.device,
 ) -> TrainingState:
     """The state before the first update."""
+    lr = peak_lr(config.optim.lr, config.train.global_batch_size)
     return TrainingState(
         task,
-        new_optimizer(config, task),
+        make_optimizer(task, lr=lr, **config.optim.optimizer),
         scaler=grad_scaler(device, config.train.precision),
         ema=make_ema(task, config.train.ema_decay),
         preprocessing=preprocessing,
@@ -292,9 +290,9 @@ def train_batches(
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guarded
-def main(raw: DictConfig) -> float:
+def main(raw: DictConfig) -> JobResult:
     return train(raw, *choices_and_typed_keys())
 
 
 if __name__ == "__main__":
-    run(main, __file__)
+    run(main, __file__, check_job)

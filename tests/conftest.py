@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from xcit.kernels import dispatch
+from xcit.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,10 +47,14 @@ def command(
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
         capsys.readouterr()
         status = 0
+        handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGPIPE)}
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Result(status, captured.out, captured.err)
 

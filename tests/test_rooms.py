@@ -36,16 +36,20 @@ ALLOWED = {
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.credentials", "xcit.errors"},
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config"},
+    "xcit.start": {"xcit.signals", "xcit.command"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
     "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
 }
 
 # Third parties that one place alone may know.
 KEPT_TO = {
-    "hydra": {"train", "eval", "xcit.command", "xcit.command.arguments", "xcit.command.jobs"},
+    "hydra": {
+        *("train", "eval", "xcit.command"),
+        *("xcit.command.arguments", "xcit.command.composing", "xcit.command.jobs"),
+    },
     "omegaconf": {
         *("train", "eval", "xcit.config.composition"),
-        *("xcit.command", "xcit.command.arguments", "xcit.command.help", "xcit.command.jobs"),
+        *("xcit.command", "xcit.command.composing", "xcit.command.help", "xcit.command.jobs"),
     },
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
     "wandb": {"xcit.engine.trackers"},

@@ -40,12 +40,10 @@ def sends(number: signal.Signals) -> Callable[..., Any]:
 def test_a_signal_before_training_ends_the_command_in_one_line(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    before = signal.getsignal(number)
     monkeypatch.setattr(Digits, "train", sends(number))
     result = command("train.py", *SMALL, "run_dir=run")
     assert (result.status, result.stdout, result.stderr) == (1, "", f"error: stopped by {number.name}\n")
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(number) == before
 
 
 def test_a_signal_during_the_final_evaluation_leaves_a_whole_run(
@@ -54,7 +52,7 @@ def test_a_signal_during_the_final_evaluation_leaves_a_whole_run(
     with monkeypatch.context() as patched:
         patched.setattr(xcit.evaluation.resolutions, "sweep", sends(signal.SIGTERM))
         result = command("train.py", *SMALL, "run_dir=run")
-    line = "stopped by SIGTERM during the final evaluation; to evaluate the model: eval.py checkpoint=run"
+    line = "stopped by SIGTERM during the final evaluation; to evaluate the model: python eval.py checkpoint=run"
     assert (result.status, result.stdout, result.stderr.splitlines()[-1]) == (1, "", f"error: {line}")
     assert "Traceback" not in result.stderr
     before = {path for path in tmp_path.rglob("*") if path.name != "__pycache__"}
@@ -67,6 +65,53 @@ def test_a_signal_during_the_final_evaluation_leaves_a_whole_run(
     assert (result.status, result.stdout, result.stderr.splitlines()[-1]) == (1, "", "error: stopped by SIGUSR1")
     assert {path for path in tmp_path.rglob("*") if path.name != "__pycache__"} == before
     assert command("eval.py", "checkpoint=run", "run_dir=eval").status == 0
+
+
+# The interpreter destroys the object after it has taken away Python's handlers of signals.
+SECOND_CTRL_C = """
+import os, signal, sys
+class Second:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+sys.second = Second()
+"""
+# What is imported when the signal comes: Hydra at the start, torch afterwards, or the code of a job.
+AT_IMPORT = """
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Finder())
+"""
+IN_THE_SWEEPER = """
+from hydra.plugins.sweeper import Sweeper
+Sweeper.validate_batch_is_legal = lambda *_: signal.raise_signal(signal.SIGINT)
+"""
+IN_TRAINING = """
+from xcit.engine.loop import Trainer
+update = Trainer.update
+Trainer.update = lambda *arguments: [signal.raise_signal(signal.SIGINT), update(*arguments)][1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "multirun"),
+    [
+        (AT_IMPORT.format(name="hydra"), False),
+        (AT_IMPORT.format(name="torch"), False),
+        (IN_THE_SWEEPER, True),
+        (IN_TRAINING, False),
+    ],
+    ids=["hydra", "torch", "sweeper", "training"],
+)
+def test_two_ctrl_c_at_any_moment_end_a_command_in_one_line(tmp_path: Path, before: str, multirun: bool) -> None:
+    result = launch("train.py", *SMALL, *["-m", "seed=0,1"] * multirun, cwd=tmp_path, before=SECOND_CTRL_C + before)
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1].startswith("error: stopped by SIGINT")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_signal_after_the_last_checkpoint_is_not_lost() -> None:

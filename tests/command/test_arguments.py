@@ -8,7 +8,8 @@ import pytest
 
 from train import TABLES
 from xcit.command import ArgumentParser
-from xcit.command.arguments import check, composed, prepare, with_home
+from xcit.command.arguments import prepare
+from xcit.command.composing import check, composed, with_home
 from xcit.command.hints import SYNONYMS
 from xcit.command.settings import Settings, read_settings
 from xcit.config import EvalConfig, TrainConfig

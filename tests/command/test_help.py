@@ -1,11 +1,15 @@
 """--help explains each setting, and shows the values of the choices at hand."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from ..conftest import Result
+from ..conftest import ROOT, Result
 
 Command = Callable[..., Result]
 
@@ -43,3 +47,13 @@ def test_the_explanation_is_that_of_the_choice(command: Command) -> None:
     root, name = (re.search(rf"^  {key}=\S+ +(.*)$", text, re.MULTILINE) for key in ("data.root", "model.name"))
     assert root and "CLASS/IMAGE" in root[1] and "must be given" not in root[1]
     assert name and "timm" not in name[1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_a_reader_that_ends_early_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does when it has its lines
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""

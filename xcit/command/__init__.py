@@ -7,14 +7,15 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import EvalConfig, TrainConfig
@@ -22,14 +23,15 @@ from ..config.sections import Section
 from ..credentials import without_credentials
 from ..errors import InputError, StoppedTrainingError, TrainingError, WriteError
 from ..openmp import limit_spinning
-from ..signals import SIGNALS, stop_at_signals
-from .arguments import check, choices_and_typed_keys, composed, explain, is_multirun, parse, prepare, with_home
+from ..signals import ignore_signals, stop_at_signals
+from .arguments import choices_and_typed_keys, is_multirun, parse, prepare
+from .composing import check, compose_jobs, composed, explain, with_home, without_hydra
 from .help import help_text
-from .jobs import FailedJob, in_multirun
+from .jobs import FailedJob, JobResult, in_multirun
 from .printing import is_main, print_error, print_notices, print_traceback, stop
 from .settings import Settings, read_settings
 
-__all__ = ["ArgumentParser", "answer", "choices_and_typed_keys", "guarded", "run"]
+__all__ = ["ArgumentParser", "JobResult", "answer", "choices_and_typed_keys", "guarded", "run"]
 
 SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
 """Entry point → the schema of its configuration."""
@@ -72,7 +74,10 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
         except (InputError, TrainingError, WriteError) as error:
             status = getattr(error, "exit_status", 1 if isinstance(error, WriteError) else 2)
             alone = getattr(error, "of_one_process", isinstance(error, WriteError))
-            if not in_multirun() or isinstance(error, StoppedTrainingError):
+            if isinstance(error, StoppedTrainingError):
+                ignore_signals()
+                stop(str(error), status, alone=alone)
+            if not in_multirun():
                 stop(str(error), status, alone=alone)
             print_error(str(error), alone=alone)
             return FailedJob(str(error))
@@ -108,46 +113,76 @@ def answer(file: str) -> None:
     file: the entry point, with conf/ beside it.
     """
     limit_spinning(os.environ)
-    for number in SIGNALS:
-        signal.signal(number, stop_while_importing)
     settings, schema = settings_of(file)
     try:
         args = parse(sys.argv[1:], settings)
+        if args.help or args.cfg or args.info:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without an error
         if args.help:
             if is_main():
                 print(help_text(settings, composed(settings, prepare(args.overrides, settings))))
             sys.exit(0)
-        prepared = prepare(sys.argv[1:], settings)
-        other_files = args.config_path or args.config_name or args.config_dir
-        if not (is_multirun(args) or args.cfg or args.info or args.shell_completion or args.hydra_help or other_files):
-            raw = composed(settings, parse(prepared, settings).overrides)
-            if raw.get("resume", "none") == "none":  # otherwise the configuration is that of the run to resume
-                check(raw, schema)
+        for raw in configurations(settings):
+            check(raw, schema)
     except InputError as error:
         stop(str(error), 2)
 
 
-def run(main: Callable[[], Any], file: str) -> None:
+def configurations(settings: Settings) -> Iterator[DictConfig]:
+    """The configuration of each job that the command line asks for, with Hydra's own at `hydra`.
+
+    There is none if Hydra only prints something, or if files or a sweeper other than ours make the configuration.
+
+    Raises:
+        InputError: there is a mistake on the command line.
+    """
+    prepared = prepare(sys.argv[1:], settings)
+    args = parse(prepared, settings)
+    other_files = args.config_path or args.config_name or args.config_dir
+    other_sweeper = any(re.match(r"\+*hydra[/.]sweeper", override) for override in args.overrides)
+    if args.cfg or args.info or args.shell_completion or args.hydra_help or other_files or other_sweeper:
+        return
+    if is_multirun(args):
+        yield from compose_jobs(settings, args.overrides)
+    else:
+        yield composed(settings, args.overrides)
+
+
+def run(main: Callable[[], Any], file: str, check_job: Callable[[DictConfig], Any] | None = None) -> None:
     """Call a Hydra main. A command line that does not compose ends it with one line and status 2, a signal with 1.
 
-    file: the entry point, with conf/ beside it.
+    Args:
+        main: the Hydra main.
+        file: the entry point, with conf/ beside it.
+        check_job: raises an InputError for a configuration that cannot be run. It is called for all jobs of a multirun
+            before the first one begins.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit with 1
     print_notices()
     sys.excepthook = print_traceback
     settings, _ = settings_of(file)
     try:
-        typed_arguments.set(sys.argv[1:])
-        sys.argv[1:] = prepare(sys.argv[1:], settings)
-        for number in SIGNALS:  # from here on stop_at_signals handles them, and afterwards Python's own handlers do
-            if signal.getsignal(number) is stop_while_importing:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         with stop_at_signals():
+            if check_job and is_multirun(parse(sys.argv[1:], settings)):
+                check_jobs(check_job, settings)
+            typed_arguments.set(sys.argv[1:])
+            sys.argv[1:] = prepare(sys.argv[1:], settings)
             main()
+    except KeyboardInterrupt as interrupt:
+        stop(f"stopped by {interrupt}", 1)
     except InputError as error:
         stop(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error, settings), 2)
+
+
+def check_jobs(check_job: Callable[[DictConfig], Any], settings: Settings) -> None:
+    """Check the configuration of each job of a multirun. That of a run to resume is not known yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are shown when the job begins
+        for raw in configurations(settings):
+            if raw.get("resume", "none") == "none":
+                check_job(with_home(without_hydra(raw)))
 
 
 def settings_of(file: str) -> tuple[Settings, type[Section]]:
@@ -155,8 +190,3 @@ def settings_of(file: str) -> tuple[Settings, type[Section]]:
     path = Path(file).resolve()
     schema = SCHEMAS[path.stem]
     return read_settings(schema, path.stem, path.parent), schema
-
-
-def stop_while_importing(number: int, frame: FrameType | None) -> None:
-    """The handler of signals before the command itself starts."""
-    stop(f"stopped by {signal.Signals(number).name}", 1)

@@ -2,25 +2,18 @@
 
 import argparse
 import re
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, OverrideParseException
 
-from ..config import EvalConfig
-from ..config.composition import read_config, without_parts
-from ..config.sections import Section
 from ..credentials import without_credentials
-from ..errors import InputError, did_you_mean, unknown
+from ..errors import InputError, did_you_mean
 from .hints import candidates, suggestion
 from .settings import Settings
 
@@ -208,63 +201,3 @@ def choices_and_typed_keys() -> tuple[dict[str, str | None], list[str]]:
     choices = {group: name for group, name in hydra.runtime.choices.items() if not group.startswith("hydra/")}
     overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     return choices, [str(override.key_or_group) for override in overrides]
-
-
-def composed(settings: Settings, overrides: Sequence[str]) -> DictConfig:
-    """The configuration, with Hydra's own at `hydra`.
-
-    Raises:
-        InputError: it does not compose.
-    """
-    with initialize_config_dir(version_base="1.3", config_dir=str(settings.conf)):
-        try:
-            return compose(settings.root, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(explain(error, settings)) from None
-
-
-def with_home(raw: DictConfig) -> DictConfig:
-    """The configuration with the home folder in place of the ~ at the start of a path, wherever it was set."""
-
-    def expanded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: expanded(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return list(map(expanded, value))
-        return str(Path(value).expanduser()) if isinstance(value, str) and re.match("~(/|$)", value) else value
-
-    return OmegaConf.create(expanded(OmegaConf.to_container(raw)))
-
-
-def check(raw: DictConfig, schema: type[Section]) -> None:
-    """Raise an InputError for a wrong value in the fixed sections, and for a missing one.
-
-    The options of models, data sets, tasks and augmentations are checked when torch is loaded.
-    """
-    HydraConfig.instance().set_config(raw)  # so that ${hydra:…} resolves
-    with open_dict(raw):
-        del raw["hydra"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are shown when the command reads its configuration
-        read_config(schema, without_parts(raw) if schema is EvalConfig else raw, {})
-
-
-def explain(error: Exception, settings: Settings) -> str:
-    """Why Hydra cannot compose, in one line and in the words of the other errors."""
-    message = str(error).strip()
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return unknown(name, group, error.options)
-    named = re.search(r"Could not override '([^']+)'", message)
-    if isinstance(error, ConfigCompositionException) and named:
-        key = str(getattr(error.__cause__, "full_key", None) or "")
-        key = key if key.startswith(named[1]) else named[1]
-        group, _, rest = key.partition(".")
-        if group in settings.groups and not rest:
-            return f"{group}=: there is nothing to choose from; --config-path reads a whole configuration"
-        if group in settings.groups and key in settings.types:
-            return f"{key}: not a key of what is chosen for {group}; choose with {group}="
-        if any(key.startswith(f"{known}.") for known in settings.types):
-            return f"{key}: unknown key; +{key}=… adds it"
-        return f"{key}: unknown key{instead_of_key(key, settings)}"
-    return " ".join(message.split())

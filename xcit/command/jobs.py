@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..credentials import without_credentials
 from .printing import is_main
@@ -22,6 +23,18 @@ class FailedJob:
     """What a job returns that has failed. The multirun goes on with the next one."""
 
     message: str
+
+
+class JobResult(float):
+    """What a job returns: the headline metric, as a number for Hydra's sweepers, with its name and the run's folder."""
+
+    def __new__(cls, value: float, metric: str, folder: Path) -> "JobResult":
+        result = super().__new__(cls, value)
+        result.metric, result.folder = metric, folder
+        return result
+
+    metric: str
+    folder: Path
 
 
 def in_multirun() -> bool:
@@ -57,17 +70,20 @@ class Jobs(Callback):
         """Print the table. A failed job ends the process with status 1."""
         failed = sum(isinstance(result, FailedJob) for _, result in self.done)
         if is_main():
+            title = f"{len(self.done)} jobs, {failed} failed"
             table = Table(
-                "job", "values", "result", title=f"{len(self.done)} jobs, {failed} failed", title_justify="left"
+                "job", "values", "result", Column("folder", overflow="fold"), title=title, title_justify="left"
             )
             for number, (values, result) in enumerate(self.done, 1):
-                table.add_row(str(number), escape(values), shown(result))
+                folder = str(result.folder) if isinstance(result, JobResult) else ""
+                table.add_row(str(number), escape(values), escape(describe_result(result)), escape(folder))
             Console(soft_wrap=True).print(table)
         if failed:
             sys.exit(1)
 
 
-def shown(result: Any) -> str:
+def describe_result(result: Any) -> str:
+    """As "top1 96.11"."""
     if isinstance(result, FailedJob):
-        return escape(f"failed: {result.message}")
-    return f"{result:.2f}" if isinstance(result, float) else "done"
+        return f"failed: {result.message}"
+    return f"{result.metric} {result:.2f}" if isinstance(result, JobResult) else "done"
