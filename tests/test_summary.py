@@ -60,7 +60,8 @@ def test_the_model_and_what_of_it_is_trained() -> None:
             "16 epochs of 22 updates, 64 images per update, learning rate 0.002 (optim.lr=",
         ),
         (Length(epochs=1), "1 epoch of 22 updates, 64 "),
-        (Length(updates=33), "1.5 epochs of 22 updates, 64 "),
+        (Length(updates=33), "33 updates (an epoch has 22), 64 "),
+        (Length(updates=1), "1 update (an epoch has 22), 64 "),
     ],
 )
 def test_the_training(length: Length, text: str) -> None:

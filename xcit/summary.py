@@ -75,14 +75,21 @@ def training(length: Length, updates_per_epoch: int, global_batch_size: int, lr:
 
     lr: for a batch of 512, as `optim.lr`.
     """
-    epochs = length.num_updates(updates_per_epoch) / updates_per_epoch
+    if length.updates:
+        duration = f"{counted(length.updates, 'update')} (an epoch has {updates_per_epoch:,})"
+    else:
+        duration = f"{counted(length.epochs or 0, 'epoch')} of {counted(updates_per_epoch, 'update')}"
     processes = distributed.world_size()
     shares = f" ({processes} processes × {global_batch_size // processes:,})" if processes > 1 else ""
     return "training", (
-        f"{epochs:,.4g} epoch{'s' * (epochs != 1)} of {updates_per_epoch:,} update{'s' * (updates_per_epoch != 1)}, "
-        f"{global_batch_size:,} images per update{shares}, "
+        f"{duration}, {global_batch_size:,} images per update{shares}, "
         f"learning rate {peak_lr(lr, global_batch_size):.3g} (optim.lr={lr:g} × {global_batch_size} / 512)"
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """As "1 update" or "1,000 updates"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def evaluation(resolutions: Sequence[int], crop_ratio: float) -> Fact:

@@ -136,6 +136,7 @@ def test_a_mistake_is_answered_with_what_to_type(training: Settings, typed: str,
         ("weights=ema,raw", "weights=ema,raw: must be one value; -m runs a job for each of several"),
         ("augment=deit", "augment: unknown key"),
         ("resolutions=64", "resolutions=64: must be"),
+        ("resolutions=[64,32,64]", "resolutions=[64,32,64]: must name each resolution once; 64 is there twice"),
     ],
 )
 def test_a_mistake_in_an_evaluation(evaluation: Settings, typed: str, line: str) -> None:

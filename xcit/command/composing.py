@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..config import EvalConfig
+from ..config.accepted_values import shown
 from ..config.composition import read_config, without_parts
 from ..config.sections import Section
 from ..errors import InputError, unknown
@@ -86,7 +87,11 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
     raw = without_hydra(raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are shown when the command reads its configuration
-        read_config(schema, without_parts(raw) if schema is EvalConfig else raw, {})
+        config = read_config(schema, without_parts(raw) if schema is EvalConfig else raw, {})
+    resolutions = getattr(config, "resolutions", None) or []
+    twice = next((size for size in resolutions if resolutions.count(size) > 1), None)
+    if twice:  # not in the schema, which older runs must pass, too
+        raise InputError(f"resolutions={shown(resolutions)}: must name each resolution once; {twice} is there twice")
 
 
 def without_hydra(raw: DictConfig) -> DictConfig:
