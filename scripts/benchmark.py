@@ -15,15 +15,12 @@ the same product as a 1 × 1 convolution in channels-last memory, and of our mat
 """
 
 import argparse
-import gc
 import json
 import os
-import platform
 import re
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,24 +28,21 @@ from typing import Any
 import timm
 import torch
 import torch._inductor.config
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
 import xcit
+from scripts.benchmark_steps import TIMED
+from scripts.measurements import Rates, in_turns, kept_by, measure_machine, operations_of, rate
 from xcit.command import ArgumentParser, guarded
-from xcit.engine.optimizer import make_optimizer
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, choose
 from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
-from xcit.kernels.matmul import product
 from xcit.kernels.self_check import check_triton_kernels
-from xcit.models.fast.compiling import compile_model
 from xcit.storage import write_text
 from xcit.weights.published import long_name
 
@@ -56,11 +50,6 @@ CASES = {
     "cpu": ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1"),
     "cuda": ("s12/16@224x256",),
 }
-SECONDS = 0.5
-"""Duration of a turn. It is long enough that reading the clock does not matter."""
-
-Step = Callable[[], object]
-Rates = dict[torch.dtype, float]  # dtype → the machine's best rate for a matrix product, in operations per second
 
 
 @dataclass(frozen=True)
@@ -114,80 +103,11 @@ class Row:
     share: float | None = None
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What a turn measures, in images/s."""
-
-    training: bool
-    dtype: torch.dtype = torch.float32
-    compiled: bool = False
-    checkpointed: bool = False
-    """Gradient checkpointing in our model only. It is compared with timm's plain step."""
-
-    def step(self, model: nn.Module, images: Tensor) -> Step:
-        """The step to time. It may change the model, which must not be used for anything else afterwards."""
-        ours = isinstance(model, xcit.XCiT)
-        if isinstance(model, xcit.XCiT) and not self.training:
-            model = xcit.fuse_for_inference(model)
-        if self.checkpointed and isinstance(model, xcit.XCiT):
-            model.set_grad_checkpointing()
-        if self.compiled:
-            compile_model(model)
-        step = training(model, images, ours) if self.training else inference(model, images)
-
-        def cast() -> object:
-            with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return step()
-
-        return cast
-
-
-TIMED = {
-    "inference": Figure(training=False),
-    "training": Figure(training=True),
-    "inference_bf16": Figure(training=False, dtype=torch.bfloat16),
-    "training_bf16": Figure(training=True, dtype=torch.bfloat16),
-    "inference_compiled": Figure(training=False, compiled=True),
-    "training_compiled": Figure(training=True, compiled=True),
-    "training_checkpointed": Figure(training=True, checkpointed=True),
-    "inference_bf16_compiled": Figure(training=False, dtype=torch.bfloat16, compiled=True),
-    "training_bf16_compiled": Figure(training=True, dtype=torch.bfloat16, compiled=True),
-}
 FIGURES = (*TIMED, "memory")
 USUAL = {
     "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled")],
     "cuda": [name for name in FIGURES if "bf16" in name],
 }
-
-
-def inference(model: nn.Module, images: Tensor) -> Step:
-    model.eval()
-
-    @torch.inference_mode()
-    def step() -> Tensor:
-        return model(images)
-
-    return step
-
-
-def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
-    """An update as in train.py: forward, backward, clipping, AdamW, EMA."""
-    model.train()
-    targets = torch.full((len(images), 1000), 1e-3, device=images.device)
-    if ours:
-        optimizer = make_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05, options={})
-    else:
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
-    ema = ModelEmaV3(model, decay=0.999)
-
-    def step() -> None:
-        F.cross_entropy(model(images), targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(model)
-
-    return step
 
 
 @guarded
@@ -269,39 +189,6 @@ def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates)
     return rows
 
 
-def operations_of(model: nn.Module, images: Tensor, training: bool) -> float:
-    """Additions and multiplications of a step. The backward pass counts twice as much as the forward pass."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval()(images)
-    return counter.get_total_flops() * (3 if training else 1)
-
-
-def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Steps per second of each side in each round. In a round each side has one turn."""
-    # Warm up, then choose how many steps fill a turn.
-    for step in steps.values():
-        rate(step, 2, device)
-    repeats = {side: max(1, round(SECONDS * rate(step, 1, device))) for side, step in steps.items()}
-    found: dict[str, list[float]] = {side: [] for side in steps}
-    for _ in range(rounds):
-        for side, step in steps.items():
-            found[side].append(rate(step, repeats[side], device))
-    return found
-
-
-def rate(step: Step, repeats: int, device: torch.device) -> float:
-    """Steps per second over so many repeats."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return repeats / (time.perf_counter() - started)
-
-
 def saved_tensors(case: Case, device: torch.device) -> list[Row]:
     """Megabytes that the forward pass saves for the backward pass, without and with our gradient checkpointing."""
     models, images = case.models(device), case.images(device)
@@ -314,78 +201,12 @@ def saved_tensors(case: Case, device: torch.device) -> list[Row]:
     ]
 
 
-def kept_by(model: nn.Module, images: Tensor) -> float:
-    """Megabytes of the tensors that a forward pass in training keeps alive.
-
-    They are what autograd saves, and what else is alive afterwards: checkpointing keeps its inputs outside autograd.
-    """
-    kept: dict[int, int] = {}
-    before = {tensor.untyped_storage().data_ptr() for tensor in alive()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in before:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.train()(images)
-    for tensor in alive():
-        if tensor is not output:
-            keep(tensor)
-    return sum(kept.values()) / 1e6
-
-
-def alive() -> list[Tensor]:
-    """All tensors in the process that own memory."""
-    gc.collect()
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and has_memory(thing)]
-
-
-def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has an address. The compiler's fake tensors and oneDNN's packed weights raise instead."""
-    try:
-        return tensor.untyped_storage().data_ptr() != 0
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float], share: float | None = None) -> Row:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     medians = statistics.median(ours), statistics.median(theirs)
     spread = statistics.median(ratios), min(ratios), max(ratios)
     model = f"{case.model}_p{case.patch_size}"
     return Row(model, case.image_size, case.batch_size, mode, figure, *medians, *spread, share)
-
-
-def measure_machine(device: torch.device, dtypes: set[torch.dtype]) -> Rates:
-    """Measure the machine's best rate for the matrix product of S12's feed-forward network, in each dtype."""
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}")
-    best: Rates = {}
-    images = 8 if device.type == "cpu" else 512
-    for dtype in sorted(dtypes, key=lambda dtype: -dtype.itemsize):
-        tokens = torch.randn(images, 196, 384, device=device, dtype=dtype)
-        with torch.inference_mode():
-            found = in_turns(routes(tokens, 1536), 5, device)
-        rates = {name: 2 * tokens.numel() * 1536 * statistics.median(each) for name, each in found.items()}
-        speeds = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
-        print(f"{str(dtype).removeprefix('torch.')}: {speeds}")
-        best[dtype] = max(rates.values())
-    return best
-
-
-def routes(tokens: Tensor, outputs: int) -> dict[str, Step]:
-    """Three implementations of the same matrix product."""
-    where: dict[str, Any] = {"device": tokens.device, "dtype": tokens.dtype}
-    linear = nn.Linear(tokens.shape[-1], outputs, **where)
-    conv = nn.Conv2d(tokens.shape[-1], outputs, kernel_size=1, **where)
-    image = tokens.mT.unflatten(-1, (14, 14))  # a view of the same memory, as a channels-last map
-    return {
-        "linear": lambda: linear(tokens),
-        "1×1 convolution": lambda: conv(image),
-        "ours": lambda: product(tokens, linear.weight, linear.bias),
-    }
 
 
 def print_table(rows: list[Row]) -> None:

@@ -1,0 +1,85 @@
+"""What a turn of scripts/benchmark.py runs: inference or a training step, as the users of each library run it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+import xcit
+from scripts.measurements import Step
+from xcit.engine.optimizer import make_optimizer
+from xcit.models.fast.compiling import compile_model
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a turn measures, in images/s."""
+
+    training: bool
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    checkpointed: bool = False
+    """Gradient checkpointing in our model only. It is compared with timm's plain step."""
+
+    def step(self, model: nn.Module, images: Tensor) -> Step:
+        """The step to time. It may change the model, which must not be used for anything else afterwards."""
+        ours = isinstance(model, xcit.XCiT)
+        if isinstance(model, xcit.XCiT) and not self.training:
+            model = xcit.fuse_for_inference(model)
+        if self.checkpointed and isinstance(model, xcit.XCiT):
+            model.set_grad_checkpointing()
+        if self.compiled:
+            compile_model(model)
+        step = training(model, images, ours) if self.training else inference(model, images)
+
+        def cast() -> object:
+            with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return step()
+
+        return cast
+
+
+TIMED = {
+    "inference": Figure(training=False),
+    "training": Figure(training=True),
+    "inference_bf16": Figure(training=False, dtype=torch.bfloat16),
+    "training_bf16": Figure(training=True, dtype=torch.bfloat16),
+    "inference_compiled": Figure(training=False, compiled=True),
+    "training_compiled": Figure(training=True, compiled=True),
+    "training_checkpointed": Figure(training=True, checkpointed=True),
+    "inference_bf16_compiled": Figure(training=False, dtype=torch.bfloat16, compiled=True),
+    "training_bf16_compiled": Figure(training=True, dtype=torch.bfloat16, compiled=True),
+}
+
+
+def inference(model: nn.Module, images: Tensor) -> Step:
+    model.eval()
+
+    @torch.inference_mode()
+    def step() -> Tensor:
+        return model(images)
+
+    return step
+
+
+def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
+    """An update as in train.py: forward, backward, clipping, AdamW, EMA."""
+    model.train()
+    targets = torch.full((len(images), 1000), 1e-3, device=images.device)
+    if ours:
+        optimizer = make_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05, options={})
+    else:
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+    ema = ModelEmaV3(model, decay=0.999)
+
+    def step() -> None:
+        F.cross_entropy(model(images), targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model)
+
+    return step
