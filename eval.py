@@ -37,7 +37,7 @@ from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, require_target
 from xcit.errors import InputError, given_as
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, Subject, resolutions_for, sweep
+from xcit.evaluation.resolutions import Row, Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
@@ -107,23 +107,20 @@ def evaluate(raw: DictConfig) -> list[Row]:
         ]
         summary.say(facts)
         view = VIEWS[task_class.view].evaluation
-        rows = sweep(
-            tasks,
-            lambda resolution: EvalLoader(
+
+        def batches_at(resolution: int) -> EvalLoader:
+            return EvalLoader(
                 examples,
                 view(preprocessing.at(resolution, whole.crop_ratio), examples.classes),
                 config.batch_size,
-                workers=whole.data.workers,
+                **whole.data.model_dump(include={"workers", "max_pixels"}),
                 device=device,
                 **distributed.place(),
-                max_pixels=whole.data.max_pixels,
-            ),
-            whole.resolutions,
-            Subject(whole.model.name, str(path), whole.data.name, whole.crop_ratio),
-            device,
-            config.precision,
-            progress,
-        )
+            )
+
+        measure = by_evaluator(batches_at, device, config.precision, progress)
+        subject = Subject(whole.model.name, str(path), whole.data.name, whole.crop_ratio)
+        rows = sweep(tasks, measure, whole.resolutions, subject, device)
 
         # 6. The report.
         if distributed.is_main():

@@ -46,7 +46,7 @@ from xcit.engine.task import Target, Task, require_target
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
-from xcit.evaluation.resolutions import Subject, resolutions_for, sweep
+from xcit.evaluation.resolutions import Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.checkpointing import switch_on_checkpointing
@@ -184,7 +184,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         # 9. Evaluate the final weights across resolutions, and report.
         with if_stopped(f"during the final evaluation; to evaluate the model: python eval.py checkpoint={folder.path}"):
             subject = Subject(config.model.name, str(folder.last), config.data.name, config.crop_ratio)
-            rows = sweep(state.weights(), batches_at, resolutions, subject, device, config.train.precision, progress)
+            measure = by_evaluator(batches_at, device, config.train.precision, progress)
+            rows = sweep(state.weights(), measure, resolutions, subject, device)
         if distributed.is_main():
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)

@@ -14,7 +14,7 @@ from data.views.labelled_crop import LabelledImages
 from xcit.errors import Notice
 from xcit.evaluation.cost import Meter
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, Subject, default_resolutions, resolutions_for, sweep
+from xcit.evaluation.resolutions import Row, Subject, by_evaluator, default_resolutions, resolutions_for, sweep
 from xcit.models.dry_run import dry_run
 from xcit.tasks import TASKS
 
@@ -64,11 +64,10 @@ def rows_of(resolutions: list[int], task: nn.Module | None = None) -> list[Row]:
     task = task or TASKS["classify"](Sizer(), target_of(7))
     return sweep(
         {"raw": task, "ema": task},
-        batches_at,
+        by_evaluator(batches_at, torch.device("cpu"), "fp32"),
         resolutions,
         Subject("sizer", "runs/a/checkpoints/last.pt", "seven", crop_ratio=1.0),
         device=torch.device("cpu"),
-        precision="fp32",
     )
 
 

@@ -19,6 +19,9 @@ from .cost import Meter
 SEVENTHS = (5, 6, 7, 8, 9, 10, 12)
 """The default resolutions in sevenths of the training size: 160 to 384 pixels for 224."""
 
+# Measures a module: (module, size of the images in pixels, description for the progress) → metrics by name.
+Measure = Callable[[Any, int, str], dict[str, float]]
+
 # A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, the evaluator's
 # metrics (for classification top1 and top5 in percent, loss, images), images_per_second, peak_memory_mb.
 Row = dict[str, Any]
@@ -34,26 +37,22 @@ class Subject(NamedTuple):
 
 
 def sweep(
-    tasks: Mapping[str, Task],
-    batches_at: Callable[[int], Batches[Any]],
+    modules: Mapping[str, nn.Module],
+    measure: Measure,
     resolutions: Sequence[int],
     subject: Subject,
     device: torch.device,
-    precision: str,
-    progress: Progress = SILENT,
 ) -> list[Row]:
     """A row for each kind of weights ("raw", "ema") at each resolution. A note tells of a loss that is not finite.
 
-    batches_at makes the evaluation batches at a resolution. images_per_second includes decoding and starting workers.
+    modules: what is measured, by the kind of its weights. images_per_second includes decoding and starting workers.
     """
     rows: list[Row] = []
     for resolution in resolutions:
-        batches = batches_at(resolution)
-        for weights, task in tasks.items():
-            number = f"{len(rows) + 1} of {len(resolutions) * len(tasks)}"
-            shown = progress.track(batches, f"evaluation {number}: {resolution} pixels, {weights} weights")
+        for weights, module in modules.items():
+            number = f"{len(rows) + 1} of {len(resolutions) * len(modules)}"
             with Meter(device) as meter:
-                measured = evaluate(task, shown, device, precision)
+                measured = measure(module, resolution, f"evaluation {number}: {resolution} pixels, {weights} weights")
             if distributed.is_main() and not math.isfinite(measured.get("loss", 0.0)):
                 print_note(f"the loss of the {weights} weights at {resolution} pixels is {measured['loss']}")
             conditions = {"eval_set": subject.eval_set, "resolution": resolution, "crop_ratio": subject.crop_ratio}
@@ -64,6 +63,17 @@ def sweep(
             first = {"model": subject.model, "checkpoint": subject.checkpoint, "weights": weights}
             rows.append(first | conditions | measured | cost)
     return rows
+
+
+def by_evaluator(
+    batches_at: Callable[[int], Batches[Any]], device: torch.device, precision: str, progress: Progress = SILENT
+) -> Measure:
+    """Measures a task with its own evaluator. batches_at makes the evaluation batches of a resolution."""
+
+    def measure(task: Task, resolution: int, what: str) -> dict[str, float]:
+        return evaluate(task, progress.track(batches_at(resolution), what), device, precision)
+
+    return measure
 
 
 def default_resolutions(image_size: int, patch_size: int = 1) -> list[int]:
