@@ -128,6 +128,23 @@ def from_all(value: T) -> list[T]:
     return values
 
 
+def rows_of_all(own: Tensor) -> Tensor:
+    """A tensor whose rows are spread over the processes, whole in every process.
+
+    own: on the CPU, rows r, r + W, r + 2W, … in process r of W, as `EvalBatches` spreads a data set.
+    """
+    if world_size() == 1:
+        return own
+    counts = from_all(len(own))
+    # One collective needs one shape: every process sends as many rows as the one that has most.
+    padded = own.new_zeros(max(counts), *from_main(own.shape[1:]))
+    if len(own):
+        padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[: sum(counts)]
+
+
 def greatest(value: int) -> int:
     """The largest of all processes' values; the GPUs are not used."""
     if world_size() == 1:

@@ -1,0 +1,73 @@
+"""Frozen features of all images of a data set."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import distributed
+from ..engine.numerics import autocast
+from ..errors import InputError
+from ..models.xcit import XCiT
+
+Kind = Literal["class_token", "class_and_mean"]
+
+
+class Features(NamedTuple):
+    """The images of a data set, in its order. On the CPU."""
+
+    vectors: Tensor
+    """(N, D), fp32."""
+    labels: Tensor
+    """(N,), int64: the class of each image."""
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, batches: Iterable[Any], device: torch.device, precision: str = "fp32", kind: Kind = "class_token"
+) -> Features:
+    """The features of all images, in every process; see `features_of`.
+
+    Args:
+        model: an XCiT or a model of timm, on the device.
+        batches: of this process, as `EvalBatches` spreads them, with `images` and `labels`.
+        precision: of the forward pass.
+    """
+    was_training = model.training
+    model.eval()
+    vectors, labels = [], []
+    for batch in batches:
+        with autocast(device, precision):
+            found = features_of(model, batch.images, kind)
+        vectors.append(found.float().cpu())
+        labels.append(batch.labels.cpu())
+    model.train(was_training)
+    if not vectors:  # more processes than images
+        vectors, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.long)]
+    return Features(distributed.rows_of_all(torch.cat(vectors)), distributed.rows_of_all(torch.cat(labels)))
+
+
+def features_of(model: nn.Module, images: Tensor, kind: Kind) -> Tensor:
+    """The features of a batch, (B, D).
+
+    Args:
+        kind: "class_token" for what the classifier gets: the class token, or in a model without one the pooled
+            features. "class_and_mean" for the class token and the mean of the patch tokens, D = 2C, as DINO's
+            `avgpool_patchtokens`.
+
+    Raises:
+        InputError: "class_and_mean" is for models with a class token.
+    """
+    if kind == "class_and_mean":
+        tokens = model.forward_features(images)  # type: ignore[operator]
+        prefix = getattr(model, "num_prefix_tokens", 0)
+        if not prefix or tokens.ndim != 3:
+            raise InputError(f"features=class_and_mean: {type(model).__name__} has no class token; class_token works")
+        return torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1)
+    if isinstance(model, XCiT):
+        tokens = model.forward_features(images, model.global_pool == "token")  # skips what only patches need
+    else:
+        tokens = model.forward_features(images)  # type: ignore[operator]
+    features: Tensor = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    return features
