@@ -1,7 +1,7 @@
 """Frozen features of all images of a data set."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,22 @@ class Features(NamedTuple):
     """(N, D), fp32."""
     labels: Tensor
     """(N,), int64: the class of each image."""
+
+
+class OfFeatures(Protocol):
+    """Measures frozen features of a validation split with those of the training split, the bank."""
+
+    features: Kind
+    """Which features it measures."""
+    headline: ClassVar[str]
+    """The metric that a picture shows; higher is better."""
+
+    def check(self, num_training: int) -> None:
+        """Raise an InputError if the options are wrong for this number of training images."""
+
+    def score(self, bank: Features, queries: Features, num_classes: int, device: torch.device) -> dict[str, float]:
+        """Metrics by name, among them "images", the number of queries. All processes call it with all features."""
+        ...
 
 
 @torch.no_grad()
@@ -63,7 +79,7 @@ def features_of(model: nn.Module, images: Tensor, kind: Kind) -> Tensor:
         tokens = model.forward_features(images)  # type: ignore[operator]
         prefix = getattr(model, "num_prefix_tokens", 0)
         if not prefix or tokens.ndim != 3:
-            raise InputError(f"features=class_and_mean: {type(model).__name__} has no class token; class_token works")
+            raise InputError(f"features=class_and_mean: {type(model).__name__} has no class token; use class_token")
         return torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=1)
     if isinstance(model, XCiT):
         tokens = model.forward_features(images, model.global_pool == "token")  # skips what only patches need

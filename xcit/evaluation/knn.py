@@ -1,17 +1,57 @@
 """Weighted k-nearest-neighbour classification of features (Wu et al., arXiv 1805.01978), as DINO evaluates them."""
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from ..engine import distributed
 from ..errors import InputError
+from .features import Features, Kind
 
 RANKED = 5
 """Number of classes that are ranked for each image: enough for top-5."""
 SIMILARITIES = 2**26
 """Number of similarities that are in memory at once, unless `chunk` says otherwise."""
+
+
+class KNN:
+    """Top-1 and top-5 of weighted k-NN: the training images vote for the classes of the validation images.
+
+    Args:
+        features: Features that are compared: class_token, or class_and_mean (with the mean of the patch tokens).
+        k: Numbers of neighbours; the first one gives the headline.
+        temperature: Temperature of the votes, exp(similarity / temperature).
+    """
+
+    headline = "knn_top1"
+
+    def __init__(
+        self,
+        *,
+        features: Kind = "class_token",
+        k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [20, 10, 100, 200],  # noqa: B006
+        temperature: Annotated[float, Field(gt=0)] = 0.07,
+    ) -> None:
+        self.features, self.k, self.temperature = features, k, temperature
+
+    def check(self, num_training: int) -> None:
+        require_neighbours(self.k, num_training, "evaluate.k")
+
+    def score(self, bank: Features, queries: Features, num_classes: int, device: torch.device) -> dict[str, float]:
+        place = distributed.place()
+        own = slice(place["rank"], None, place["world_size"])
+        vectors, bank_vectors, bank_labels = (x.to(device) for x in (queries.vectors[own], *bank))
+        ranked = weighted_knn(bank_vectors, bank_labels, vectors, num_classes, self.k, self.temperature)
+        scores: dict[str, float] = {}
+        for k, classes in ranked.items():
+            hits = distributed.rows_of_all(classes.cpu() == queries.labels[own, None]).float().mean(dim=0)
+            scores |= {f"knn_top1_k{k}": 100 * hits[0].item(), f"knn_top5_k{k}": 100 * hits.sum().item()}
+        first = {f"knn_{metric}": scores[f"knn_{metric}_k{self.k[0]}"] for metric in ("top1", "top5")}
+        return first | scores | {"images": len(queries.labels)}
 
 
 def weighted_knn(
@@ -40,14 +80,19 @@ def weighted_knn(
     Raises:
         InputError: a k is larger than the bank.
     """
-    if max(k) > len(bank):
-        raise InputError(f"k={max(k)}: must be at most {len(bank)}, the number of images whose classes are known")
+    require_neighbours(k, len(bank), "k")
     found: dict[int, list[Tensor]] = {number: [] for number in k}
     for similarities, neighbours in nearest(bank, queries, max(k), chunk):
         for number, ranked in found.items():
             votes = similarities[:, :number], bank_labels[neighbours[:, :number]]
             ranked.append(rank_classes(*votes, num_classes, temperature))
     return {number: torch.cat(ranked) for number, ranked in found.items()}
+
+
+def require_neighbours(k: Sequence[int], available: int, key: str) -> None:
+    """Refuse a k that is larger than the bank. key: what the user gives it as."""
+    if max(k) > available:
+        raise InputError(f"{key}={max(k)}: must be at most {available}, the number of images whose classes are known")
 
 
 def leave_one_out_knn(
