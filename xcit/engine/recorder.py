@@ -1,4 +1,4 @@
-"""Writes measurements to metrics.jsonl and to the chosen tracker."""
+"""Writes measurements to metrics.jsonl and to trackers."""
 
 import json
 from contextlib import suppress
@@ -20,8 +20,8 @@ class Recorder:
     Rows that cannot be written are kept in memory, and are written with a later row.
     """
 
-    def __init__(self, path: Path, tracker: Tracker, *, after_step: int, epochs_done: int) -> None:
-        self.path, self.tracker = path, tracker
+    def __init__(self, path: Path, *trackers: Tracker, after_step: int, epochs_done: int) -> None:
+        self.path, self.trackers = path, trackers
         write_text(path, "".join(line + "\n" for line in kept_lines(path, after_step, epochs_done)))
         self.unwritten: list[str] = []
         self.failing = False
@@ -38,7 +38,8 @@ class Recorder:
             self.failing = True
         else:
             self.failing = False
-        self.tracker.log(finite)
+        for tracker in self.trackers:
+            tracker.log(finite)
 
     def flush(self) -> None:
         """Write the rows that are still in memory.
@@ -66,7 +67,8 @@ class Recorder:
             self.flush()
         if self.unwritten:
             print_note(f"{self.path}: {len(self.unwritten)} rows could not be written")
-        self.tracker.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 class NullRecorder(Recorder):

@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoint import LAST
 from ..errors import InputError, WriteError, print_note
 from . import distributed
+from .curves import Curves
 from .length import Length
 from .recorder import NullRecorder, Recorder, kept_lines
 from .run_folder import RUNS, RunFolder, new_path, require_possible, require_writable
@@ -128,7 +129,8 @@ def open_run(
         identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
         tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
         state.identity["tracker_home"] = tracker.home or state.identity.get("tracker_home")
-        recorder = Recorder(folder.metrics, tracker, after_step=state.step, epochs_done=state.epoch)
+        curves = Curves(folder.path)
+        recorder = Recorder(folder.metrics, tracker, curves, after_step=state.step, epochs_done=state.epoch)
     if elsewhere:
         folder.save(state, recorder)  # so that a kill before the first checkpoint loses nothing
     return recorder

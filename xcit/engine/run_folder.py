@@ -30,7 +30,10 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
 
 BEFORE_RESULT = ("environment.json", "config.yaml")
 """What a command writes before its first result."""
-BEFORE_CHECKPOINT = (*BEFORE_RESULT, "classes.json", "metrics.jsonl", "metrics.csv", "tensorboard", "wandb")
+BEFORE_CHECKPOINT = (
+    *BEFORE_RESULT,
+    *("classes.json", "metrics.jsonl", "metrics.csv", "curves.png", "tensorboard", "wandb"),
+)
 """What a training run writes before its first checkpoint."""
 MAX_FAILURES = 3
 """Failed checkpoints in a row after which the run ends."""
@@ -43,6 +46,7 @@ class RunFolder:
     environment.json      versions, host, devices, git commit, command
     classes.json          the class names, in the order of the model's outputs
     metrics.jsonl         one object a line
+    curves.png            the same as a picture, see curves.py
     checkpoints/          see checkpoints.py
     results.json          the final evaluation, and other files of the report
     run.lock              while a run lives
