@@ -1,4 +1,4 @@
-"""Which images go into which shard, and which shards an earlier call of scripts/make_shards.py has finished."""
+"""Divides images into shards, and finds the shards that an earlier call of scripts/make_shards.py has finished."""
 
 import hashlib
 import json
