@@ -55,6 +55,7 @@ from xcit.preprocessing import Preprocessing
 from xcit.signals import if_stopped
 from xcit.tasks import TASKS
 
+FROM_SCRATCH = "pretrained=null trains from scratch (a folder of images: with recipe=folder_from_scratch)"
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
@@ -221,7 +222,7 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
     """The model before the first update, with as many outputs as the task needs."""
     torch.manual_seed(config.seed)
     num_classes = TASKS[config.task.name].num_outputs(target)
-    with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
+    with given_as("pretrained", FROM_SCRATCH), distributed.main_first():
         model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model.options)
     if config.train.grad_checkpointing:
         switch_on_checkpointing(model)

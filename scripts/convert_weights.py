@@ -3,6 +3,7 @@
     python scripts/convert_weights.py xcit_small_12_p16_224.pth s12.safetensors --to safetensors
     python scripts/convert_weights.py runs/NAME/TIME xcit_small_12_p16_224.pth --to authors --weights ema
     python scripts/convert_weights.py runs/NAME/TIME my_model --to hub
+    python scripts/convert_weights.py runs/DINO student.pth --to timm --network student
 
 The source is anything that `pretrained=` accepts: a file, a run folder, a published name. The target is a new file.
 With --to hub it is a new folder, which `xcit.XCiT.from_pretrained` opens and which can be uploaded unchanged.
@@ -54,7 +55,7 @@ def main() -> None:
     # Read the weights.
     path = locate(source)
     content = read_tensors(path)
-    weights = weights_at(path, content)
+    weights = weights_at(path, content, arguments.network)
     if not arguments.weights:
         weights.warn_of_lag()
     kind = arguments.weights or weights.better()
@@ -80,6 +81,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True, help="the format of the target")
     parser.add_argument(
         "--weights", choices=["raw", "ema"], help="default: the better ones of the run's last validation"
+    )
+    parser.add_argument(
+        "--network", choices=["teacher", "student"], help="of a DINO run or file; default: the teacher, as everywhere"
     )
     parser.add_argument(
         "--model",

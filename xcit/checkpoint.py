@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, choose
 
 FORMAT = "xcit training state, version 3"
 FORMAT_1, FORMAT_2 = "xcit training state, version 1", "xcit training state, version 2"
@@ -62,9 +62,15 @@ def task_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     return {"raw": content["task"]} | ({"ema": content["ema"]} if content["ema"] else {})
 
 
-def backbone_weights(content: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """The weights of the task's backbone alone, by the model's own names: what others load."""
-    prefix = f"{content.get('backbone', 'model')}."
+def backbone_weights(content: Mapping[str, Any], network: str | None = None) -> dict[str, dict[str, Tensor]]:
+    """The weights of the task's backbone alone, by the model's own names: what others load.
+
+    network: another one of the task's networks, as "student"; see `Task.networks`.
+    """
+    part = content.get("backbone", "model")
+    if network is not None:
+        part = choose(content.get("networks", {}) or {"model": part}, network, "network")
+    prefix = f"{part}."
     return {
         kind: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         for kind, weights in task_weights(content).items()

@@ -5,6 +5,7 @@ from .digits import Digits
 from .folder import Folder
 from .imagenet import ImageNet
 from .imagenet_shards import ImageNetShards
+from .images import Images
 from .inaturalist import INat
 from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 
@@ -14,6 +15,7 @@ DATASETS: dict[str, type[DataSource]] = {
     "imagenet": ImageNet,
     "imagenet_shards": ImageNetShards,
     "folder": Folder,
+    "images": Images,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "flowers": Flowers,

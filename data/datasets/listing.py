@@ -82,6 +82,20 @@ def skipped_below(folder: Path) -> Skipped:
     return skipped
 
 
+def list_tree(root: Path) -> tuple[PackedStrings, Skipped]:
+    """List all images in a folder and its subfolders, sorted by folder, then by name; and what is skipped there.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    skipped = Skipped()
+    try:
+        found = [path.removeprefix("./") for path in walk(root, ".", {}, skipped)]
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+    return PackedStrings.pack(found, f"{root}/"), skipped
+
+
 def list_folders(root: Path) -> Listing:
     """List all images in root/CLASS/ and its subfolders, without the cache."""
     folders: dict[str, int] = {}

@@ -53,7 +53,7 @@ def load(source: str | Path, kind: str | None = None) -> Loaded:
     model = new_model(str(source), path, content, weights, state)
     load_exactly(model, state, weights.origin)
     describe(model, weights)
-    classes = weights.classes
+    classes = weights.classes if getattr(model, "num_classes", 1) else None
     if classes is None and find_published(str(source)) and getattr(model, "num_classes", 0) == 1000:
         classes = imagenet_classes()
     return Loaded(model.eval(), weights.preprocessing(model), classes)

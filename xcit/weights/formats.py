@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import backbone_weights, better_weights, describe_lag, is_checkpoint
-from ..errors import InputError, Notice
+from ..errors import InputError, Notice, choose
 from ..preprocessing import Preprocessing
 
 State = dict[str, Tensor]
@@ -74,20 +74,25 @@ class Weights:
             warnings.warn(f"{self.origin}: {lag}", Notice, 2)
 
 
-def weights_in(content: Mapping[str, Any], origin: str) -> Weights:
+def weights_in(content: Mapping[str, Any], origin: str, network: str | None = None) -> Weights:
     """The weights in the content of a file: a checkpoint of ours, a training script's, DINO's, or a bare state dict.
 
     Args:
         content: what the file holds.
         origin: the file's name, for messages.
+        network: which network, if the file holds several: "teacher", which is the default, or "student".
 
     Raises:
-        InputError: there is no state dict in the content.
+        InputError: there is no state dict in the content, or no such network.
     """
     if is_checkpoint(content):
-        return checkpoint_weights(content, backbone_weights(content), origin)
+        return checkpoint_weights(content, backbone_weights(content, network), origin)
     if "teacher" in content:
-        return Weights(origin, {"raw": backbone_of_dino(state_dict(content["teacher"], origin))})
+        networks = {name: content[name] for name in ("teacher", "student") if name in content}
+        chosen = choose(networks, network or "teacher", "network")
+        return Weights(origin, {"raw": backbone_of_dino(state_dict(chosen, origin))})
+    if network is not None:
+        raise InputError(f"network={network}: {origin} holds one network")
     kinds = {"raw": content}
     for raw, ema in WRAPPERS:
         if isinstance(content.get(raw), Mapping):
@@ -134,10 +139,10 @@ def names_tensor(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor)
 
 
-def backbone_of_dino(teacher: State) -> State:
-    """The backbone of DINO's teacher, without the projection head. The published accuracies are the teacher's."""
+def backbone_of_dino(network: State) -> State:
+    """The backbone of DINO's teacher or student, without its head. The published accuracies are the teacher's."""
     prefix = "backbone."
-    return to_timm_names({k.removeprefix(prefix): v for k, v in teacher.items() if k.startswith(prefix)})
+    return to_timm_names({k.removeprefix(prefix): v for k, v in network.items() if k.startswith(prefix)})
 
 
 def to_timm_names(state: Mapping[str, Tensor]) -> State:

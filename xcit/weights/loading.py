@@ -54,9 +54,12 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
     return weights_at(path, read_tensors(path))
 
 
-def weights_at(path: Path, content: Mapping[str, Any]) -> Weights:
-    """The weights in the content of the file at `path`, and what the config.json beside a hub folder's file says."""
-    weights = weights_in(content, str(path))
+def weights_at(path: Path, content: Mapping[str, Any], network: str | None = None) -> Weights:
+    """The weights in the content of the file at `path`, and what the config.json beside a hub folder's file says.
+
+    network: see `weights_in`.
+    """
+    weights = weights_in(content, str(path), network)
     config = read_hub_config(path)
     return hub_weights(weights.state("raw"), config, weights.origin) if config else weights
 
