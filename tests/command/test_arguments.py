@@ -118,6 +118,8 @@ def test_a_resumed_run_decides_what_the_keys_are(training: Settings) -> None:
         ("train.epochs=0", "train.epochs=0: must be"),
         ("seed=x", "seed=x: must be"),
         ("data=folder", "data.root: must be given"),
+        ("pretrained=/no/such", "pretrained=/no/such: no such file or run folder"),
+        ("resume=runs/no", "resume=runs/no: no such file or run folder"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_type(training: Settings, typed: str, line: str) -> None:
@@ -135,13 +137,14 @@ def test_a_mistake_is_answered_with_what_to_type(training: Settings, typed: str,
         ("train.epochs=1", "train.epochs: unknown key"),
         ("weights=ema,raw", "weights=ema,raw: must be one value; -m runs a job for each of several"),
         ("augment=deit", "augment: unknown key"),
+        ("checkpoint=~/no/such", "checkpoint=~/no/such: no such file or run folder"),
         ("resolutions=64", "resolutions=64: must be"),
         ("resolutions=[64,32,64]", "resolutions=[64,32,64]: must name each resolution once; 64 is there twice"),
     ],
 )
 def test_a_mistake_in_an_evaluation(evaluation: Settings, typed: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        check(composed(evaluation, prepare([typed, "checkpoint=x"], evaluation)), EvalConfig)
+        check(composed(evaluation, prepare(["checkpoint=x", typed], evaluation)), EvalConfig)
     assert str(error.value).startswith(line)
 
 

@@ -126,6 +126,8 @@ def answer(file: str) -> None:
             check(raw, schema)
     except InputError as error:
         stop(str(error), 2)
+    if sys.stderr.isatty() and is_main():
+        print("loading PyTorch", file=sys.stderr, flush=True)
 
 
 def configurations(settings: Settings) -> Iterator[DictConfig]:

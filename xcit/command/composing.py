@@ -1,5 +1,6 @@
 """Composes the configuration of each job and checks it, before torch is loaded."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,7 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
 
     The options of models, data sets, tasks and augmentations are checked when torch is loaded.
     """
+    require_paths(raw)
     if raw.get("resume", "none") != "none":
         return  # the configuration is that of the run to resume
     HydraConfig.instance().set_config(raw)  # so that ${hydra:…} resolves
@@ -92,6 +94,15 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
     twice = next((size for size in resolutions if resolutions.count(size) > 1), None)
     if twice:  # not in the schema, which older runs must pass, too
         raise InputError(f"resolutions={shown(resolutions)}: must name each resolution once; {twice} is there twice")
+
+
+def require_paths(raw: DictConfig) -> None:
+    """Raise an InputError for a checkpoint or weights in a folder that do not exist. Names are looked up later."""
+    for key in ("checkpoint", "pretrained", "resume"):
+        value = str(OmegaConf.select(raw, key))
+        is_path = "/" in value and "://" not in value and not value.startswith(("timm/", "hf-hub:"))
+        if is_path and not os.path.exists(os.path.expanduser(value)):  # noqa: PTH110, PTH111 - they raise for long names
+            raise InputError(f"{key}={value}: no such file or run folder")
 
 
 def without_hydra(raw: DictConfig) -> DictConfig:
