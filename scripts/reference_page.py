@@ -41,6 +41,8 @@ EVAL = """\
 It also takes `model=`, `data=` and `task=` with the keys above. The default is what the evaluated run was trained with.
 A key without its group, as `data.root=/moved` or `data.workers=0`, changes the run's own data, model or task.
 """
+OF_EVAL = {"evaluate": "How a checkpoint is evaluated. See [evaluate.md](evaluate.md#frozen-features)."}
+"""The groups of eval.py alone."""
 GROUPS = {
     "recipe": "A whole run. The default is the recipe with the name of the data set. See [recipes.md](recipes.md).",
     "data": "The images. See [data.md](data.md) and [shards.md](shards.md).",
@@ -56,27 +58,36 @@ GROUPS = {
 def reference(files: Sequence[ConfFile], tables: Tables) -> str:
     """The text of the page."""
     roots = {file.path.stem: file for file in files if file.path.parent == file.conf}
-    of_group = {name: [file for file in files if file.path.parent == file.conf / name] for name in GROUPS}
+    names = (*GROUPS, *OF_EVAL)
+    of_group = {name: [file for file in files if file.path.parent == file.conf / name] for name in names}
     root, recipes = roots["train"], of_group["recipe"]
     page = [HEAD, "## The run", "", *key_table(leaves(TrainConfig), "", root, recipes, "recipe")]
     for group, about in GROUPS.items():
-        choices = of_group[group]
-        page += [f"## {group}", "", about, ""]
-        if choices:
-            page += table([f"`{group}=`", "content"], [[f"`{file.path.stem}`", file.headline] for file in choices])
-        section = section_in(TrainConfig.model_fields[group]) if group in TrainConfig.model_fields else None
-        if section:
-            sources, setter = (choices, group) if choices else (recipes, "recipe")
-            page += key_table(leaves(section), f"{group}.", root, sources, setter)
-        if group in tables:
-            page += option_tables(group, tables, choices, root)
+        page += [f"## {group}", "", about, "", *group_tables(group, TrainConfig, root, of_group, tables)]
     page += [EVAL, *key_table(leaves(EvalConfig), "", roots["eval"], [], "")]
+    for group, about in OF_EVAL.items():
+        page += [f"### {group}", "", about, "", *group_tables(group, EvalConfig, roots["eval"], of_group, tables)]
     return "\n".join(page).rstrip() + "\n"
+
+
+def group_tables(
+    group: str, schema: type[BaseModel], root: ConfFile, of_group: Mapping[str, Sequence[ConfFile]], tables: Tables
+) -> Iterator[str]:
+    """The tables of a group: its choices, the keys that all of them have, and the options of each."""
+    choices = of_group[group]
+    if choices:
+        yield from table([f"`{group}=`", "content"], [[f"`{file.path.stem}`", file.headline] for file in choices])
+    section = section_in(schema.model_fields[group]) if group in schema.model_fields else None
+    if section:
+        sources, setter = (choices, group) if choices else (of_group["recipe"], "recipe")
+        yield from key_table(leaves(section), f"{group}.", root, sources, setter)
+    if group in tables:
+        yield from option_tables(group, tables, choices, root)
 
 
 def leaves(section: type[BaseModel]) -> Fields:
     """The keys of a section that hold values; the others are the sections below it."""
-    return {name: {"": field} for name, field in section.model_fields.items() if name not in GROUPS}
+    return {name: {"": field} for name, field in section.model_fields.items() if name not in (*GROUPS, *OF_EVAL)}
 
 
 def option_tables(group: str, tables: Tables, choices: Sequence[ConfFile], root: ConfFile) -> Iterator[str]:

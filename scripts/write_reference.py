@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
+from eval import TABLES
 from scripts.conf_comments import conf_files
 from scripts.reference_page import reference
-from train import TABLES
 from xcit.command import ArgumentParser, guarded
 
 ROOT = Path(__file__).parents[1]

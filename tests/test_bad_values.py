@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pydantic import Field, create_model
 
-from train import TABLES
+from eval import TABLES
 from xcit.config import EvalConfig, TrainConfig
 from xcit.config.accepted_values import accepted
 from xcit.config.composition import read_config

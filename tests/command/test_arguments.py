@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train import TABLES
+from eval import TABLES
 from xcit.command import ArgumentParser
 from xcit.command.arguments import prepare
 from xcit.command.composing import check, composed, with_home

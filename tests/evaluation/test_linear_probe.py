@@ -52,7 +52,7 @@ def test_the_probe_is_about_as_good_as_logistic_regression_and_the_same_for_a_se
     regression = LogisticRegression(max_iter=1000).fit(bank.vectors.numpy(), bank.labels.numpy())
     expected = 100 * regression.score(queries.vectors.numpy(), queries.labels.numpy())
     assert scores["linear_top1"] == pytest.approx(expected, abs=2)
-    assert scores["linear_top1"] == scores[f"linear_top1_lr{scores['linear_lr']:g}"]
+    assert scores["linear_top1"] == scores[f"linear_top1@lr{scores['linear_lr']:g}"]
     assert scores["linear_top1"] <= scores["linear_top5"] <= 100
     assert scores["images"] == 797
     assert LinearProbe(epochs=30).score(bank, queries, 10, CPU) == scores
@@ -65,4 +65,4 @@ def test_validation_images_do_not_choose_the_rate(split: tuple[Features, Feature
     wrong = Features(queries.vectors, (queries.labels + 1) % 10)
     scores = LinearProbe(lr=[1e-9, 0.3], epochs=5).score(bank, wrong, 10, CPU)
     assert scores["linear_lr"] == 0.3
-    assert scores["linear_top1"] == scores["linear_top1_lr0.3"] < scores["linear_top1_lr1e-09"]
+    assert scores["linear_top1"] == scores["linear_top1@lr0.3"] < scores["linear_top1@lr1e-09"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval import TABLES
 from scripts import write_reference
 from scripts.conf_comments import ConfFile, conf_files
 from scripts.reference_page import reference
-from train import TABLES
 from xcit.config import EvalConfig, TrainConfig
 from xcit.config.composition import every_key
 from xcit.errors import InputError
@@ -69,7 +69,7 @@ def test_what_is_stale_is_named_and_written(
 def test_every_key_of_the_schema_is_on_the_page() -> None:
     page = reference(conf_files(ROOT / "conf", TABLES), TABLES)
     shown = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
-    sections = {"data", "model", "task", "augment", "optim", "train", "logger"}
+    sections = {"data", "model", "task", "augment", "optim", "train", "logger", "evaluate"}
     keys = {key for schema in (TrainConfig, EvalConfig) for key in every_key(schema, TABLES)}
     assert keys - sections <= shown
 

@@ -23,6 +23,7 @@ TEXT = {
         "Evaluate a checkpoint across resolutions.",
         "python eval.py checkpoint=runs/xcit_n12_digits/20261124-210000-123456",
         "python eval.py checkpoint=xcit_small_12_p16_224 data=imagenet data.root=/path 'resolutions=[160,224,320]'",
+        "python eval.py checkpoint=xcit_small_12_p16_224 data=folder data.root=~/photos evaluate=knn",
     ),
 }
 INDENT = 42

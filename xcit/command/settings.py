@@ -15,7 +15,13 @@ from ..config.accepted_values import section_in
 from ..config.composition import SET_BY_THE_PROGRAM
 
 # Group → the room whose functions and classes own its options, as keyword-only arguments.
-ROOMS = {"model": "xcit/models", "data": "data/datasets", "task": "xcit/tasks", "augment": "data/views"}
+ROOMS = {
+    "model": "xcit/models",
+    "data": "data/datasets",
+    "task": "xcit/tasks",
+    "augment": "data/views",
+    "evaluate": "xcit/evaluation",
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The typed schema of conf/; xcit/config/composition.py checks a composed configuration against it.
 
-Here are the sections with a fixed set of keys; sections.py has the open groups (model, data, task, augment).
+Here are the sections with a fixed set of keys; sections.py has the open groups (model, data, task, augment, evaluate).
 
 The docstring below a key is its description: one short line with the unit and the meaning of null. A key is explained
 there only. scripts/write_reference.py copies the line into conf/ and docs/configuration.md.
@@ -17,6 +17,7 @@ from ..errors import InputError, Notice
 from .sections import (
     AugmentConfig,
     DataConfig,
+    EvaluateConfig,
     ModelConfig,
     NonNegative,
     Positive,
@@ -268,6 +269,7 @@ class EvalConfig(Section):
     model: ModelConfig | None = None
     data: DataConfig | None = None
     task: TaskConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig(name="task")
 
 
 class ResolvedEvalConfig(EvalConfig):

@@ -39,15 +39,19 @@ def make_tables(
     datasets: Mapping[str, Callable[..., Any]],
     tasks: Mapping[str, Any],
     training_views: Mapping[str, Callable[..., Any]],
+    evaluations: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Tables:
     """The tables of the open groups.
 
     They are passed in, so that this file can be imported without torch, and because xcit must not import data.
 
-    training_views: view → what makes it for training; a task names its view.
+    Args:
+        training_views: view → what makes it for training; a task names its view.
+        evaluations: of eval.py.
     """
     augment = {name: training_views[task.view] for name, task in tasks.items()}
-    return {"model": models, "data": datasets, "task": tasks, "augment": augment}
+    evaluate = {"evaluate": evaluations} if evaluations else {}
+    return {"model": models, "data": datasets, "task": tasks, "augment": augment, **evaluate}
 
 
 def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Tables) -> C:

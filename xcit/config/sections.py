@@ -1,4 +1,4 @@
-"""The open groups of the configuration (model, task, data, augment), and what all of its sections are made of.
+"""The open groups of the configuration (model, task, data and so on), and what all of its sections are made of.
 
 An open group has a table of entries, which own their options: the keyword-only arguments of an entry are what its file
 in conf/ may set. The section "Args:" of the entry's docstring describes them, as the docstrings of fields do here.
@@ -84,6 +84,13 @@ class TaskConfig(NamedSection):
     """What is learnt: an entry of TASKS in xcit/tasks."""
 
 
+class EvaluateConfig(NamedSection):
+    """conf/evaluate: the options are those of the way to evaluate."""
+
+    name: str
+    """How a checkpoint is evaluated: an entry of EVALUATIONS in xcit/evaluation."""
+
+
 class DataConfig(NamedSection):
     """conf/data: the options are the data set's; these keys are the same for all."""
 
@@ -116,4 +123,5 @@ OPEN_SECTIONS: dict[str, type[OpenSection]] = {
     "task": TaskConfig,
     "data": DataConfig,
     "augment": AugmentConfig,
+    "evaluate": EvaluateConfig,
 }

@@ -1,17 +1,20 @@
 """Frozen features of all images of a data set."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import distributed
 from ..engine.numerics import autocast
+from ..engine.progress import Batches, Progress
 from ..errors import InputError
 from ..models.xcit import XCiT
 
 Kind = Literal["class_token", "class_and_mean"]
+SIMILARITIES = 2**26
+"""Number of similarities of images that are in memory at once."""
 
 
 class Features(NamedTuple):
@@ -28,7 +31,7 @@ class OfFeatures(Protocol):
 
     features: Kind
     """Which features it measures."""
-    headline: ClassVar[str]
+    headline: str
     """The metric that a picture shows; higher is better."""
 
     def check(self, num_training: int) -> None:
@@ -37,6 +40,32 @@ class OfFeatures(Protocol):
     def score(self, bank: Features, queries: Features, num_classes: int, device: torch.device) -> dict[str, float]:
         """Metrics by name, among them "images", the number of queries. All processes call it with all features."""
         ...
+
+
+def by_features(
+    method: OfFeatures,
+    batches_at: Mapping[str, Callable[[int], Batches[Any]]],
+    num_classes: int,
+    device: torch.device,
+    precision: str,
+    progress: Progress,
+) -> Callable[[Any, int, str], dict[str, float]]:
+    """Measures a backbone by its frozen features, as `sweep` asks for it.
+
+    batches_at: makes the evaluation batches of a resolution, of the training and then of the validation split.
+    """
+
+    def measure(model: nn.Module, resolution: int, what: str) -> dict[str, float]:
+        bank, queries = (
+            extract(model, progress.track(batches(resolution), f"{what}, {split}"), device, precision, method.features)
+            for split, batches in batches_at.items()
+        )
+        progress.begin(f"{what}, {method.headline}")
+        scores = method.score(bank, queries, num_classes, device)
+        progress.end()
+        return scores
+
+    return measure
 
 
 @torch.no_grad()

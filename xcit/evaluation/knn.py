@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ..engine import distributed
 from ..errors import InputError
-from .features import Features, Kind
+from .features import SIMILARITIES, Features, Kind
 
 RANKED = 5
 """Number of classes that are ranked for each image: enough for top-5."""
-SIMILARITIES = 2**26
-"""Number of similarities that are in memory at once, unless `chunk` says otherwise."""
 
 
 class KNN:
@@ -49,8 +47,8 @@ class KNN:
         scores: dict[str, float] = {}
         for k, classes in ranked.items():
             hits = distributed.rows_of_all(classes.cpu() == queries.labels[own, None]).float().mean(dim=0)
-            scores |= {f"knn_top1_k{k}": 100 * hits[0].item(), f"knn_top5_k{k}": 100 * hits.sum().item()}
-        first = {f"knn_{metric}": scores[f"knn_{metric}_k{self.k[0]}"] for metric in ("top1", "top5")}
+            scores |= {f"knn_top1@k{k}": 100 * hits[0].item(), f"knn_top5@k{k}": 100 * hits.sum().item()}
+        first = {f"knn_{metric}": scores[f"knn_{metric}@k{self.k[0]}"] for metric in ("top1", "top5")}
         return first | scores | {"images": len(queries.labels)}
 
 

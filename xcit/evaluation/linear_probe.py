@@ -70,7 +70,7 @@ class LinearProbe:
         )
         chosen = int(classifiers.accuracy(vectors[held_out], labels[held_out])[0].argmax())
         top1, top5 = classifiers.accuracy(queries.vectors.to(device), queries.labels.to(device))
-        of_rates = {f"linear_top1_lr{rate:g}": top1[i].item() for i, rate in enumerate(self.lr)}
+        of_rates = {f"linear_top1@lr{rate:g}": top1[i].item() for i, rate in enumerate(self.lr)}
         best = {"linear_top1": top1[chosen].item(), "linear_top5": top5[chosen].item(), "linear_lr": self.lr[chosen]}
         return best | of_rates | {"images": len(queries.labels)}
 

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Column titles that differ from the keys.
-PRINTED = {"top1": "top-1 %", "top5": "top-5 %", "images_per_second": "images/s", "peak_memory_mb": "peak MB"}
+PRINTED = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "knn_top1": "k-NN top-1 %",
+    "knn_top5": "k-NN top-5 %",
+    "linear_top1": "linear top-1 %",
+    "linear_top5": "linear top-5 %",
+    "linear_lr": "its lr",
+    "retrieval_map": "mAP %",
+    "retrieval_recall1": "recall@1 %",
+    "images_per_second": "images/s",
+    "peak_memory_mb": "peak MB",
+}
+VARIANT = "@"
+"""In the key of a metric with another setting, as knn_top1@k10. The table does not show these; the files do."""
 
 
 def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: int | None = None) -> None:
@@ -78,7 +92,7 @@ def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure"
 def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
     first = rows[0]
     labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "images")
-    measured = [key for key in first if key not in labels]
+    measured = [key for key in first if key not in labels and VARIANT not in key]
     printed = Table(title=f"{first['model']} on {first['eval_set']}, {first['images']:,} images")
     for column in ("resolution", "weights", *measured):
         printed.add_column(PRINTED.get(column, column), justify="right")
@@ -89,4 +103,4 @@ def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
 
 
 def decimals(key: str) -> int:
-    return {"images_per_second": 0, "peak_memory_mb": 0, "loss": 3}.get(key, 2)
+    return {"images_per_second": 0, "peak_memory_mb": 0, "queries": 0, "loss": 3, "linear_lr": 4}.get(key, 2)

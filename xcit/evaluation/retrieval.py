@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ..engine import distributed
 from ..errors import InputError
-from .features import Features, Kind
-from .knn import SIMILARITIES
+from .features import SIMILARITIES, Features, Kind
 
 
 class Retrieval:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from ..weights.formats import State, Weights
-from ..weights.loading import describe, head_prefix, weights_at
+from ..weights.loading import describe, head_prefixes, weights_at
 from ..weights.published import find_published
 from ..weights.sources import locate, read_hub_config
 from . import create_model
@@ -80,7 +80,7 @@ def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weig
         head = state.get("head.weight")
         return create_model(name, num_classes=0 if head is None else len(head), **options)
     model = create_model(name, num_classes=len(weights.classes or ()), **options)
-    if not any(key.startswith(head_prefix(model)) for key in state):
+    if not any(key.startswith(head_prefixes(model)) for key in state):
         model.reset_classifier(0)  # type: ignore[operator]
     return model
 

@@ -76,7 +76,7 @@ def describe(model: nn.Module, weights: Weights, *, with_classes: bool = True) -
 def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
     """The state, with the model's classifier if the numbers of classes differ; and a notice about that, or None."""
     own = model.state_dict()
-    head = head_prefix(model)
+    head = head_prefixes(model)
     here = {key: value for key, value in own.items() if key.startswith(head)}
     there = {key: value for key, value in state.items() if key.startswith(head)}
     if here.keys() == there.keys() and all(here[key].shape[:1] == there[key].shape[:1] for key in here):
@@ -121,10 +121,16 @@ def spread_channels(weight: Tensor, channels: int) -> Tensor:
     return (repeated * (3 / channels)).to(weight.dtype)
 
 
-def head_prefix(model: nn.Module) -> str:
-    """The prefix of the classifier's keys."""
-    configured = pretrained_cfg(model).get("classifier")
-    return f"{configured if isinstance(configured, str) else 'head'}."
+def without_head(model: nn.Module, state: State) -> State:
+    """The state without the weights of the model's classifier."""
+    head = head_prefixes(model)
+    return {key: value for key, value in state.items() if not key.startswith(head)}
+
+
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """The prefixes of the classifier's keys. timm's distilled models have two classifiers."""
+    configured = pretrained_cfg(model).get("classifier") or "head"
+    return tuple(f"{name}." for name in ([configured] if isinstance(configured, str) else configured))
 
 
 def num_outputs(head: State) -> int:
