@@ -1,19 +1,25 @@
-"""Draw where a trained XCiT looks: its class-attention maps for one image, one for each head.
+"""Draw where a model looks: the attention of its class token to the patches of an image, one map for each head.
 
     python scripts/show_attention.py runs/mine photo.jpg                              # writes attention.png
-    python scripts/show_attention.py runs/mine photo.jpg --resolution 448 --output photo_attention.png
-    python scripts/show_attention.py xcit_small_12_p8_384_dist photo.jpg
+    python scripts/show_attention.py runs/mine photo.jpg --resolution 960 --mass 0.6 --output photo_attention.png
+    python scripts/show_attention.py xcit_small_12_p8_384_dist photos/ --output maps  # a picture for each image
+    python scripts/show_attention.py runs/dino walk.mp4 --output walk_attention.mp4   # each frame; needs PyAV
 
-The first argument is anything that `xcit.load` takes: a run folder, a checkpoint, the name of published weights. The
-maps are those of the last class-attention layer. A brighter patch has a larger weight; each map has its own scale. An
-XCiT takes any image size, and a larger --resolution gives finer maps.
+The first argument is anything that `xcit.load` takes: a run folder, a checkpoint, the name of published weights. It may
+also be timm/NAME for a ViT of timm. The maps are those of the last layer with a class token. A brighter patch has a
+larger weight; each map has its own scale. With --mass each map shows the smallest set of patches that holds this share
+of its attention, as in DINO's figure. An XCiT takes any image size, and a larger --resolution gives finer maps.
+
+Of an image the center is shown, as the model is evaluated. Of a video the whole frame is shown, with the mean map of
+the heads over it.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
@@ -21,72 +27,115 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not insta
 import xcit
 from data.encoded_image import EncodedImage
 from xcit.command import ArgumentParser, guarded
-from xcit.errors import InputError
-from xcit.evaluation.attention import class_attention_maps
+from xcit.engine.progress import Progress
+from xcit.errors import InputError, print_note
+from xcit.evaluation.attention import class_attention_maps, draw, keep_mass, overlay_on_frames
+from xcit.evaluation.video import FORMATS, VIDEOS, change_video, import_av
+from xcit.models.load import Loaded
+from xcit.models.timm_models import timm_model
+from xcit.preprocessing import Preprocessing
 from xcit.storage import write_atomically
 
-FORMATS = (".png", ".jpg", ".pdf", ".svg")
-COLUMNS = 5
-"""Pictures in a row: the image and the maps."""
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
 @guarded
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("model", help="a run folder, a checkpoint or a name of published weights")
-    parser.add_argument("image", type=Path, help="an image file")
+    parser.add_argument("model", help="a run folder, a checkpoint, a name of published weights, or timm/NAME")
+    parser.add_argument("images", type=Path, help="an image file, a folder of images, or a video")
     parser.add_argument("--resolution", type=int, help="image size in pixels; default: the training size")
-    parser.add_argument("--output", type=Path, default=Path("attention.png"), help="file of the picture")
+    parser.add_argument("--mass", type=float, help="show the fewest patches with this share of the attention: 0.6")
+    parser.add_argument("--output", type=Path, help="file of the picture or video, or the folder of the pictures")
     arguments = parser.parse_args()
-    require_writable(arguments.output)
-    picture = read_image(arguments.image)
-    model, preprocessing, classes = xcit.load(arguments.model)
+    source, mass = arguments.images, arguments.mass
+    if mass is not None and not 0 < mass < 1:
+        raise InputError(f"--mass={mass}: must be greater than 0 and less than 1")
+
+    # Whatever is wrong with the files is said before the model is loaded.
+    is_video = source.suffix.lower() in VIDEOS
+    output = arguments.output or Path("attention" + ("" if source.is_dir() else ".mp4" if is_video else ".png"))
+    require_writable(output, () if source.is_dir() else FORMATS if is_video else PICTURES)
+    if not source.exists():
+        raise InputError(f"{source}: cannot be read (No such file or directory)")
+    if is_video:
+        import_av()
+    picture = None if is_video or source.is_dir() else read_image(source)
+
+    model, preprocessing, classes = load(arguments.model)
     if arguments.resolution is not None:
         preprocessing = preprocessing.at(arguments.resolution)
-    with torch.inference_mode():
-        images = preprocessing([picture])
-        maps = class_attention_maps(model, images)[0]
-        probability, best = model(images)[0].softmax(dim=0).max(dim=0)
-    name = classes[int(best)] if classes else f"class {int(best)}"
-    figure = draw(preprocessing.denormalize(images)[0], maps, f"{name}: {probability:.0%}")
-    write_atomically(arguments.output, lambda file: figure.savefig(file, format=arguments.output.suffix[1:]))
-    heads, height, width = maps.shape
-    print(f"{arguments.output}: {heads} maps of {height} × {width} patches")
+
+    def draw_image(picture: Image.Image, output: Path) -> str:
+        with torch.inference_mode():
+            images = preprocessing([picture]).to(next(model.parameters()).device)
+            maps = class_attention_maps(model, images)[0].cpu()
+            title = prediction(model(images)[0], classes) if getattr(model, "num_classes", 0) else ""
+        figure = draw(preprocessing.denormalize(images)[0], maps if mass is None else keep_mass(maps, mass), title)
+        write_atomically(output, lambda file: figure.savefig(file, format=output.suffix[1:]))
+        heads, height, width = maps.shape
+        return f"{heads} maps of {height} × {width} patches"
+
+    with Progress() as progress:
+        if picture is not None:
+            print(f"{output}: {draw_image(picture, output)}")
+        elif is_video:
+            change = overlay_on_frames(model, preprocessing, mass)
+            frames, width, height = change_video(source, output, change, progress)
+            print(f"{output}: {frames} frames of {width} × {height} pixels")
+        else:
+            draw_folder(source, output, draw_image, progress)
 
 
-def require_writable(output: Path) -> None:
+def require_writable(output: Path, suffixes: tuple[str, ...] | dict[str, str]) -> None:
+    """suffixes: those that the file may have; none for a folder."""
     if not output.absolute().parent.is_dir():
         raise InputError(f"--output={output}: its folder does not exist")
-    if output.suffix not in FORMATS:
-        raise InputError(f"--output={output}: must end in one of {', '.join(FORMATS)}")
+    if suffixes and output.suffix not in suffixes:
+        raise InputError(f"--output={output}: must end in one of {', '.join(suffixes)}")
+    if output.exists() and output.is_dir() == bool(suffixes):
+        raise InputError(f"--output={output}: is a {'folder' if suffixes else 'file'} already")
 
 
-def read_image(path: Path) -> object:
+def read_image(path: Path) -> Image.Image:
     try:
         return EncodedImage(path.read_bytes(), str(path)).rgb()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def draw(pixels: Tensor, maps: Tensor, title: str) -> Figure:
-    """The image with its title, and each head's map over the image in gray.
+def load(name: str) -> Loaded:
+    """The model, on the GPU if there is one."""
+    if name.startswith("timm/"):
+        model = timm_model(name=name, num_classes=0, pretrained=True).eval()
+        loaded = Loaded(model, Preprocessing.of_model(model), None)
+    else:
+        loaded = xcit.load(name)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded
 
-    pixels: (H, W, 3), uint8. maps: (heads, H / p, W / p).
-    """
-    height, width, _ = pixels.shape
-    rows = -(-(1 + len(maps)) // COLUMNS)
-    figure = Figure(figsize=(2 * COLUMNS, 2.3 * rows * height / width), dpi=100, layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel in panels:
-        panel.axis("off")
-    panels[0].imshow(pixels.numpy())
-    panels[0].set_title(title, fontsize=9, parse_math=False)
-    gray = pixels.float().mean(dim=-1).numpy()
-    for number, (panel, weights) in enumerate(zip(panels[1:], maps, strict=False), start=1):
-        panel.imshow(gray, cmap="gray", vmin=0, vmax=255)
-        panel.imshow(weights.numpy(), cmap="inferno", alpha=0.7, extent=(0, width, height, 0), interpolation="nearest")
-        panel.set_title(f"head {number}", fontsize=9)
-    return figure
+
+def prediction(logits: Tensor, classes: list[str] | None) -> str:
+    probability, best = logits.softmax(dim=0).max(dim=0)
+    return f"{classes[int(best)] if classes else f'class {int(best)}'}: {probability:.0%}"
+
+
+def draw_folder(source: Path, output: Path, draw_image: Callable[[Image.Image, Path], str], progress: Progress) -> None:
+    """A picture for each image. A file that cannot be read has a note, and the others are drawn."""
+    paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+    output.mkdir(exist_ok=True)
+    drawn = 0
+    for path in progress.track(paths, str(output), "images"):
+        try:
+            picture = read_image(path)
+        except InputError as error:
+            print_note(str(error))
+        else:
+            draw_image(picture, output / f"{path.name}.png")
+            drawn += 1
+    if not drawn:
+        raise InputError(f"{source}: holds no image that can be read")
+    print(f"{output}: {drawn} of {len(paths)} files")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ KEPT_TO = {
     },
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
     "wandb": {"xcit.engine.trackers"},
+    "av": {"xcit.evaluation.video"},
 }
 
 
