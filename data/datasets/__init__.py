@@ -1,6 +1,7 @@
 """The table of data sets. A new data set is a file here and a line below."""
 
 from ..examples import DataSource
+from .copydays import Copydays
 from .digits import Digits
 from .folder import Folder
 from .imagenet import ImageNet
@@ -21,4 +22,5 @@ DATASETS: dict[str, type[DataSource]] = {
     "flowers": Flowers,
     "cars": Cars,
     "inat": INat,
+    "copydays": Copydays,
 }

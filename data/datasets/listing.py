@@ -75,6 +75,18 @@ def look_into(folder: Path) -> tuple[list[str], list[str], Skipped]:
         raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
 
+def images_below(folder: Path) -> list[str]:
+    """Return the paths of all images in a folder and its subfolders, sorted by folder, then by name; without the cache.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    try:
+        return [str(folder.parent / path) for path in walk(folder.parent, folder.name, {}, Skipped())]
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+
+
 def skipped_below(folder: Path) -> Skipped:
     """Return what is skipped in a folder and its subfolders."""
     skipped = Skipped()
