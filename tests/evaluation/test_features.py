@@ -60,6 +60,13 @@ def test_the_mean_of_the_patch_tokens_follows_the_class_token(name: str) -> None
         torch.testing.assert_close(folded, expected, atol=2e-4, rtol=1e-3)
 
 
+def test_features_that_are_not_finite_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    images = batches(2, 1)
+    images[1].images[0, 0, 0, 0] = torch.nan
+    extract(model_of("xcit"), images, CPU)
+    assert capsys.readouterr().err == "note: the features of 1 of 3 images are not finite at fp32\n"
+
+
 @pytest.mark.parametrize("name", ["xcit average", "resnet18"])
 def test_a_model_without_a_class_token_is_refused_where_one_is_needed(name: str) -> None:
     with pytest.raises(InputError, match=r"^features=class_and_mean: (XCiT|ResNet) has no class token"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..engine import distributed
 from ..engine.numerics import autocast
 from ..engine.progress import Batches, Progress
-from ..errors import InputError
+from ..errors import InputError, print_note
 from ..models.xcit import XCiT
 
 Kind = Literal["class_token", "class_and_mean"]
@@ -90,7 +90,11 @@ def extract(
     model.train(was_training)
     if not vectors:  # more processes than images
         vectors, labels = [torch.empty(0, 0)], [torch.empty(0, dtype=torch.long)]
-    return Features(distributed.rows_of_all(torch.cat(vectors)), distributed.rows_of_all(torch.cat(labels)))
+    features = Features(distributed.rows_of_all(torch.cat(vectors)), distributed.rows_of_all(torch.cat(labels)))
+    broken = int((~features.vectors.isfinite()).any(dim=1).sum())
+    if broken and distributed.is_main():
+        print_note(f"the features of {broken:,} of {len(features.labels):,} images are not finite at {precision}")
+    return features
 
 
 def features_of(model: nn.Module, images: Tensor, kind: Kind) -> Tensor:
