@@ -9,8 +9,9 @@ from typing import TypeVar
 from .credentials import without_credentials
 
 T = TypeVar("T")
-NEAR = 0.6
-"""Least similarity of a name that is suggested for another, as difflib measures it."""
+NEAR = 0.7
+"""Least similarity of a name that is suggested for another, as difflib measures it. train.epoch is near train.epochs;
+train.early_stopping is not near train.channels_last."""
 
 
 class InputError(ValueError):
@@ -88,5 +89,6 @@ def unknown(name: str, what: str, choices: Iterable[str]) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """'; did you mean xcit_s12?', or '' if no choice is near. A section is not suggested for a key in it."""
-    near = difflib.get_close_matches(name, [c for c in choices if not name.startswith(f"{c}.")], n=1, cutoff=NEAR)
-    return f"; did you mean {near[0]}?" if near else ""
+    folded = {choice.casefold(): choice for choice in choices if not name.startswith(f"{choice}.")}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=NEAR)
+    return f"; did you mean {folded[near[0]]}?" if near else ""

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 
 from ..credentials import without_credentials
 from ..errors import InputError, did_you_mean
-from .hints import candidates, suggestion
+from .hints import find_candidates, suggest_key
 from .settings import Settings
 
 OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
@@ -30,6 +30,9 @@ def parse(arguments: Sequence[str], settings: Settings) -> argparse.Namespace:
     parser = get_args_parser()
 
     def error(message: str) -> NoReturn:
+        ambiguous = re.match(r"ambiguous option: (\S+) could match", message)
+        if ambiguous:
+            raise InputError(f"{ambiguous[1]}: unknown option{instead_of_option(ambiguous[1], '', [], settings)}")
         raise InputError(message.removeprefix("argument "))
 
     parser.error = error  # type: ignore[method-assign]
@@ -37,21 +40,28 @@ def parse(arguments: Sequence[str], settings: Settings) -> argparse.Namespace:
     for argument in rest:
         if argument.startswith("-"):
             known = [flag for action in parser._actions for flag in action.option_strings]
-            raise InputError(f"{argument}: unknown option{instead_of_option(argument, known, settings)}")
+            after = "".join(arguments[list(arguments).index(argument) + 1 :][:1])
+            value = "" if after.startswith("-") or "=" in after else after
+            raise InputError(f"{argument}: unknown option{instead_of_option(argument, value, known, settings)}")
     args.overrides = [a for a in arguments if a in {*args.overrides, *rest}]  # in their order
     return args
 
 
-def instead_of_option(argument: str, options: Sequence[str], settings: Settings) -> str:
-    """What to type instead of --hlep, --epochs or --lr=1e-3."""
+def instead_of_option(argument: str, after: str, options: Sequence[str], settings: Settings) -> str:
+    """What to type instead of --hlep, --epochs 3 or --lr=1e-3.
+
+    after: the argument behind it, if it may be its value.
+    """
     name, _, value = argument.lstrip("-").partition("=")
+    value = value or after
     key = name.replace("-", "_")
     known = [*settings.types, *settings.groups]
-    found = [key] if key in known else candidates(key, known)
+    found = [key] if key in known else find_candidates(key, known)
     near = did_you_mean(argument, [option for option in options if option.startswith("--")])
     if near and not found:
         return near
-    example = f"; here {found[0]}={value or '…'}" if found else ""
+    folder = "folder data.root=" if found[:1] == ["data"] and "/" in value else ""
+    example = f"; here {found[0]}={folder}{value or '…'}" if found else ""
     return f"; settings are given as SETTING=VALUE{example} (--help lists them)"
 
 
@@ -84,14 +94,16 @@ def prepared(argument: str, settings: Settings, args: argparse.Namespace, of_run
     """One argument as Hydra reads it. of_run: as `sections_of_run` returns it."""
     match = OVERRIDE.fullmatch(argument)
     if not match:
-        if argument.startswith("~"):
+        if argument.startswith("~") and not argument.startswith("~/"):
             return argument
         raise InputError(f"{argument}: {no_setting(argument, settings)}")
     prefix, key, value = match["prefix"] or "", match["key"], match["value"]
     if prefix == "~" or key.startswith("hydra"):
         return argument
+    if key.replace("/", ".") in settings.types and "/" in key:
+        raise InputError(f"{key}: unknown key; did you mean {key.replace('/', '.')}?")
     if key in settings.groups or "@" in key or "/" in key:
-        require_choice(key, value, args)
+        require_choice(key, value, args, settings)
         return argument
     if key not in settings.types:
         within = any(key.startswith(f"{known}.") and "dict" in kinds for known, kinds in settings.types.items())
@@ -107,22 +119,26 @@ def prepared(argument: str, settings: Settings, args: argparse.Namespace, of_run
 
 def instead_of_key(key: str, settings: Settings) -> str:
     """What to type instead of an unknown key, or what its section has."""
-    section = key.rpartition(".")[0]
+    is_section = any(known.startswith(f"{key}.") for known in settings.types)
+    section = key if is_section else key.rpartition(".")[0]
     beside = sorted(k.removeprefix(f"{section}.") for k in settings.comments if k.rpartition(".")[0] == section)
     listed = f"; {section} has the settings {', '.join(beside)}" if section and beside else " (--help lists the keys)"
-    return suggestion(key, [*settings.types, *settings.groups]) or listed
+    return suggest_key(key, [*settings.types, *settings.groups]) or listed
 
 
 def no_setting(argument: str, settings: Settings) -> str:
     """What to type instead of an argument without an equals sign."""
     if argument in settings.types or argument in settings.groups or argument == "=":
         return "must be given as SETTING=VALUE, without spaces"
+    start, _, value = argument.partition(":")
+    if start in settings.types or start in settings.groups:
+        return f"must be given as SETTING=VALUE: {start}={value.strip()}"
     key = "checkpoint" if "checkpoint" in settings.types else "data=folder data.root"
     looks_like_a_path = "/" in argument or "." in argument or Path(argument).exists()
     return f"must be given as SETTING=VALUE{f': {key}={argument}' if looks_like_a_path else ''} (--help lists the keys)"
 
 
-def require_choice(group: str, value: str, args: argparse.Namespace) -> None:
+def require_choice(group: str, value: str, args: argparse.Namespace, settings: Settings) -> None:
     """Raise an InputError if what is chosen for a group cannot be a name."""
     if NOT_A_NAME.fullmatch(value):
         raise InputError(f"{group}={value}: must be a name, which --help lists")
@@ -131,6 +147,9 @@ def require_choice(group: str, value: str, args: argparse.Namespace) -> None:
             f"data={value}: must be a name, which --help lists; images in class folders are "
             f"data=folder data.root={value}"
         )
+    if group == "model" and "/" in value:
+        key = "checkpoint" if "checkpoint" in settings.types else "pretrained"
+        raise InputError(f"model={value}: must be a name, which --help lists; trained weights are {key}={value}")
     if "," in value and not is_multirun(args):
         raise InputError(f"{group}={value}: must be one name; -m runs a job for each of several")
 

@@ -21,6 +21,7 @@ from ..config.composition import read_config, without_parts
 from ..config.sections import Section
 from ..errors import InputError, unknown
 from .arguments import instead_of_key
+from .hints import suggest_model
 from .settings import Settings
 
 
@@ -90,6 +91,8 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are shown when the command reads its configuration
         config = read_config(schema, without_parts(raw) if schema is EvalConfig else raw, {})
+    if getattr(config, "name", "") == "null":
+        raise InputError("name=null: must be the name of a folder; without name= it is MODEL_DATA")
     resolutions = getattr(config, "resolutions", None) or []
     twice = next((size for size in resolutions if resolutions.count(size) > 1), None)
     if twice:  # not in the schema, which older runs must pass, too
@@ -114,6 +117,8 @@ def explain(error: Exception, settings: Settings) -> str:
     message = str(error).strip()
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "model":
+            return f"model={name}: unknown{suggest_model(name, error.options)} (one of {', '.join(error.options)})"
         return unknown(name, group, error.options)
     named = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and named:

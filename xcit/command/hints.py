@@ -1,7 +1,10 @@
 """What an unknown key probably means: the words of other tools, the same word elsewhere, or a misspelt key."""
 
 import difflib
+import re
 from collections.abc import Collection
+
+from ..errors import NEAR, did_you_mean
 
 # What other tools call a setting → what it is called here. Those that a command has are suggested.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -21,6 +24,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "amp": ("train.precision", "precision"),
     "fp16": ("train.precision", "precision"),
     "bf16": ("train.precision", "precision"),
+    "ema": ("train.ema_decay", "weights"),
+    "model_ema": ("train.ema_decay", "weights"),
+    "scheduler": ("optim",),
+    "sched": ("optim",),
     "half": ("train.precision", "precision"),
     "drop_path": ("model.drop_path_rate",),
     "clip_grad": ("optim.clip_norm",),
@@ -61,21 +68,27 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "tracker": ("logger",),
     "wandb": ("logger",),
 }
-NEAR = 0.75
-"""Least similarity of a key that is suggested for another, as difflib measures it. train.epoch is near train.epochs;
-train.early_stopping is not near train.channels_last."""
+NO_SETTINGS = {
+    "device": "a run uses the GPU if there is one; CUDA_VISIBLE_DEVICES in the environment chooses it",
+    "gpus": "torchrun --nproc-per-node=N runs a command on N GPUs",
+    "num_classes": "it follows from the data set",
+}
+"""Words of other tools for what is no setting here."""
+LONG_NAME = re.compile(r"xcit_(nano|tiny|small|medium|large)_(12|24)_p(8|16)(_\w+)?", re.IGNORECASE)
 
 
-def suggestion(key: str, known: Collection[str]) -> str:
+def suggest_key(key: str, known: Collection[str]) -> str:
     """'; did you mean optim.lr?', or '' if nothing is near.
 
     known: the keys and groups of the command.
     """
-    found = candidates(key, known)
+    if key in NO_SETTINGS:
+        return f"; {NO_SETTINGS[key]}"
+    found = find_candidates(key, known)
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def candidates(key: str, known: Collection[str]) -> list[str]:
+def find_candidates(key: str, known: Collection[str]) -> list[str]:
     """The keys that are probably meant, at most three."""
     section, _, name = key.replace("-", "_").rpartition(".")
     for word in (f"{section}.{name}", name):
@@ -94,3 +107,12 @@ def candidates(key: str, known: Collection[str]) -> list[str]:
         for other in difflib.get_close_matches(key, known, n=1, cutoff=NEAR)
         if difflib.SequenceMatcher(None, name, other.rpartition(".")[2]).ratio() >= NEAR
     ]
+
+
+def suggest_model(name: str, choices: Collection[str]) -> str:
+    """What to type instead of model=NAME, where conf/model has no such file."""
+    long = LONG_NAME.fullmatch(name)
+    if long:
+        return f"; did you mean model=xcit_{long[1][0].lower()}{long[2]} model.patch_size={long[3]}?"
+    near = did_you_mean(name, choices)
+    return near or f"; a model of timm is given as model=timm model.name={name}"

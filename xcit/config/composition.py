@@ -204,8 +204,7 @@ def options_of(entry: Callable[..., Any]) -> dict[str, Any]:
             ... if p.default is inspect.Parameter.empty else p.default,
         )
         for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-        and p.name not in ("num_classes", "in_chans", "pretrained", "global_pool")
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in SET_BY_THE_PROGRAM
     }
 
 

@@ -17,7 +17,9 @@ def freeze(module: nn.Module, names: Sequence[str]) -> None:
     del parts[""]
     for name in names:
         if name not in parts:
-            raise InputError(f"train.freeze={name}: not a part of the model{did_you_mean(name, parts)}")
+            children = ", ".join(child for child, _ in module.named_children())
+            near = did_you_mean(name, parts) or f"; its parts are {children}, and what they contain, as blocks.0"
+            raise InputError(f"train.freeze={name}: not a part of the model{near}")
         parts[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise InputError(f"train.freeze={list(names)}: leaves nothing to train")
