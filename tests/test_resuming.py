@@ -93,7 +93,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     step = metrics(folder)[-1]["step"]
     assert 12 <= step < 22
     assert f"error: stopped by SIGTERM after update {step}; checkpoint: {folder}/checkpoints/last.pt; " in messages
-    assert messages.endswith(f"to continue, run train.py resume={folder}\n")
+    assert messages.endswith(f"to continue, run python train.py resume={folder}\n")
     assert "Traceback" not in messages
     return folder
 

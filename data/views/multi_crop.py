@@ -21,8 +21,8 @@ from ..crops import Crop, random_resized_crops
 from ..examples import Example, View
 from ..normalize import Normalize
 from ..shared_memory import SharedBuffers
-from . import labelled_crop
-from .labelled_crop import Pair, Probability, check_ratio, check_scale, require_rgb
+from .labelled_crop import CenterLabelledCrop, Pair, Probability, check_ratio, check_scale, require_rgb
+from .labelled_crop import evaluation_view as labelled_evaluation_view
 
 GLOBAL_CROPS = 2
 LARGEST_RADIUS = 2.0
@@ -111,7 +111,7 @@ class Images(NamedTuple):
     labels: None = None
 
 
-class CenterCrop(labelled_crop.CenterLabelledCrop):
+class CenterCrop(CenterLabelledCrop):
     """The evaluation view of images without labels: the center crop, resized and normalized."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -176,6 +176,6 @@ def training_view(
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> View:
     """Build the evaluation view: the center crop, with the class of each image if the data set has classes."""
     if classes:
-        return labelled_crop.evaluation_view(preprocessing, classes)
+        return labelled_evaluation_view(preprocessing, classes)
     require_rgb(preprocessing)
     return CenterCrop(preprocessing)

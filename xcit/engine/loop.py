@@ -221,7 +221,7 @@ def fit(
 def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> StoppedTrainingError:
     checkpoint = f"checkpoint: {folder.last}" if saved else f"{folder.last} could not be written and is an older one"
     return StoppedTrainingError(
-        f"stopped by {asking} after update {state.step}; {checkpoint}; to continue, run train.py resume={folder.path}"
+        f"stopped by {asking} after update {state.step}; {checkpoint}; to continue, run python train.py resume={folder.path}"
     )
 
 
@@ -235,7 +235,7 @@ def require_finite(state: TrainingState) -> None:
 
 
 def not_finite(what: str) -> TrainingError:
-    return StoppedTrainingError(
+    return TrainingError(
         f"{what}: training stopped; any existing checkpoint is from an earlier update; "
         "try a lower optim.lr or train.precision=fp32"
     )
