@@ -17,6 +17,7 @@ OTHERS = (  # with the tags of timm's weights
     "cait_s24_224.fb_dist_in1k",
     "swin_tiny_patch4_window7_224.ms_in1k",
 )
+HOWS = {"knn": "k-NN", "linear": "linear"}
 TRANSFER_SETS = ("cifar10", "cifar100", "flowers", "cars", "inat data.year=2018", "inat data.year=2019")
 BEYOND = {  # recipe → the recipe that continues it
     "deit3": "deit3_finetune_384",
@@ -117,12 +118,18 @@ def attention_rows() -> Iterator[Row]:
 def dino_rows() -> Iterator[Row]:
     for entry in PUBLISHED.values():
         if entry.tag == "fb_dino":
-            model, patch_size, file = entry.model, entry.patch_size, entry.file
-            yield not_built(model, patch_size, "k-NN at 224", {"k-NN top-1": entry.knn}, file)
-            yield not_built(model, patch_size, "linear at 224", {"linear top-1": entry.linear}, file)
+            model, file = f"{entry.model}_p{entry.patch_size}", entry.file
+            for how, value in (("knn", entry.knn), ("linear", entry.linear)):
+                command = evaluation(file.removesuffix(".pth"), f"evaluate={how}", "'resolutions=[224]'")
+                yield Row(model, f"{HOWS[how]} at 224, evaluate", command, {f"{HOWS[how]} top-1": value}, file)
+            patch = "" if entry.patch_size == 16 else f"model.patch_size={entry.patch_size}"
+            numbers = {"k-NN top-1": entry.knn, "linear top-1": entry.linear}
+            command = training(entry.model, patch, "recipe=dino")
+            yield Row(model, "pre-train", command, numbers, note="settings unpublished, those of DINO's ViT-S taken")
     model, patch_size, value = DINO_AT_384
     file = PUBLISHED[f"{model}_p{patch_size}.fb_dino"].file
-    yield not_built(model, patch_size, "linear at 384", {"linear top-1": value}, file)
+    command = evaluation(file.removesuffix(".pth"), "evaluate=linear", "'resolutions=[384]'")
+    yield Row(f"{model}_p{patch_size}", "linear at 384, evaluate", command, {"linear top-1": value}, file)
 
 
 def coco_rows() -> Iterator[Row]:

@@ -45,6 +45,7 @@ PEAK_TFLOPS = 312.0  # of an A100 in bf16
 SUSTAINED_SHARE = 0.3
 DEFAULT_TFLOPS = SUSTAINED_SHARE * PEAK_TFLOPS
 TRAINING_OVER_FORWARD = 3  # the backward pass costs two forward passes
+GLOBAL_CROPS = 2  # of DINO
 
 # Training images of each data set.
 IMAGES = {
@@ -135,12 +136,16 @@ def needs(command: str | None, tflops: float) -> Needs | None:
         return None
     gpus = next((int(w.partition("=")[2]) for w in words if w.startswith("--nproc-per-node=")), 1)
     config: Any = OmegaConf.to_container(composed(command), resolve=True)
-    # FLOPs of an image: the mean over the sizes if they grow during the run.
+    # FLOPs of an image: the mean over the sizes if they grow during the run. With DINO, those of all of its crops; its
+    # teacher sees the global ones.
     model = section_for("model", config["model"], MODELS).model_validate(config["model"])
     sizes = config["augment"]["image_sizes"] or [config["data"]["image_size"]]
     forward = sum(forward_flops(model.entry, size, **model.options) for size in sizes) / len(sizes)
-    task = config["task"]
+    task, augment = config["task"], config["augment"]
     teacher = teacher_flops(task["teacher"], task["teacher_image_size"]) if task["name"] == "distill" else 0
+    if task["name"] == "dino":
+        local = augment["local_crops"] * forward_flops(model.entry, augment["local_size"], **model.options)
+        teacher, forward = GLOBAL_CROPS * forward, GLOBAL_CROPS * forward + local
     # From the FLOPs of an image to the hours of the run.
     images = IMAGES[" ".join(str(config["data"][key]) for key in ("name", "year") if key in config["data"])]
     epochs = LoopConfig.model_validate(config["train"]).scaled(images, gpus).epochs

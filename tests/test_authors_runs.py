@@ -19,10 +19,10 @@ import xcit
 from data.samplers import TrainBatches
 from data.views import VIEWS
 from data.views.labelled_crop import RandomLabelledCrop
-from train import TABLES, new_optimizer
+from train import TABLES
 from xcit.config import ScaledTrainConfig, TrainConfig
 from xcit.config.composition import read_config
-from xcit.engine.optimizer import peak_lr
+from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.schedule import make_schedule
 from xcit.preprocessing import Preprocessing
 
@@ -77,7 +77,7 @@ def their_name(name: str) -> str:
 def test_parameters_with_weight_decay(recipe: str) -> None:
     with torch.device("meta"):
         model = xcit.create_model("xcit_s12")
-    optimizer = new_optimizer(config_of(recipe), model)
+    optimizer = make_optimizer(model, lr=1e-3, **config_of(recipe).optim.optimizer)
     names = {id(p): their_name(name) for name, p in model.named_parameters()}
     decayed = [p for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]]
     assert {names[id(p)] for p in decayed} == set(THEIRS["decayed"])

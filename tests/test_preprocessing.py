@@ -237,7 +237,6 @@ def test_one_image_in_place_of_a_list_is_refused(images: Any) -> None:
         ([Image.new("RGB", (0, 5))], "image of 5 × 0 pixels: must have at least one"),
         ([PHOTO[:0]], "image of 0 × 30 pixels: must have at least one"),
     ],
-    ids=str,
 )
 def test_what_is_no_image_is_refused(images: Any, line: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(line)}"):

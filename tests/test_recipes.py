@@ -79,7 +79,10 @@ def test_a_recipe_is_a_whole_run_in_one_file(recipe: str) -> None:
         assert sum(line.startswith(start) for line in head) == 1
 
 
-@pytest.mark.parametrize("recipes", [("paper_p16", "imagenet", "imagenet_shards"), ("transfer", "cifar10", "cifar100")])
+@pytest.mark.parametrize(
+    "recipes",
+    [("paper_p16", "imagenet", "imagenet_shards"), ("transfer", "cifar10", "cifar100"), ("dino_continue", "images")],
+)
 def test_the_default_of_a_data_set_equals_the_recipe_that_it_repeats(recipes: tuple[str, ...]) -> None:
     """The files differ in their headers only, so that a change of one is not forgotten in the others."""
     first, *others = ("defaults:" + recipe_file(name).partition("defaults:")[2] for name in recipes)
@@ -164,6 +167,8 @@ def test_every_recipe_trains(command: Command, recipe: str, teacher: Path, tmp_p
     more = ["augment.image_sizes=[16]"] if recipe == "progressive" else []
     if recipe.startswith("distill"):
         more = ["task.teacher=resnet10t", f"task.teacher_weights={teacher}", "task.teacher_image_size=16"]
+    if composed(f"recipe={recipe}", "pretrained=null").task.name == "dino":
+        more = ["task.prototypes=16", "task.hidden_dim=8", "augment.local_crops=1", "augment.local_size=8"]
     result = command("train.py", f"recipe={recipe}", *SMALL, *more)
     assert result.status == 0, result.stderr
     (measured,) = rows(tmp_path / "run" / "metrics.jsonl", "train")

@@ -170,7 +170,8 @@ def asking_at(moment: int) -> Callable[[], str | None]:
 
 def interrupt(path: Path, moment: int, **how: Any) -> None:
     with pytest.raises(
-        TrainingError, match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, run python train.py resume="
+        TrainingError,
+        match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, run python train.py resume=",
     ):
         go_on(path, asking_at(moment), **how)
 

@@ -221,7 +221,8 @@ def fit(
 def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> StoppedTrainingError:
     checkpoint = f"checkpoint: {folder.last}" if saved else f"{folder.last} could not be written and is an older one"
     return StoppedTrainingError(
-        f"stopped by {asking} after update {state.step}; {checkpoint}; to continue, run python train.py resume={folder.path}"
+        f"stopped by {asking} after update {state.step}; {checkpoint}; "
+        f"to continue, run python train.py resume={folder.path}"
     )
 
 

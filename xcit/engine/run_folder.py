@@ -183,7 +183,7 @@ class RunFolder:
         if self.failures == MAX_FAILURES:
             raise TrainingError(
                 f"{fault}; {MAX_FAILURES} checkpoints in a row failed, so the run ends; "
-                f"when they can be written, train.py resume={self.path} continues it"
+                f"when they can be written, python train.py resume={self.path} continues it"
             )
         if fault and distributed.is_main():
             print_note(f"{fault}; trying again at the next checkpoint")
