@@ -142,7 +142,7 @@ def needs(command: str | None, tflops: float) -> Needs | None:
     sizes = config["augment"]["image_sizes"] or [config["data"]["image_size"]]
     forward = sum(forward_flops(model.entry, size, **model.options) for size in sizes) / len(sizes)
     task, augment = config["task"], config["augment"]
-    teacher = teacher_flops(task["teacher"], task["teacher_image_size"]) if task["name"] == "distill" else 0
+    teacher: float = teacher_flops(task["teacher"], task["teacher_image_size"]) if task["name"] == "distill" else 0
     if task["name"] == "dino":
         local = augment["local_crops"] * forward_flops(model.entry, augment["local_size"], **model.options)
         teacher, forward = GLOBAL_CROPS * forward, GLOBAL_CROPS * forward + local
