@@ -11,7 +11,7 @@ if __name__ == "__main__":  # answers --help and mistakes before torch is import
 
     answer(__file__)
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from data.datasets import DATASETS
-from data.examples import DataSource, Examples, examples_to_evaluate
+from data.examples import Examples, examples_to_evaluate
 from data.loader import EvalLoader
 from data.start_up import data_facts, warn_of_other_split
 from data.views import VIEWS
@@ -41,9 +40,9 @@ from xcit.engine.run_folder import RunFolder, new_path
 from xcit.engine.task import Target, Task, require_target
 from xcit.errors import InputError, given_as
 from xcit.evaluation import EVALUATIONS
-from xcit.evaluation.features import by_features
+from xcit.evaluation.features import OfFeatures, by_features
 from xcit.evaluation.report import write_report
-from xcit.evaluation.resolutions import Row, Subject, by_evaluator, resolutions_for, sweep
+from xcit.evaluation.resolutions import Measure, Row, Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
@@ -80,32 +79,18 @@ def evaluate(raw: DictConfig) -> list[Row]:
         whole = completed(raw, saved.config, path)
         warn_of_slow_precision(device, config.precision, "precision")
 
-        # 3. How it is evaluated: by the task's own evaluator, or by frozen features (`method`). The images for that.
+        # 3. How it is evaluated, and the images for that.
         progress.begin(f"reading the list of images, data={whole.data.name}")
-        task_class, method = TASKS[whole.task.name], EVALUATIONS[whole.evaluate.name](**whole.evaluate.options)
-        source = DATASETS[whole.data.name](**whole.data.options)
-        if method:
-            splits = labelled_splits(source, whole)
-            method.check(len(splits["training"]))
-        else:
-            of_run = config.data is None
-            splits = {"evaluation": examples_to_evaluate(source, saved.weights.classes, of_run=of_run)}
-        examples = list(splits.values())[-1]
+        way = (by_task if whole.evaluate.name == "task" else by_frozen_features)(whole, saved, config.data is None)
+        examples = list(way.splits.values())[-1]
         warn_of_other_split(saved.order, examples, same_data=same_folder(whole.data, saved.config))
-        if not method:
-            require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
-        target = Target(examples.target_kind, tuple(examples.classes))
 
-        # 4. The task, or its backbone alone, with each kind of weights, ready for inference.
+        # 4. What is evaluated, with each kind of weights, ready for inference.
         progress.begin("building the model")
         modules: dict[str, nn.Module] = {}
         for kind in saved.weights.kinds if config.weights == "both" else [config.weights]:
-            num_classes = 0 if method else task_class.num_outputs(target)
-            model = create_model(whole.model.entry, num_classes=num_classes, **whole.model.options)
-            if method:
-                modules[kind] = backbone_of(saved, kind, model, device)
-            else:
-                modules[kind] = task_of(saved, kind, task_class(model, target, **whole.task.options), device)
+            model = create_model(whole.model.entry, num_classes=way.num_outputs, **whole.model.options)
+            modules[kind] = way.module(model, kind).to(device)
         preprocessing = saved.weights.preprocessing(model)
 
         # 5. The evaluation at each resolution.
@@ -114,30 +99,26 @@ def evaluate(raw: DictConfig) -> list[Row]:
         facts = [
             summary.device(device, config.precision),
             summary.model(whole.model.name, model, whole.model.side_of_patch, whole.resolutions),
-            ("evaluate", f"{whole.evaluate.name}, {method.features} features") if method else ("task", whole.task.name),
+            way.fact,
             ("weights", f"{' and '.join(modules)} of {path}"),
-            *data_facts(splits),
+            *data_facts(way.splits),
             summary.evaluation(whole.resolutions, whole.crop_ratio),
             ("folder", str(folder.path)),
         ]
         summary.say(facts)
-        view = VIEWS[FEATURES_VIEW if method else task_class.view].evaluation
 
         def batches_at(split: Examples, resolution: int) -> EvalLoader:
             return EvalLoader(
                 split,
-                view(preprocessing.at(resolution, whole.crop_ratio), split.classes),
+                VIEWS[way.view].evaluation(preprocessing.at(resolution, whole.crop_ratio), split.classes),
                 config.batch_size,
                 **whole.data.model_dump(include={"workers", "max_pixels"}),
                 device=device,
                 **distributed.place(),
             )
 
-        if method:
-            loaders = {name: partial(batches_at, split) for name, split in splits.items()}
-            measure = by_features(method, loaders, len(examples.classes), device, config.precision, progress)
-        else:
-            measure = by_evaluator(partial(batches_at, examples), device, config.precision, progress)
+        loaders = {purpose: partial(batches_at, split) for purpose, split in way.splits.items()}
+        measure = way.measure(loaders, device, config.precision, progress)
         subject = Subject(whole.model.name, str(path), whole.data.name, whole.crop_ratio)
         rows = sweep(modules, measure, whole.resolutions, subject, device)
 
@@ -145,33 +126,77 @@ def evaluate(raw: DictConfig) -> list[Row]:
         if distributed.is_main():
             folder.describe(to_yaml(whole))
             trained_at = saved.config.data.image_size if saved.config else None
-            headline = method.headline if method else task_class.headline_for(target)
-            write_report(folder.path, rows, headline, trained_at)
+            write_report(folder.path, rows, way.headline, trained_at)
         return rows
 
 
-def labelled_splits(source: DataSource, whole: ResolvedEvalConfig) -> dict[str, Examples]:
-    """The training split, whose features are known, and the validation split. Both have one class for each image."""
+@dataclass(frozen=True)
+class Way:
+    """A way to evaluate: by the task's own evaluator, or by the frozen features of its backbone."""
+
+    fact: tuple[str, str]
+    """What the command says of it at its start."""
+    splits: dict[str, Examples]
+    """The images that it needs, by their purpose. The last ones are those that are evaluated."""
+    view: str
+    num_outputs: int
+    """Of the model's classifier; 0 for none."""
+    module: Callable[[nn.Module, str], nn.Module]
+    """Makes what is evaluated of a new model and one kind of weights."""
+    measure: Callable[..., Measure]
+    """Makes the function that `sweep` calls, from the loaders of the splits."""
+    headline: str
+
+
+def by_task(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) -> Way:
+    """By the evaluator of the task, for classification top-1. of_run: on the data of the run."""
+    task_class, source = TASKS[whole.task.name], DATASETS[whole.data.name](**whole.data.options)
+    examples = examples_to_evaluate(source, saved.weights.classes, of_run=of_run)
+    require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
+    target = Target(examples.target_kind, tuple(examples.classes))
+
+    def module(model: nn.Module, kind: str) -> Task:
+        task = task_class(model, target, **whole.task.options)
+        load_exactly(task, saved.of_task(task.backbone, kind), saved.weights.origin)
+        task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
+        return task
+
+    return Way(
+        fact=("task", whole.task.name),
+        splits={"evaluation": examples},
+        view=task_class.view,
+        num_outputs=task_class.num_outputs(target),
+        module=module,
+        measure=lambda loaders, *rest: by_evaluator(loaders["evaluation"], *rest),
+        headline=task_class.headline_for(target),
+    )
+
+
+def by_frozen_features(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) -> Way:
+    """By the features of the backbone alone: those of the training images are known, the validation images ask."""
+    method: OfFeatures = EVALUATIONS[whole.evaluate.name](**whole.evaluate.options)
+    source = DATASETS[whole.data.name](**whole.data.options)
     training = source.train()
     if training.target_kind != "class":
         raise InputError(
             f"evaluate={whole.evaluate.name}: needs images with one class each; "
             f"the targets of data={whole.data.name} are {training.target_kind}"
         )
-    return {"training": training, "validation": source.val(training.classes)}
+    method.check(len(training))
 
+    def module(model: nn.Module, kind: str) -> nn.Module:
+        load_exactly(model, without_head(model, saved.backbone.state(kind)), saved.backbone.origin)
+        return ready_for_inference(model)
 
-def task_of(saved: "Saved", kind: str, task: Task, device: torch.device) -> Task:
-    """The task with its saved weights, its backbone ready for inference."""
-    load_exactly(task.to(device), saved.of_task(task.backbone, kind), saved.weights.origin)
-    task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
-    return task
-
-
-def backbone_of(saved: "Saved", kind: str, model: nn.Module, device: torch.device) -> nn.Module:
-    """A model without a classifier, with the saved weights of the task's backbone, ready for inference."""
-    load_exactly(model.to(device), without_head(model, saved.backbone.state(kind)), saved.backbone.origin)
-    return ready_for_inference(model)
+    return Way(
+        fact=("evaluate", f"{whole.evaluate.name}, {method.features} features"),
+        splits={"training": training, "validation": source.val(training.classes)},
+        view=FEATURES_VIEW,
+        num_outputs=0,
+        module=module,
+        measure=lambda loaders, *rest: by_features(method, loaders, len(training.classes), *rest),
+        headline=method.headline,
+    )
 
 
 @dataclass(frozen=True)

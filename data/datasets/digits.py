@@ -1,7 +1,10 @@
 """The default data set: 1,797 images of handwritten digits, which are part of scikit-learn and need no download."""
 
+from typing import Annotated
+
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from xcit.errors import InputError
 
@@ -12,10 +15,16 @@ class Digits:
     """The UCI digits: grayscale images of 8 × 8, resized to RGB images of 32 × 32.
 
     1,437 images are for training and 360 for validation.
+
+    Args:
+        train_fraction: Share of the training images that is used, the same share of each class, above 0 and at most 1.
     """
 
     SIZE = 32
     """Height and width of the resized images in pixels."""
+
+    def __init__(self, *, train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0) -> None:
+        self.train_fraction = train_fraction
 
     def train(self) -> Examples:
         return self.split(0)
@@ -35,6 +44,9 @@ class Digits:
         digits = load_digits()
         numbers = np.arange(len(digits.target))
         chosen = train_test_split(numbers, test_size=0.2, stratify=digits.target, random_state=0)[part]
+        if part == 0 and self.train_fraction < 1:
+            labels = digits.target[chosen]
+            chosen, _ = train_test_split(chosen, train_size=self.train_fraction, stratify=labels, random_state=0)
         return DigitImages(digits.images[chosen], digits.target[chosen], [str(name) for name in digits.target_names])
 
 

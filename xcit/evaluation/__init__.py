@@ -4,8 +4,8 @@ A new way to evaluate frozen features is a file in this room and a line in EVALU
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from .features import OfFeatures
 from .knn import KNN
 from .linear_probe import LinearProbe
 from .retrieval import Retrieval
@@ -16,8 +16,8 @@ def own_evaluator() -> None:
     return
 
 
-# name → what makes it; its keyword-only arguments are the options that conf/evaluate/NAME.yaml may set.
-EVALUATIONS: dict[str, Callable[..., OfFeatures | None]] = {
+# name → what makes an OfFeatures, but for "task"; its keyword-only arguments are the options in conf/evaluate/.
+EVALUATIONS: dict[str, Callable[..., Any]] = {
     "task": own_evaluator,
     "knn": KNN,
     "linear": LinearProbe,

@@ -18,6 +18,15 @@ from xcit.errors import InputError
 Tree = Callable[..., Path]
 
 
+def test_a_fraction_of_the_digits_has_the_same_share_of_each_class() -> None:
+    whole, tenth = Digits().train(), Digits(train_fraction=0.1).train()
+    labels = np.array([tenth[index].target for index in range(len(tenth))])
+    assert len(tenth) == 143 and set(np.bincount(labels)) <= {13, 14, 15}
+    assert len(Digits(train_fraction=0.1).val()) == len(Digits().val()) == 360
+    pixels = {whole[index].image.tobytes() for index in range(len(whole))}
+    assert all(tenth[index].image.tobytes() in pixels for index in range(len(tenth)))
+
+
 def test_digits_are_split_once_and_for_all() -> None:
     train, val = Digits().train(), Digits().val()
     assert (len(train), len(val)) == (1437, 360)
