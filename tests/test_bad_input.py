@@ -87,7 +87,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_in1k: names weights of an XCiT; true takes timm's own weights of this model; pretra",
         ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
-        ("+augment.dice=1", "augment.dice: unknown key; augment has the settings color_jitter, cutmix, erase_prob, "),
+        ("+augment.dice=1", "augment.dice: unknown key; augment has the settings blur, color_jitter, "),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
             "+optim.options.momentun=0.9",

@@ -20,6 +20,9 @@ from .settings import Settings
 OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 NOT_A_NAME = re.compile(r"null|true|false|[\d.]+|[{].*", re.IGNORECASE)
 
+OF_A_RUN = ("model", "data", "task")
+"""The groups that an evaluation takes from the run if nothing is chosen for them."""
+
 
 def parse(arguments: Sequence[str], settings: Settings) -> argparse.Namespace:
     """Hydra's options, and `overrides`.
@@ -85,7 +88,7 @@ def sections_of_run(settings: Settings, arguments: Collection[str]) -> set[str]:
     The command line alone may lack their keys.
     """
     if settings.root == "eval":
-        return {*settings.groups} - {argument.partition("=")[0].lstrip("+") for argument in arguments}
+        return {*OF_A_RUN} - {argument.partition("=")[0].lstrip("+") for argument in arguments}
     resumed = any(re.match(r"\+*resume=(?!none$)", argument) for argument in arguments)
     return {key.partition(".")[0] for key in settings.types} if resumed else set()
 

@@ -42,8 +42,8 @@ class Dino(Task):
     """The student is `model` with `head`; the teacher is the moving average of both, and what others load.
 
     Args:
-        loss: What is compared: scores of prototypes (dino), or features whose coding rate is kept high (simdino, arXiv
-            2502.10385). The latter needs neither centering nor sharpening.
+        loss: What is compared: scores of prototypes (dino), or features with a high coding rate (simdino). The latter
+            needs neither centering nor sharpening (arXiv 2502.10385).
         prototypes: Number of prototypes, the outputs of the head; loss=simdino has none.
         hidden_dim: Width of the head's hidden layers.
         bottleneck_dim: Width of the features that are compared with the prototypes.

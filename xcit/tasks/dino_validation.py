@@ -15,7 +15,7 @@ from ..evaluation.knn import leave_one_out_knn
 NEIGHBORS = 20
 SETTLED = 0.1
 """The share of the run after which a collapse is reported: at the start all outputs are alike."""
-LEAST_INFORMATION = 0.1
+LEAST_INFORMATION = 0.02
 """The least information of an output about its image, as a share of the largest possible."""
 LEAST_RANK, LEAST_STD = 2.0, 0.1
 """The least effective rank and the least standard deviation of features that are not collapsed."""
