@@ -50,7 +50,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino") / "run"
     result = launch("train.py", *TINY_DINO, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
-    assert "teacher_entropy" in result.stderr + result.stdout, "the progress line tells of a collapse"
+    for name in ("teacher_entropy", "batch_entropy", "feature_std", "knn_top1", "rankme"):
+        assert f"  {name} " in result.stderr + result.stdout, "the progress line tells of a collapse"
     return folder
 
 

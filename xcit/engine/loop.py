@@ -94,7 +94,7 @@ class Trainer:
                 speed = (state.step - timed_step) * self.global_batch_size / (time.perf_counter() - timed_at)
                 measured = losses | {"lr": lr, "images_per_second": speed}
                 recorder.log({"step": state.step, "epoch": state.epoch + 1, "split": "train", **measured})
-                shown = {name: losses[name] for name in state.task.on_progress_line if name in losses}
+                shown = {name: losses[name] for name in state.task.on_training_line if name in losses}
                 progress.show(losses["loss"], lr, speed, shown)
                 state.begin_log_window()
                 timed_step, timed_at = state.step, time.perf_counter()
@@ -203,7 +203,8 @@ def fit(
         progress.begin(f"saving {folder.last}")
         saved = folder.save(state, recorder, score=score)
         progress.end()
-        report.epoch_done(state.epoch, results, state.headline)
+        of_task = {name: results["raw"][name] for name in state.task.on_validation_line if name in results["raw"]}
+        report.epoch_done(state.epoch, results, state.headline, of_task)
         if distributed.is_main():
             for line in state.task.advise(results["raw"], trainer.position(updates_per_epoch)):
                 print_note(line)

@@ -222,15 +222,24 @@ class TrainingProgress:
 
     def show(self, loss: float, lr: float, images_per_second: float, others: Mapping[str, float] | None = None) -> None:
         """The loss was read. others: what the task shows besides."""
-        more = "".join(f"  {name} {value:.3g}" for name, value in (others or {}).items())
-        self.measured = f"loss {loss:.3f}{more}  lr {lr:.2e}  {images_per_second:,.0f} images/s"
+        self.measured = f"loss {loss:.3f}{listed(others or {})}  lr {lr:.2e}  {images_per_second:,.0f} images/s"
         left = (self.updates - self.done) * (self.progress.clock() - self.started) / (self.done - self.first)
         self.step.status = f"loss {loss:.3f}, lr {lr:.2e}; {duration(left)} left of the run"
 
-    def epoch_done(self, epoch: int, results: dict[str, dict[str, float]], headline: str) -> None:
+    def epoch_done(
+        self, epoch: int, results: dict[str, dict[str, float]], headline: str, others: Mapping[str, float] | None = None
+    ) -> None:
+        """A validation is done. results: of each kind of weights. others: what the task shows besides."""
         scores = "  ".join(f"{headline} {weights} {measured[headline]:.2f}" for weights, measured in results.items())
         elapsed = self.progress.clock() - self.started
-        self.progress.say(f"epoch {epoch}/{self.epochs}  {self.measured}  {scores}  {elapsed:,.0f} s")
+        self.progress.say(
+            f"epoch {epoch}/{self.epochs}  {self.measured}  {scores}{listed(others or {})}  {elapsed:,.0f} s"
+        )
+
+
+def listed(values: Mapping[str, float]) -> str:
+    """As "  rankme 12.3  feature_std 0.5"."""
+    return "".join(f"  {name} {value:.3g}" for name, value in values.items())
 
 
 def duration(seconds: float) -> str:

@@ -72,8 +72,10 @@ class Task(nn.Module):
     """The submodule that others load from a checkpoint: what pretrained= and eval.py take."""
     networks: ClassVar[Mapping[str, str]] = {}
     """Name → submodule, if the task trains several networks of the model's kind, as a student and its teacher."""
-    on_progress_line: ClassVar[tuple[str, ...]] = ()
+    on_training_line: ClassVar[tuple[str, ...]] = ()
     """The losses that the progress line shows besides "loss"."""
+    on_validation_line: ClassVar[tuple[str, ...]] = ()
+    """The metrics of a validation that it shows besides the headline metric."""
 
     def __init__(self, model: nn.Module, target: Target) -> None:
         """model: the network that the optimizer trains."""

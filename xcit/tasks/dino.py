@@ -69,7 +69,8 @@ class Dino(Task):
     headline = "knn_top1"
     backbone = "teacher.backbone"
     networks: ClassVar = {"student": "model", "teacher": "teacher.backbone"}
-    on_progress_line = ("teacher_entropy", "batch_entropy", "feature_std", "rankme")
+    on_training_line = ("teacher_entropy", "batch_entropy", "feature_std")
+    on_validation_line = ("rankme",)
 
     def __init__(
         self,
