@@ -49,13 +49,12 @@ from xcit.evaluation.report import read_score, score_of, write_report
 from xcit.evaluation.resolutions import Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
-from xcit.models.fast.checkpointing import switch_on_checkpointing
+from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
 from xcit.signals import if_stopped
 from xcit.tasks import TASKS
 
-FROM_SCRATCH = "pretrained=null trains from scratch (a folder of images: with recipe=folder_from_scratch)"
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()})
 
 
@@ -148,7 +147,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         with distributed.main_first():
             task.begin_training(device)
         if config.train.compile:
-            compile_model(model)
+            for part in task.networks.values():
+                compile_model(task.get_submodule(part))
         module = distributed.parallelise(task, device)
 
         # 8. Train, with a validation and a checkpoint after each epoch. The run folder is created here.
@@ -201,12 +201,13 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     config.train.batch_size(distributed.world_size())
-    TASKS[config.task.name].check_options(config.task.options, config.augment.options)
+    task = TASKS[config.task.name]
+    task.check_options(config.task.options, config.augment.options)
     size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []
     sizes_of = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
-    model = dry_run(config.model.entry, config.model.options, sizes_of)
-    if config.train.grad_checkpointing:
-        switch_on_checkpointing(model)
+    further = VIEWS[task.view].sizes(config.augment.options)
+    model = dry_run(config.model.entry, config.model.options, {**sizes_of, **further})
+    set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)
     make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
     return sorted({size, *(resolutions or resolutions_for(model, size, config.model.side_of_patch))})
@@ -222,10 +223,9 @@ def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None
     """The model before the first update, with as many outputs as the task needs."""
     torch.manual_seed(config.seed)
     num_classes = TASKS[config.task.name].num_outputs(target)
-    with given_as("pretrained", FROM_SCRATCH), distributed.main_first():
+    with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
         model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model.options)
-    if config.train.grad_checkpointing:
-        switch_on_checkpointing(model)
+    set_checkpointing(model, config.train.grad_checkpointing)
     return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
 
 

@@ -80,7 +80,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_in1k model.patch_size=4",
             "pretrained=fb_in1k: not published for xcit_n12 at patch_size=4 (published: fb_in1k, fb_dist_in1k, "
             "fb_dist_in1k_384 at patch_size=8; fb_in1k, fb_dist_in1k, fb_dist_in1k_384 at patch_size=16); "
-            "pretrained=null trains from scratch (a folder of images: with recipe=folder_from_scratch)",
+            "pretrained=null trains from scratch",
         ),
         (
             "pretrained=fb_in1k model=timm model.name=resnet10t",

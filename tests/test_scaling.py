@@ -115,7 +115,7 @@ def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
     assert result.status == 2
     assert re.fullmatch(
         r"error: pretrained=\S+xcit_nano_12_p16_224_dist\.pth: cannot be downloaded \(.*\); if you have the file, pass "
-        r"its path; pretrained=null trains from scratch \(a folder of images: with recipe=folder_from_scratch\)",
+        r"its path; pretrained=null trains from scratch",
         result.stderr.splitlines()[-1],
     )
     assert not (tmp_path / "run").exists()

@@ -69,7 +69,7 @@ def backbone_weights(content: Mapping[str, Any], network: str | None = None) -> 
     """
     part = content.get("backbone", "model")
     if network is not None:
-        part = choose(content.get("networks", {}) or {"model": part}, network, "network")
+        part = choose(content.get("networks", {"model": part}), network, "network")
     prefix = f"{part}."
     return {
         kind: {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

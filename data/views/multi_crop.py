@@ -4,7 +4,7 @@ Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", arXi
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -171,6 +171,11 @@ def training_view(
     locals_ = [Crop(local_size, local_scale)] * local_crops
     of_each = [colors(blur[0], 0.0), colors(blur[1], solarize), *[colors(blur[2], 0.0)] * local_crops]
     return MultiCrop([*globals_, *locals_], of_each, ratio, preprocessing)
+
+
+def further_sizes(options: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The sizes of crops that the model must take besides data.image_size: key → pixels."""
+    return {"augment.local_size": [options["local_size"]] if options["local_crops"] else []}
 
 
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> View:

@@ -15,7 +15,7 @@ import xcit
 from scripts.parity import pair, timm_name
 from xcit.kernels import forced, forced_kernels
 from xcit.models.dry_run import dry_run
-from xcit.models.fast.checkpointing import switch_on_checkpointing
+from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.models.features import FeatureMaps
 from xcit.models.timm_models import timm_model
 
@@ -191,7 +191,7 @@ def test_checkpointing_changes_nothing_but_the_memory(options: dict) -> None:
     """Checkpointing changes neither loss, gradients nor running statistics (two steps, with stochastic depth)."""
     plain = tiny(drop_path_rate=0.4, depth=4, **options).train()
     saving = copy.deepcopy(plain)
-    switch_on_checkpointing(saving)
+    set_checkpointing(saving, True)
     for _ in range(2):
         loss, gradients, held = one_step(plain)
         same_loss, same_gradients, less_held = one_step(saving)
@@ -234,8 +234,8 @@ def test_checkpointing_can_be_switched_off_and_is_off_in_evaluation() -> None:
 
 def test_a_model_without_the_switch_is_refused() -> None:
     with pytest.raises(xcit.InputError, match=r"train\.grad_checkpointing=true: Linear has no gradient checkpointing"):
-        switch_on_checkpointing(nn.Linear(1, 1))
-    switch_on_checkpointing(timm_model(name="test_vit"))
+        set_checkpointing(nn.Linear(1, 1), True)
+    set_checkpointing(timm_model(name="test_vit"), True)
 
 
 # timm's own models.

@@ -1,12 +1,16 @@
 """The losses of self-supervised learning equal their formulas, written here in another way."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcit.engine import distributed
 from xcit.tasks.dino_loss import (
     centered,
     coding_rate,
@@ -109,13 +113,38 @@ def test_features_that_collapse_have_a_larger_loss() -> None:
     assert coding_rate_loss(alike, alike, 0.5, 1.0) > coding_rate_loss(spread, spread, 0.5, 1.0)
 
 
-def test_the_patch_loss_is_the_mean_over_images_of_their_hidden_patches() -> None:
-    teacher, student = random(4, 6, 5).softmax(dim=-1), random(4, 6, 5, seed=1)
-    masks = torch.zeros(4, 6, dtype=torch.bool)
-    masks[0, :1] = masks[2, 1:5] = True
-    of_image = [
-        torch.stack([F.cross_entropy(student[i, n] / 0.1, teacher[i, n]) for n in range(6) if masks[i, n]]).mean()
-        for i in (0, 2)
-    ]
-    torch.testing.assert_close(masked_patch_entropy(teacher, student, masks, 0.1), torch.stack(of_image).mean())
-    assert masked_patch_entropy(teacher, student, torch.zeros_like(masks), 0.1) == 0
+def test_the_patch_loss_is_the_mean_over_hidden_patches() -> None:
+    teacher, student = random(2, 6, 5).softmax(dim=-1), random(2, 6, 5, seed=1)
+    expected = F.cross_entropy((student / 0.1).flatten(0, 1), teacher.flatten(0, 1))
+    torch.testing.assert_close(masked_patch_entropy(teacher, student, 0.1), expected)
+
+
+# Two processes, each with half of the images.
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    own = slice(3 * rank, 3 * rank + 3)
+    teacher, student = (F.normalize(random(n, 6, 4, seed=n), dim=-1) for n in (2, 5))
+    student.requires_grad_()
+    loss = coding_rate_loss(teacher[:, own], student[:, own], 0.5, 1.0)
+    loss.backward()
+    assert student.grad is not None
+    # DDP takes the mean of the gradients over the processes, and the mean of the losses is reported.
+    dist.all_reduce(student.grad)
+    mean = distributed.mean(loss.detach())
+    balanced = sinkhorn(random(2, 6, 4, seed=7)[:, own], 0.05)
+    torch.save((mean, student.grad / 2, balanced), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    (loss, gradient, first), (_, _, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    teacher, student = (F.normalize(random(n, 6, 4, seed=n), dim=-1) for n in (2, 5))
+    student.requires_grad_()
+    expected = coding_rate_loss(teacher, student, 0.5, 1.0)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(gradient, student.grad)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), sinkhorn(random(2, 6, 4, seed=7), 0.05))

@@ -70,8 +70,8 @@ class Task(nn.Module):
     """The metric by which the best checkpoint is chosen; higher is better. See `headline_for`."""
     backbone: ClassVar[str] = "model"
     """The submodule that others load from a checkpoint: what pretrained= and eval.py take."""
-    networks: ClassVar[Mapping[str, str]] = {}
-    """Name → submodule, if the task trains several networks of the model's kind, as a student and its teacher."""
+    networks: ClassVar[Mapping[str, str]] = {"model": "model"}
+    """Name → submodule of each network of the model's kind: a student and its teacher, for example."""
     on_training_line: ClassVar[tuple[str, ...]] = ()
     """The losses that the progress line shows besides "loss"."""
     on_validation_line: ClassVar[tuple[str, ...]] = ()

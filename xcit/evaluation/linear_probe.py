@@ -25,7 +25,8 @@ class LinearProbe:
 
     As in DINO's evaluation: SGD with momentum 0.9 and a cosine schedule, no weight decay, features as they are (not
     standardized). Other than there, each image has one feature (its center crop without augmentation), the cosine falls
-    after each update, and the learning rate is chosen: by the accuracy on training images that are held out.
+    after each update, and the learning rate is chosen: by the loss on training images that are held out, since their
+    accuracy is coarse if they are few.
 
     Args:
         features: Features that are classified: class_token, or class_and_mean (with the mean of the patch tokens).
@@ -68,7 +69,7 @@ class LinearProbe:
         classifiers = train_classifiers(
             vectors[learnt], labels[learnt], num_classes, self.lr, self.epochs, self.batch_size, random
         )
-        chosen = int(classifiers.accuracy(vectors[held_out], labels[held_out])[0].argmax())
+        chosen = int(classifiers.losses(vectors[held_out], labels[held_out]).nan_to_num(torch.inf).argmin())
         top1, top5 = classifiers.accuracy(queries.vectors.to(device), queries.labels.to(device))
         of_rates = {f"linear_top1@lr{rate:g}": top1[i].item() for i, rate in enumerate(self.lr)}
         best = {"linear_top1": top1[chosen].item(), "linear_top5": top5[chosen].item(), "linear_lr": self.lr[chosen]}
@@ -86,6 +87,13 @@ class Classifiers(NamedTuple):
     def logits(self, vectors: Tensor) -> Tensor:
         """(B, D) → (L, B, C)."""
         return vectors @ self.weights.mT + self.biases[:, None]
+
+    def losses(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of each classifier: features (B, D) and labels (B,) → (L,)."""
+        per_image = F.cross_entropy(
+            self.logits(vectors).flatten(0, 1), labels.repeat(len(self.biases)), reduction="none"
+        )
+        return per_image.view(len(self.biases), -1).mean(dim=1)
 
     @torch.no_grad()
     def accuracy(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +132,7 @@ def train_classifiers(
     for _ in range(epochs):
         for batch in torch.randperm(len(vectors), generator=random).to(vectors.device).split(batch_size):
             # The sum of the losses of all classifiers: each gets the gradient of its own.
-            logits = classifiers.logits(vectors[batch])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].repeat(len(rates)), reduction="sum") / len(batch)
+            loss = classifiers.losses(vectors[batch], labels[batch]).sum()
             gradients = torch.autograd.grad(loss, list(classifiers))
             cosine = (1 + math.cos(math.pi * done / updates)) / 2
             with torch.no_grad():

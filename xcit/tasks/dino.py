@@ -20,7 +20,7 @@ from ..models.stochastic_depth import switch_off_dropout
 from .dino_head import DinoHead
 from .dino_loss import centered, coding_rate_loss, cross_view_entropy, koleo, masked_patch_entropy, sinkhorn
 from .dino_validation import FrozenFeatures, signs_of_collapse
-from .patch_masks import block_masks, hide_patches
+from .patch_masks import HiddenPatches, hide_blocks, hide_patches
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,11 +98,13 @@ class Dino(Task):
     ) -> None:
         super().__init__(model, target)
         self.loss, self.centering, self.center_momentum = loss, centering, center_momentum
-        self.freeze_last_layer, self.momentum = freeze_last_layer, momentum
+        self.freeze_last_layer, self.norm_last_layer, self.momentum = freeze_last_layer, norm_last_layer, momentum
         self.student_temperature = student_temperature
         self.last_temperature, self.warmup_epochs = teacher_temperature, teacher_warmup_epochs
         self.koleo, self.patch_loss, self.mask_ratio = koleo, patch_loss, mask_ratio
         self.coding_rate, self.coding_rate_eps = coding_rate, coding_rate_eps
+        if patch_loss and not (hasattr(model, "num_prefix_tokens") and hasattr(model, "forward_features")):
+            raise InputError(f"task.patch_loss={patch_loss}: {type(model).__name__} has no patch tokens; must be 0")
         self.head = DinoHead(
             model.num_features,  # type: ignore[arg-type]
             prototypes if loss == "dino" else 0,
@@ -115,8 +117,8 @@ class Dino(Task):
         self.teacher = Network(deepcopy(model), deepcopy(self.head)).requires_grad_(False)
         switch_off_dropout(self.teacher)
         self.center: Tensor
-        self.patch_center: Tensor
         self.teacher_temperature: Tensor
+        self.outputs_seen: dict[str, list[Tensor]] = {}  # center → the mean outputs of the passes of this update
         self.register_buffer("center", torch.zeros(self.outputs))
         self.register_buffer("patch_center", torch.zeros(self.outputs))
         self.register_buffer("teacher_temperature", torch.tensor(self.temperature_in(0)))
@@ -145,33 +147,46 @@ class Dino(Task):
 
     def forward(self, batch: Any) -> Losses:
         images = len(batch.global_crops) // GLOBAL_CROPS
-
-        # The teacher sees the global crops.
-        with torch.no_grad():
-            features, patches = self.features(self.teacher.backbone, batch.global_crops)
-            outputs = self.teacher.head(features).unflatten(0, (GLOBAL_CROPS, images))
-
-        # The student sees all crops: one pass for those of one size, and one pass of the head for all.
-        hidden = None
-        global_crops = batch.global_crops
+        hidden, masked_crops = None, batch.global_crops
         if self.patch_loss:
-            grid = [-(-side // self.patch_size) for side in global_crops.shape[-2:]]
-            hidden = block_masks(len(global_crops), grid, self.mask_ratio, global_crops.device)
-            global_crops = hide_patches(global_crops, hidden, self.patch_size)
-        student, student_patches = self.features(self.model, global_crops)
-        crops = [student]
-        if batch.local_crops is not None:
-            crops.append(self.features(self.model, batch.local_crops)[0])
-        scores = self.head(torch.cat(crops)).unflatten(0, (-1, images))
+            grid = [-(-side // self.patch_size) for side in batch.global_crops.shape[-2:]]
+            hidden = hide_blocks(len(batch.global_crops), grid, self.mask_ratio, batch.global_crops.device)
+            masked_crops = hide_patches(batch.global_crops, hidden.masks(len(masked_crops), grid), self.patch_size)
 
-        losses, probabilities = self.compare(outputs, scores)
-        if self.koleo:
-            losses["koleo"] = koleo(student.unflatten(0, (GLOBAL_CROPS, images)))
-            losses["loss"] = losses["loss"] + self.koleo * losses["koleo"]
-        if hidden is not None:
-            losses["patch_loss"] = self.compare_patches(patches, student_patches, hidden.flatten(1))
-            losses["loss"] = losses["loss"] + self.patch_loss * losses["patch_loss"]
-        return losses | self.signs(features, probabilities)
+        # The teacher sees the global crops. The student sees all crops, those of one size in one pass, and its head
+        # all of them together.
+        with torch.no_grad():
+            features, patches = self.features(self.teacher.backbone, batch.global_crops, hidden)
+            outputs = self.teacher.head(features).unflatten(0, (GLOBAL_CROPS, images))
+            patch_outputs = None if patches is None else self.teacher.head(patches)
+        student, student_patches = self.features(self.model, masked_crops, hidden)
+        crops = [student] if batch.local_crops is None else [student, self.features(self.model, batch.local_crops)[0]]
+        scores = self.head(torch.cat(crops)).unflatten(0, (-1, images))
+        patch_scores = None if student_patches is None else self.head(student_patches)
+
+        # Losses and statistics in fp32: under autocast, their products of matrices would be in half precision.
+        with torch.autocast(scores.device.type, enabled=False):
+            losses, probabilities = self.compare(outputs, scores)
+            if self.koleo:
+                losses["koleo"] = koleo(student.unflatten(0, (GLOBAL_CROPS, images)))
+                losses["loss"] = losses["loss"] + self.koleo * losses["koleo"]
+            if patch_outputs is not None and patch_scores is not None:
+                # iBOT takes the mean over all images; those without hidden patches count as 0.
+                losses["patch_loss"] = (
+                    self.compare_patches(patch_outputs, patch_scores) * len(patch_scores) / len(student)
+                )
+                losses["loss"] = losses["loss"] + self.patch_loss * losses["patch_loss"]
+            return losses | self.collapse_measures(features, probabilities)
+
+    def features(
+        self, backbone: Any, images: Tensor, hidden: HiddenPatches | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The features of images, (B, C), and of their hidden patches, (M, k, C), if there are any."""
+        if hidden is None:
+            return backbone(images), None
+        tokens = backbone.forward_features(images)
+        patches = hidden.of(tokens[:, backbone.num_prefix_tokens :])
+        return backbone.forward_head(tokens, pre_logits=True), patches
 
     def compare(self, outputs: Tensor, scores: Tensor) -> tuple[Losses, Tensor | None]:
         """The loss between crops, and the teacher's probabilities, (2, B, K).
@@ -180,56 +195,37 @@ class Dino(Task):
         """
         if self.loss == "simdino":
             return {"loss": coding_rate_loss(outputs, scores, self.coding_rate_eps, self.coding_rate)}, None
-        probabilities = self.probabilities(outputs, self.center)
-        self.move(self.center, outputs)
+        probabilities = self.probabilities(outputs, "center")
         return {"loss": cross_view_entropy(probabilities, scores, self.student_temperature)}, probabilities
 
-    def compare_patches(self, teacher: Tensor, student: Tensor, hidden: Tensor) -> Tensor:
-        """iBOT's loss of the hidden patches of the global crops, with the same head as the class token.
+    def compare_patches(self, outputs: Tensor, scores: Tensor) -> Tensor:
+        """iBOT's loss of the hidden patches; the head is that of the class token. Both are (M, k, K)."""
+        probabilities = self.probabilities(outputs, "patch_center")
+        return masked_patch_entropy(probabilities, scores, self.student_temperature)
 
-        teacher, student: features of the patches, (2 · B, N, C). hidden: (2 · B, N), bool.
-        """
-        with torch.no_grad():
-            outputs = self.teacher.head(teacher)
-            probabilities = self.probabilities(outputs, self.patch_center)
-            self.move(self.patch_center, outputs)
-        return masked_patch_entropy(probabilities, self.head(student), hidden, self.student_temperature)
-
-    def probabilities(self, outputs: Tensor, center: Tensor) -> Tensor:
-        """The teacher's probabilities: (…, K) → (…, K)."""
-        if self.centering == "sinkhorn" and self.training:
+    def probabilities(self, outputs: Tensor, center: str) -> Tensor:
+        """The teacher's probabilities: (…, K) → (…, K). In training they are noted for the next center."""
+        if self.training and self.centering == "center":
+            self.outputs_seen.setdefault(center, []).append(outputs.flatten(0, -2).mean(dim=0))
+        if self.training and self.centering == "sinkhorn":  # it needs a batch, so a validation takes the plain softmax
             return sinkhorn(outputs, self.teacher_temperature)
-        return centered(outputs, center, self.teacher_temperature)  # without centering the center stays 0
-
-    @torch.no_grad()
-    def move(self, center: Tensor, outputs: Tensor) -> None:
-        """Move a center to the mean of these outputs over all processes."""
-        if self.centering == "center" and self.training:
-            mean = distributed.total(outputs.flatten(0, -2).mean(dim=0)) / distributed.world_size()
-            center.lerp_(mean, 1 - self.center_momentum)
-
-    def features(self, backbone: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of images, (B, C), and of their patches, (B, N, C); the latter only if they are needed."""
-        if not self.patch_loss:
-            return backbone(images), images.new_empty(0)
-        tokens = backbone.forward_features(images)
-        return backbone.forward_head(tokens, pre_logits=True), tokens[:, backbone.num_prefix_tokens :]
+        return centered(outputs, self.get_buffer(center), self.teacher_temperature)  # the center may stay 0
 
     @property
     def patch_size(self) -> int:
-        """Of the backbone, in pixels."""
+        """The backbone's patch size in pixels."""
         info: Any = self.model.feature_info
         return int(info[-1]["reduction"])
 
     @torch.no_grad()
-    def signs(self, features: Tensor, probabilities: Tensor | None) -> Losses:
-        """What tells of a collapse, of one batch."""
-        signs = {"feature_std": feature_std(features)}
+    def collapse_measures(self, features: Tensor, probabilities: Tensor | None) -> Losses:
+        """Measures of collapse for this batch. The spread is that of this process's features."""
+        measures = {"feature_std": feature_std(features)}
         if probabilities is not None:
             flat = probabilities.flatten(0, 1)
             mean = distributed.total(flat.mean(dim=0)) / distributed.world_size()
-            signs |= {"teacher_entropy": entropy(flat).mean(), "batch_entropy": entropy(mean)}
-        return signs
+            measures |= {"teacher_entropy": entropy(flat).mean(), "batch_entropy": entropy(mean)}
+        return measures
 
     # The hooks.
 
@@ -240,12 +236,16 @@ class Dino(Task):
 
     @torch.no_grad()
     def after_update(self, position: Position) -> None:
-        """The teacher follows the student, and its temperature rises."""
+        """The teacher follows the student, the centers follow the teacher's outputs, and its temperature rises."""
         done = (position.update - 1) / position.num_updates
         share = 1 - cosine(self.momentum, 1.0, done)
         teacher: list[Tensor] = list(self.teacher.parameters())
         student: list[Tensor] = [*self.model.parameters(), *self.head.parameters()]
         torch._foreach_lerp_(teacher, student, share)
+        for name, means in self.outputs_seen.items():  # of each pass of this update
+            mean = distributed.total(torch.stack(means).mean(dim=0)) / distributed.world_size()
+            self.get_buffer(name).lerp_(mean, 1 - self.center_momentum)
+        self.outputs_seen.clear()
         self.teacher_temperature.fill_(self.temperature_in(int(position.epoch)))
 
     def temperature_in(self, epoch: int) -> float:
@@ -261,7 +261,23 @@ class Dino(Task):
 
     def outputs_for(self, features: Tensor) -> Tensor:
         """The teacher's probabilities for features of its backbone: (B, C) → (B, K)."""
-        return self.probabilities(self.teacher.head(features), self.center)
+        return self.probabilities(self.teacher.head(features), "center")
 
     def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
-        return signs_of_collapse(measured, position, self.outputs)
+        signs = signs_of_collapse(measured, position, self.outputs)
+        return [f"collapse: {'; '.join(signs)}; what usually helps: {', '.join(self.remedies())}"] if signs else []
+
+    def remedies(self) -> list[str]:
+        """What usually helps against a collapse, without what is set already."""
+        found = []
+        if self.loss == "simdino":
+            found += [f"a larger task.coding_rate ({self.coding_rate:g} now)"]
+        else:
+            found += ["task.centering=center"] if self.centering == "none" else []
+            found += ["task.centering=sinkhorn"] if self.centering != "sinkhorn" else []
+            lower = self.last_temperature > FIRST_TEMPERATURE
+            found += [f"task.teacher_temperature={FIRST_TEMPERATURE}"] if lower else []
+            found += [] if self.norm_last_layer else ["task.norm_last_layer=true"]
+            found += ["task.loss=simdino"]
+        found += [] if self.koleo else ["task.koleo=0.1"]
+        return [*found, "a lower optim.lr", "a larger batch"]

@@ -45,7 +45,8 @@ class DinoHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(…, C) → scores, (…, K), fp32; without a last layer vectors of length 1, (…, D), fp32."""
-        x = F.normalize(self.mlp(features).float(), dim=-1)
+        flat = self.mlp(features.flatten(0, -2))  # BatchNorm wants (N, C)
+        x = F.normalize(flat.float(), dim=-1).unflatten(0, features.shape[:-1])
         if self.prototypes is None or self.length is None:
             return x
         return F.linear(x, self.length * F.normalize(self.prototypes, dim=-1)).float()

@@ -1,4 +1,4 @@
-"""Losses of self-supervised learning. Each is a function of tensors; statistics are taken over all processes.
+"""Losses of self-supervised learning. Each is a function of fp32 tensors; statistics are taken over all processes.
 
 V is the number of crops of an image, T ≤ V the number of those that the teacher sees, which come first; B is the number
 of images in this process.
@@ -23,12 +23,13 @@ def cross_view_entropy(teacher: Tensor, student: Tensor, temperature: float) -> 
     """
     scores = student / temperature
     entropies = scores.logsumexp(dim=-1) - torch.einsum("tbk,vbk->tvb", teacher, scores)  # (T, V, B)
-    return entropies[different_crops(entropies)].mean()
+    return mean_of_different_crops(entropies)
 
 
-def different_crops(pairs: Tensor) -> Tensor:
-    """Which pairs (teacher's crop, student's crop) are of two crops: (T, V, …) → (T, V), bool."""
-    return ~torch.eye(*pairs.shape[:2], dtype=torch.bool, device=pairs.device)
+def mean_of_different_crops(pairs: Tensor) -> Tensor:
+    """The mean over the pairs (teacher's crop, student's crop) of two crops and over images: (T, V, B) → a scalar."""
+    T, V, B = pairs.shape
+    return (pairs.sum() - pairs.diagonal().sum()) / (B * T * (V - 1))
 
 
 def centered(scores: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def coding_rate_loss(teacher: Tensor, student: Tensor, eps: float, weight: float
     images, D = distributed.world_size() * student.shape[1], student.shape[2]
     balance = (D + images) / (D * images)
     rate = coding_rate(student[: len(teacher)], eps).mean()
-    return -similarity[different_crops(similarity)].mean() - weight * balance * rate
+    return -mean_of_different_crops(similarity) - weight * balance * rate
 
 
 def coding_rate(features: Tensor, eps: float) -> Tensor:
@@ -93,16 +94,13 @@ def koleo(features: Tensor) -> Tensor:
     return -(x - neighbors).square().sum(dim=-1).add(1e-16).sqrt().log().mean(dim=1).sum()
 
 
-def masked_patch_entropy(teacher: Tensor, student: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    """iBOT's loss: the mean cross-entropy over the masked patches, each image with the same weight (arXiv 2111.07832).
+def masked_patch_entropy(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """iBOT's loss: the mean cross-entropy over the hidden patches (arXiv 2111.07832).
 
     Args:
-        teacher: probabilities for the patches of whole images, (B, N, K).
-        student: scores for the patches of masked images, (B, N, K).
-        masks: which patches were masked, (B, N), bool. Images without any do not count.
+        teacher: probabilities for the patches of whole images, (M, k, K).
+        student: scores for the same patches of masked images, (M, k, K).
+        temperature: of the student.
     """
     scores = student / temperature
-    entropies = scores.logsumexp(dim=-1) - (teacher * scores).sum(dim=-1)
-    number = masks.sum(dim=1)
-    of_image = (entropies * masks).sum(dim=1) / number.clamp_min(1)
-    return of_image.sum() / (number > 0).sum().clamp_min(1)
+    return (scores.logsumexp(dim=-1) - (teacher * scores).sum(dim=-1)).mean()

@@ -19,10 +19,6 @@ LEAST_INFORMATION = 0.02
 """The least information of an output about its image, as a share of the largest possible."""
 LEAST_RANK, LEAST_STD = 2.0, 0.1
 """The least effective rank and the least standard deviation of features that are not collapsed."""
-REMEDIES = (
-    "what usually helps: a lower task.teacher_temperature (0.04), task.centering=sinkhorn, a lower optim.lr, a larger "
-    "batch, optim.clip_norm=0.3, task.norm_last_layer=true, or task.loss=simdino"
-)
 
 
 class FrozenFeatures:
@@ -42,42 +38,41 @@ class FrozenFeatures:
 
     def __init__(self, backbone: nn.Module, outputs: Callable[[Tensor], Tensor] | None) -> None:
         self.backbone, self.outputs = backbone, outputs
-        self.features: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.entropies: list[Tensor] = []
-        self.sum: Tensor | None = None
+        self.device = next(backbone.parameters()).device
+        self.rows: dict[str, list[Tensor]] = {}
+        """Of each batch: features, (B, D), and perhaps labels and entropies, (B,)."""
+        self.sum: Tensor | float = 0.0
 
     def update(self, batch: Any) -> None:
         features = self.backbone(batch.images)
-        self.features.append(features.float().cpu())
+        found = {"features": features.float()}
         if batch.labels is not None:
-            self.labels.append(batch.labels.cpu())
+            found["labels"] = batch.labels
         if self.outputs is not None:
             probabilities = self.outputs(features)
-            self.entropies.append(entropy(probabilities).cpu())
-            total = probabilities.sum(dim=0)
-            self.sum = total if self.sum is None else self.sum + total
+            found["entropies"] = entropy(probabilities)
+            self.sum = self.sum + probabilities.sum(dim=0)
+        for name, rows in found.items():
+            self.rows.setdefault(name, []).append(rows.cpu())
 
     def compute(self) -> dict[str, float]:
-        features = self.from_all(self.features)
+        # The main process says what there is: another one may have no images.
+        dtypes = distributed.from_main({name: parts[0].dtype for name, parts in self.rows.items()})
+        own = {name: torch.cat(self.rows.get(name) or [torch.empty(0, dtype=dtype)]) for name, dtype in dtypes.items()}
+        rows = {name: distributed.rows_of_all(part).to(self.device) for name, part in own.items()}
+        features = rows["features"]
         measured = {"rankme": rankme(features).item(), "feature_std": feature_std(features).item()}
-        if self.labels:
-            measured = {"knn_top1": leave_one_out_knn(features, self.from_all(self.labels), NEIGHBORS)} | measured
-        if self.sum is not None:
-            mean = distributed.total(self.sum) / len(features)
-            measured |= {
-                "teacher_entropy": self.from_all(self.entropies).mean().item(),
-                "batch_entropy": entropy(mean).item(),
-            }
+        if "labels" in rows:
+            measured = {"knn_top1": leave_one_out_knn(features, rows["labels"], NEIGHBORS)} | measured
+        if "entropies" in rows:
+            total = torch.as_tensor(sum(distributed.from_all(self.sum)))
+            measured["teacher_entropy"] = rows["entropies"].mean().item()
+            measured["batch_entropy"] = entropy(total / len(features)).item()
         return measured | {"images": len(features)}
-
-    @staticmethod
-    def from_all(parts: list[Tensor]) -> Tensor:
-        return torch.cat(distributed.from_all(torch.cat(parts)))
 
 
 def signs_of_collapse(measured: Mapping[str, float], position: Position, outputs: int) -> list[str]:
-    """A line that names the signs of a collapse in a validation; none at the start of a run.
+    """The signs of a collapse in a validation; none at the start of a run.
 
     Args:
         measured: the metrics of `FrozenFeatures`.
@@ -91,13 +86,12 @@ def signs_of_collapse(measured: Mapping[str, float], position: Position, outputs
         information = measured["batch_entropy"] - measured["teacher_entropy"]
         largest = math.log(min(outputs, measured["images"]))
         if information < LEAST_INFORMATION * largest:
-            kind = "uniform" if measured["teacher_entropy"] > 0.5 * math.log(outputs) else "always the same"
             signs.append(
-                f"the teacher's output is {kind} (entropy {measured['teacher_entropy']:.2f} of an image, "
-                f"{measured['batch_entropy']:.2f} of the mean, at most {math.log(outputs):.2f})"
+                f"the teacher's output hardly depends on the image (mean entropy {measured['teacher_entropy']:.2f}, "
+                f"entropy of the mean {measured['batch_entropy']:.2f}, largest possible {math.log(outputs):.2f})"
             )
     if measured["rankme"] < LEAST_RANK:
         signs.append(f"the features have an effective rank of {measured['rankme']:.1f}")
     if measured["feature_std"] < LEAST_STD:
         signs.append(f"the features of all images are alike (feature_std {measured['feature_std']:.3f}, 1 at best)")
-    return [f"collapse: {'; '.join(signs)}; {REMEDIES}"] if signs else []
+    return signs

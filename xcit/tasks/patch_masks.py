@@ -6,6 +6,7 @@ This works for every backbone, and there is no mask token to learn.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +16,44 @@ BLOCK = 2
 """Patches are hidden in blocks of about this size, since single patches can be guessed from their neighbors."""
 
 
-def block_masks(images: int, grid: Sequence[int], ratio: float, device: torch.device) -> Tensor:
-    """Draw which patches are hidden: (images, H, W), bool. All random numbers come from torch's generator.
+class HiddenPatches(NamedTuple):
+    """The hidden patches of a batch. Their number is always the same, so that nothing has to wait for the GPU."""
 
-    A random half of the images hides round(ratio · H · W) patches each, the others hide none (as in iBOT, where the
-    shares are random, too).
+    images: Tensor
+    """(M,): the indices of the images with hidden patches."""
+    patches: Tensor
+    """(M, k): the indices of the hidden patches of each of them, in row-major order."""
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """The tokens of the hidden patches: (B, N, C) → (M, k, C)."""
+        return tokens[self.images[:, None], self.patches]
+
+    def masks(self, images: int, grid: Sequence[int]) -> Tensor:
+        """Which patches of each image are hidden: (images, H, W), bool."""
+        masks = torch.zeros(images, grid[0] * grid[1], dtype=torch.bool, device=self.images.device)
+        masks[self.images[:, None], self.patches] = True
+        return masks.view(images, *grid)
+
+
+def hide_blocks(images: int, grid: Sequence[int], ratio: float, device: torch.device) -> HiddenPatches:
+    """Draw which patches are hidden. All random numbers come from torch's generator.
+
+    A random half of the images hides the same number of patches each, round(ratio · H · W), at least 1. In iBOT an
+    image hides patches with a probability of one half, too, and the ratio is drawn anew for each.
+
+    Args:
+        images: Number of images.
+        grid: Rows and columns of patches, (H, W).
+        ratio: Share of an image's patches.
+        device: Of the images.
     """
     H, W = grid
     noise = torch.rand(images, 1, -(-H // BLOCK), -(-W // BLOCK), device=device)
-    fine = torch.rand(images, H * W, device=device) * 1e-3  # which patches of the last block are hidden
-    order = F.interpolate(noise, scale_factor=BLOCK)[:, 0, :H, :W].flatten(1) + fine
-    rank = order.argsort(dim=1).argsort(dim=1)
-    chosen = torch.rand(images, device=device) < 0.5
-    return ((rank < round(ratio * H * W)) & chosen[:, None]).view(images, H, W)
+    blocks = F.interpolate(noise, scale_factor=BLOCK)[:, 0, :H, :W].flatten(1)
+    tie_break = torch.rand(images, H * W, device=device) * 1e-3  # which patches of the last block are hidden
+    chosen = torch.rand(images, device=device).argsort()[: max(1, images // 2)]
+    number = max(1, round(ratio * H * W))
+    return HiddenPatches(chosen, (blocks + tie_break)[chosen].topk(number, dim=1).indices)
 
 
 def hide_patches(images: Tensor, masks: Tensor, patch_size: int) -> Tensor:

@@ -11,11 +11,14 @@ from ...errors import InputError
 from ...kernels import Kernels, forced_in_this_thread, forced_kernels
 
 
-def switch_on_checkpointing(model: nn.Module) -> None:
+def set_checkpointing(model: nn.Module, enable: bool) -> None:
     """Switch gradient checkpointing on, in any model with `set_grad_checkpointing`: XCiT and timm's models.
 
-    timm's models then update BatchNorm's running statistics twice in each step.
+    With `enable=False` the model stays as it is. timm's models with checkpointing update BatchNorm's running statistics
+    twice in each step.
     """
+    if not enable:
+        return
     switch: Any = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
         raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} has no gradient checkpointing")
