@@ -50,6 +50,8 @@ def main() -> None:
         raise InputError(f"{target}: exists already")
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target}: its folder does not exist")
+    if arguments.to in ("authors", "timm") and target.suffix == ".safetensors":
+        raise InputError(f"{target}: must end in .pth with --to {arguments.to}; --to safetensors writes this format")
     if arguments.to == "safetensors" and target.suffix != ".safetensors":
         raise InputError(f"{target}: must end in .safetensors")
     # Read the weights.

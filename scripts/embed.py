@@ -62,6 +62,7 @@ def main() -> None:
         if arguments.resolution is not None:
             preprocessing = preprocessing.at(arguments.resolution)
         model = ready_for_inference(model.to(device))
+        paths = list(dict.fromkeys(paths))  # a folder and an image in it may be given
         batches = [paths[start : start + arguments.batch_size] for start in range(0, len(paths), arguments.batch_size)]
         embedded = list(embed(model, preprocessing, progress.track(batches, "embedding"), arguments.features, device))
     known = [path for found, _ in embedded for path in found]

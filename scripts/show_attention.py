@@ -123,7 +123,6 @@ def prediction(logits: Tensor, classes: list[str] | None) -> str:
 def draw_folder(source: Path, output: Path, draw_image: Callable[[Image.Image, Path], str], progress: Progress) -> None:
     """A picture for each image. A file that cannot be read has a note, and the others are drawn."""
     paths = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    output.mkdir(exist_ok=True)
     drawn = 0
     for path in progress.track(paths, str(output), "images"):
         try:
@@ -131,10 +130,11 @@ def draw_folder(source: Path, output: Path, draw_image: Callable[[Image.Image, P
         except InputError as error:
             print_note(str(error))
         else:
+            output.mkdir(exist_ok=True)
             draw_image(picture, output / f"{path.name}.png")
             drawn += 1
     if not drawn:
-        raise InputError(f"{source}: holds no image that can be read")
+        raise InputError(f"{source}: holds no image that can be read; images in its subfolders are not drawn")
     print(f"{output}: {drawn} of {len(paths)} files")
 
 

@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino") / "run"
     result = launch("train.py", *TINY_DINO, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
-    for name in ("teacher_entropy", "batch_entropy", "feature_std", "knn_top1", "rankme"):
+    for name in ("teacher_entropy", "batch_entropy", "feature_std", "knn_val_top1", "rankme"):
         assert f"  {name} " in result.stderr + result.stdout, "the progress line tells of a collapse"
     return folder
 
@@ -59,9 +59,9 @@ def test_a_run_records_what_tells_of_a_collapse(trained: Path) -> None:
     train, val = ([row for row in rows(trained) if row["split"] == split] for split in ("train", "val"))
     assert len(train) == 22 and len(val) == 2
     assert {"loss", "teacher_entropy", "batch_entropy", "feature_std", "lr"} <= train[0].keys()
-    assert {"knn_top1", "rankme", "feature_std", "teacher_entropy", "batch_entropy"} <= val[0].keys()
+    assert {"knn_val_top1", "rankme", "feature_std", "teacher_entropy", "batch_entropy"} <= val[0].keys()
     (result,) = json.loads((trained / "results.json").read_text())
-    assert 0 <= result["knn_top1"] <= 100 and result["weights"] == "raw"
+    assert 0 <= result["knn_val_top1"] <= 100 and result["weights"] == "raw"
     assert (trained / "curves.png").is_file()
 
 
@@ -135,7 +135,9 @@ def test_a_run_is_evaluated(trained: Path, command: Command, tmp_path: Path, eva
     result = command("eval.py", f"checkpoint={trained}", f"evaluate={evaluate}", "run_dir=out")
     assert result.status == 0, result.stderr
     (row,) = json.loads((tmp_path / "out/results.json").read_text())
-    headline = {"knn": "knn_top1", "linear": "linear_top1", "retrieval": "retrieval_map", "task": "knn_top1"}[evaluate]
+    headline = {"knn": "knn_top1", "linear": "linear_top1", "retrieval": "retrieval_map", "task": "knn_val_top1"}[
+        evaluate
+    ]
     assert headline in row
 
 
@@ -156,7 +158,7 @@ def test_a_run_on_images_without_labels(command: Command, tmp_path: Path) -> Non
     assert result.status == 0, result.stderr
     assert "without labels" in result.stderr
     (row,) = json.loads((tmp_path / "run/results.json").read_text())
-    assert "knn_top1" not in row and row["rankme"] >= 1
+    assert "knn_val_top1" not in row and row["rankme"] >= 1
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["data"]["name"] == "images"
     result = command("eval.py", "checkpoint=run", "evaluate=knn", "run_dir=out")

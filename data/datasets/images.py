@@ -7,7 +7,7 @@ import numpy as np
 
 from xcit.errors import InputError
 
-from ..about import About
+from ..about import About, counted
 from ..examples import HELD_OUT, VAL_FRACTION, Example
 from .image_files import ImageFiles, require_folder
 from .listing import list_tree
@@ -62,7 +62,9 @@ class Images:
     def images(self) -> UnlabelledFiles:
         paths, skipped = list_tree(self.root)
         if len(paths) < 2:
-            raise InputError(f"{self.root}: holds {len(paths)} images in it and its folders; must be at least 2")
+            raise InputError(
+                f"{self.root}: holds {counted(len(paths), 'image')}, subfolders included; must be at least 2"
+            )
         about = About(
             str(self.root),
             choice=f"without labels; held out by file name: {100 * self.val_fraction:g} %",

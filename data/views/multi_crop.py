@@ -158,9 +158,12 @@ def training_view(
         solarize: Probability that the second global crop is solarized.
 
     Raises:
-        InputError: decode is "gpu", or the images are not square RGB images of 8 bits.
+        InputError: decode is "gpu", local crops are larger than global ones, or the images are not square RGB images of
+            8 bits.
     """
     require_rgb(preprocessing)
+    if local_crops and local_size > preprocessing.size[0]:
+        raise InputError(f"augment.local_size={local_size}: must be at most data.image_size={preprocessing.size[0]}")
     if decode == "gpu":
         raise InputError("data.decode=gpu: not for this task, whose crops are cut from one decoded image; use cpu")
 

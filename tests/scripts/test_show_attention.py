@@ -56,7 +56,9 @@ def test_a_folder_is_drawn_but_for_what_cannot_be_read(command: Command, picture
         (folder / name).unlink()
     result = command(SCRIPT, "model", "photos", "--output", "maps")
     assert (result.status, result.stdout) == (2, "")
-    assert result.stderr.endswith("error: photos: holds no image that can be read\n")
+    assert result.stderr.endswith(
+        "error: photos: holds no image that can be read; images in its subfolders are not drawn\n"
+    )
 
 
 @pytest.mark.parametrize(("size", "output"), [((64, 48), "out.mp4"), ((51, 33), "out.mkv")])

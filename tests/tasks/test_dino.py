@@ -329,16 +329,16 @@ def test_a_validation_measures_the_teacher() -> None:
     assert found["teacher_entropy"] == pytest.approx(-(p * p.log()).sum(dim=-1).mean().item(), rel=1e-4)
     mean = p.mean(dim=0)
     assert found["batch_entropy"] == pytest.approx(-(mean * mean.log()).sum().item(), rel=1e-4)
-    assert found["knn_top1"] == pytest.approx(leave_one_out_knn(features, labels, 20))
+    assert found["knn_val_top1"] == pytest.approx(leave_one_out_knn(features, labels, 20))
     assert found["rankme"] == pytest.approx(rankme(features).item(), rel=1e-4)
     assert found["images"] == 20
 
 
 def test_without_labels_the_headline_is_the_effective_rank() -> None:
     found = measure(task(), torch.randn(20, 3, 32, 32), None)
-    assert "knn_top1" not in found and found["rankme"] > 1
+    assert "knn_val_top1" not in found and found["rankme"] > 1
     assert Dino.headline_for(Target("none")) == "rankme"
-    assert Dino.headline_for(target_of(3)) == "knn_top1"
+    assert Dino.headline_for(target_of(3)) == "knn_val_top1"
 
 
 def test_simdino_has_no_prototypes_to_measure() -> None:

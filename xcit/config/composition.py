@@ -111,6 +111,11 @@ def continued(
             if choices_before.get(key, choices.get(key)) != choices.get(key):
                 raise InputError(f"recipe={choices.get(key)}: the run to continue has recipe={choices_before[key]}")
             continue
+        if key == "task" and not is_same_choice(key, before, choices_before, composed, choices):
+            own = before.get("task", {}).get("name")
+            raise InputError(
+                f"task={choices.get(key)}: the run to continue has task={own}; pretrained=RUN starts a new run"
+            )
         if key in choices:
             now[key] = choices[key]
             if is_same_choice(key, before, choices_before, composed, choices):

@@ -12,6 +12,8 @@ from ..engine import distributed
 from ..errors import InputError
 from .features import SIMILARITIES, Features, Kind
 
+DEFAULT_K = (20, 10, 100, 200)
+"""DINO's numbers of neighbours; 20 is best in its paper."""
 RANKED = 5
 """Number of classes that are ranked for each image: enough for top-5."""
 
@@ -21,7 +23,7 @@ class KNN:
 
     Args:
         features: Features that are compared: class_token, or class_and_mean (with the mean of the patch tokens).
-        k: Numbers of neighbours; the first one gives the headline.
+        k: Numbers of neighbours, the first one for the headline; null: 20, 10, 100, 200, as far as there are images.
         temperature: Temperature of the votes, exp(similarity / temperature).
     """
 
@@ -31,12 +33,13 @@ class KNN:
         self,
         *,
         features: Kind = "class_token",
-        k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [20, 10, 100, 200],  # noqa: B006
+        k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
     ) -> None:
-        self.features, self.k, self.temperature = features, k, temperature
+        self.features, self.k, self.temperature = features, k or [], temperature
 
     def check(self, num_training: int) -> None:
+        self.k = self.k or [k for k in DEFAULT_K if k <= num_training] or [num_training]
         require_neighbours(self.k, num_training, "evaluate.k")
 
     def score(self, bank: Features, queries: Features, num_classes: int, device: torch.device) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Dino(Task):
 
     view = "multi_crop"
     target_kinds = ("class", "none")
-    headline = "knn_top1"
+    headline = "knn_val_top1"
     backbone = "teacher.backbone"
     networks: ClassVar = {"student": "model", "teacher": "teacher.backbone"}
     on_training_line = ("teacher_entropy", "batch_entropy", "feature_std")
@@ -118,6 +118,7 @@ class Dino(Task):
         switch_off_dropout(self.teacher)
         self.center: Tensor
         self.teacher_temperature: Tensor
+        self.has_warned = False
         self.outputs_seen: dict[str, list[Tensor]] = {}  # center → the mean outputs of the passes of this update
         self.register_buffer("center", torch.zeros(self.outputs))
         self.register_buffer("patch_center", torch.zeros(self.outputs))
@@ -134,7 +135,7 @@ class Dino(Task):
 
     @classmethod
     def headline_for(cls, target: Target) -> str:
-        return "knn_top1" if target.kind == "class" else "rankme"
+        return "knn_val_top1" if target.kind == "class" else "rankme"
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
@@ -207,7 +208,7 @@ class Dino(Task):
         """The teacher's probabilities: (…, K) → (…, K). In training they are noted for the next center."""
         if self.training and self.centering == "center":
             self.outputs_seen.setdefault(center, []).append(outputs.flatten(0, -2).mean(dim=0))
-        if self.training and self.centering == "sinkhorn":  # it needs a batch, so a validation takes the plain softmax
+        if self.centering == "sinkhorn":
             return sinkhorn(outputs, self.teacher_temperature)
         return centered(outputs, self.get_buffer(center), self.teacher_temperature)  # the center may stay 0
 
@@ -257,7 +258,9 @@ class Dino(Task):
     # The validation.
 
     def evaluator(self) -> FrozenFeatures:
-        return FrozenFeatures(self.teacher.backbone, self.outputs_for if self.loss == "dino" else None)
+        # Sinkhorn-Knopp needs the batches of all processes, so a validation has no such outputs.
+        has_outputs = self.loss == "dino" and self.centering != "sinkhorn"
+        return FrozenFeatures(self.teacher.backbone, self.outputs_for if has_outputs else None)
 
     def outputs_for(self, features: Tensor) -> Tensor:
         """The teacher's probabilities for features of its backbone: (B, C) → (B, K)."""
@@ -265,7 +268,10 @@ class Dino(Task):
 
     def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
         signs = signs_of_collapse(measured, position, self.outputs)
-        return [f"collapse: {'; '.join(signs)}; what usually helps: {', '.join(self.remedies())}"] if signs else []
+        if not signs or self.has_warned:
+            return []
+        self.has_warned = True
+        return [f"collapse: {'; '.join(signs)}; what usually helps: {', '.join(self.remedies())}"]
 
     def remedies(self) -> list[str]:
         """What usually helps against a collapse, without what is set already."""

@@ -15,6 +15,8 @@ from ..evaluation.knn import leave_one_out_knn
 NEIGHBORS = 20
 SETTLED = 0.1
 """The share of the run after which a collapse is reported: at the start all outputs are alike."""
+FEWEST_IMAGES = 64
+"""Of a validation, to tell a collapse from chance."""
 LEAST_INFORMATION = 0.02
 """The least information of an output about its image, as a share of the largest possible."""
 LEAST_RANK, LEAST_STD = 2.0, 0.1
@@ -24,8 +26,8 @@ LEAST_RANK, LEAST_STD = 2.0, 0.1
 class FrozenFeatures:
     """The evaluator. Metrics, over the images of all processes:
 
-    - knn_top1: k-NN accuracy in percent, k = 20, of each image among all others of the validation images; only if the
-      data have classes.
+    - knn_val_top1: k-NN accuracy in percent, k = 20, of each validation image among all other ones; only if the data
+      have classes.
     - rankme, feature_std: the effective rank and the spread of the features.
     - teacher_entropy, batch_entropy: the mean entropy of the teacher's outputs, and the entropy of their mean, in nats;
       only with prototypes.
@@ -63,7 +65,7 @@ class FrozenFeatures:
         features = rows["features"]
         measured = {"rankme": rankme(features).item(), "feature_std": feature_std(features).item()}
         if "labels" in rows:
-            measured = {"knn_top1": leave_one_out_knn(features, rows["labels"], NEIGHBORS)} | measured
+            measured = {"knn_val_top1": leave_one_out_knn(features, rows["labels"], NEIGHBORS)} | measured
         if "entropies" in rows:
             total = torch.as_tensor(sum(distributed.from_all(self.sum)))
             measured["teacher_entropy"] = rows["entropies"].mean().item()
@@ -72,13 +74,13 @@ class FrozenFeatures:
 
 
 def signs_of_collapse(measured: Mapping[str, float], position: Position, outputs: int) -> list[str]:
-    """The signs of a collapse in a validation; none at the start of a run.
+    """The signs of a collapse in a validation; none at the start of a run or with few images.
 
     Args:
         measured: the metrics of `FrozenFeatures`.
         outputs: number of prototypes, K.
     """
-    if position.progress < SETTLED:
+    if position.progress < SETTLED or measured["images"] < FEWEST_IMAGES:
         return []
     signs = []
     if "teacher_entropy" in measured:
