@@ -1,6 +1,7 @@
 """Every recipe in conf/recipe/ is a whole run in one file, trains, and does what its name says."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def test_every_recipe_trains(command: Command, recipe: str, teacher: Path, tmp_p
     result = command("train.py", f"recipe={recipe}", *SMALL, *more)
     assert result.status == 0, result.stderr
     (measured,) = rows(tmp_path / "run" / "metrics.jsonl", "train")
-    assert measured["loss"] > 0
+    assert math.isfinite(measured["loss"])  # SimDINO's is negative
 
 
 @pytest.mark.parametrize(

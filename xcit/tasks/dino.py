@@ -281,7 +281,7 @@ class Dino(Task):
         else:
             found += ["task.centering=center"] if self.centering == "none" else []
             found += ["task.centering=sinkhorn"] if self.centering != "sinkhorn" else []
-            lower = self.last_temperature > FIRST_TEMPERATURE
+            lower = self.last_temperature > FIRST_TEMPERATURE and self.centering != "none"
             found += [f"task.teacher_temperature={FIRST_TEMPERATURE}"] if lower else []
             found += [] if self.norm_last_layer else ["task.norm_last_layer=true"]
             found += ["task.loss=simdino"]
