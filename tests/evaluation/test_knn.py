@@ -68,3 +68,10 @@ def test_each_image_is_classified_by_the_others(digits: tuple[Tensor, Tensor]) -
     noise = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
     assert leave_one_out_knn(noise, labels, k=1) < 25, "an image that voted for itself would give 100"
     assert 0 <= leave_one_out_knn(features[:3], labels[:3], k=20) <= 100, "two others vote"
+
+
+def test_a_process_may_have_no_queries() -> None:
+    """With more processes than images."""
+    bank, labels = torch.eye(4), torch.arange(4)
+    ranked = weighted_knn(bank, labels, torch.empty(0, 4), 4, [1, 3])
+    assert {k: tuple(classes.shape) for k, classes in ranked.items()} == {1: (0, 4), 3: (0, 4)}

@@ -124,7 +124,7 @@ def nearest(
     """
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     chunk = chunk or max(1, SIMILARITIES // len(bank))
-    for start in range(0, len(queries), chunk):
+    for start in range(0, max(1, len(queries)), chunk):  # without queries, one chunk without rows
         similarities = queries[start : start + chunk] @ bank.mT
         if skip_itself:
             similarities.diagonal(start).fill_(-torch.inf)
