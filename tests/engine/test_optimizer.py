@@ -1,6 +1,5 @@
-"""Weight decay applies to matrices only, and the learning rate follows the recipe's schedule."""
+"""Weight decay applies to matrices only, learning rates may differ by layer, and Muon gets the matrices."""
 
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ import xcit
 from xcit.engine.freezing import freeze
 from xcit.engine.numerics import grad_scaler
 from xcit.engine.optimizer import clip_gradients, make_optimizer, parameter_groups, peak_lr
-from xcit.engine.schedule import LrEvery, make_schedule
+from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState, read_state
 from xcit.engine.task import Task
 from xcit.errors import InputError
@@ -56,82 +55,6 @@ def test_an_option_that_the_optimizer_does_not_accept_is_named() -> None:
         make_optimizer(torch.nn.Linear(1, 1), name="sgd", lr=0.1, weight_decay=0, options={"momentun": 0.9})
 
 
-def rates(
-    epochs: int,
-    *,
-    warmup: float = 5,
-    cooldown: float = 10,
-    updates: int = 4,
-    peak: float = 1e-3,
-    lr_every: LrEvery = "update",
-) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    schedule = make_schedule(
-        optimizer,
-        num_updates=epochs * updates,
-        updates_per_epoch=updates,
-        warmup_epochs=warmup,
-        warmup_lr=1e-6,
-        cooldown_epochs=cooldown,
-        min_lr=1e-5,
-        lr_every=lr_every,
-    )
-    values = []
-    for step in range(epochs * updates):
-        schedule.step_update(step)
-        values.append(optimizer.param_groups[0]["lr"])
-    return values
-
-
-def test_warmup_cosine_and_cooldown() -> None:
-    lr = rates(40)
-    assert lr[0] == pytest.approx(1e-6)
-    assert lr[10] == pytest.approx(1e-6 + (1e-3 - 1e-6) / 2)
-    for step in (20, 60, 119):
-        assert lr[step] == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * step / 120)) / 2)
-    assert lr[120:] == [pytest.approx(1e-5)] * 40
-
-
-def test_the_cosine_can_start_after_the_warmup() -> None:
-    """DINO's schedule in closed form."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule = make_schedule(
-        optimizer,
-        num_updates=160,
-        updates_per_epoch=4,
-        warmup_epochs=10,
-        warmup_lr=0.0,
-        cooldown_epochs=0,
-        min_lr=1e-6,
-        warmup_prefix=True,
-    )
-    for step in range(160):
-        schedule.step_update(step)
-        decay = 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * (step - 40) / 120)) / 2
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * step / 40 if step < 40 else decay)
-
-
-@pytest.mark.parametrize("lr_every", ["update", "epoch"])
-def test_the_weight_decay_follows_a_cosine_where_there_is_any(lr_every: LrEvery) -> None:
-    decayed, exempt = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    optimizer = torch.optim.AdamW([{"params": [decayed]}, {"params": [exempt], "weight_decay": 0.0}], weight_decay=0.04)
-    schedule = make_schedule(
-        optimizer,
-        num_updates=40,
-        updates_per_epoch=4,
-        warmup_epochs=0,
-        warmup_lr=0.0,
-        cooldown_epochs=0,
-        min_lr=1e-6,
-        lr_every=lr_every,
-        weight_decay_end=0.4,
-    )
-    for step in range(40):
-        schedule.step_update(step)
-        expected = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 40)) / 2
-        assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(expected), 0.0]
-
-
 def test_gradients_can_be_clipped_parameter_by_parameter() -> None:
     long, short = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
     frozen = torch.nn.Parameter(torch.zeros(4))
@@ -141,39 +64,6 @@ def test_gradients_can_be_clipped_parameter_by_parameter() -> None:
     assert short.grad.tolist() == [0.5] * 4
     clip_gradients([long, short, frozen], 1.0, "all")
     assert (long.grad.norm() ** 2 + short.grad.norm() ** 2).sqrt().item() == pytest.approx(1.0, rel=1e-5)
-
-
-def test_a_rate_that_changes_once_per_epoch_is_one_epoch_late() -> None:
-    """The numbers of a whole run are in tests/test_authors_runs.py."""
-    every_update, every_epoch = rates(40), rates(40, lr_every="epoch")
-    for step, lr in enumerate(every_epoch):
-        assert lr == every_update[4 * max(0, step // 4 - 1)]
-
-
-@pytest.mark.parametrize(("epochs", "noted"), [(1, True), (2, True), (3, False)])
-def test_a_run_that_would_never_leave_the_warmups_first_rate_is_noted(
-    epochs: int, noted: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lr = rates(epochs, cooldown=0, lr_every="epoch")
-    assert (max(lr) == pytest.approx(1e-6)) == noted
-    assert (
-        "note: optim.lr_every=epoch: the first two epochs have the learning rate 1e-06" in capsys.readouterr().err
-    ) == noted
-
-
-def test_a_peak_below_min_lr_replaces_min_lr() -> None:
-    lr = rates(4, warmup=1, cooldown=1, peak=5e-6)
-    assert max(lr) == pytest.approx(5e-6)
-    assert lr[-1] == pytest.approx(5e-6)
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 10])
-def test_a_short_run_spends_half_of_its_updates_on_the_cosine(epochs: int) -> None:
-    lr = rates(epochs, updates=12)
-    assert max(lr) > 0.8e-3
-    assert lr[0] == pytest.approx(1e-6)
-    assert lr[-1] == pytest.approx(1e-5)
-    assert sum(rate == pytest.approx(1e-5) for rate in lr) == pytest.approx(epochs * 12 / 3, abs=1)
 
 
 # Layer-wise learning rate decay.

@@ -1,49 +1,24 @@
-"""DINO: the teacher follows the student, crops are independent, schedules are those of the paper, collapse is told."""
+"""DINO: the teacher follows the student, each switch equals its formula, and the schedules are those of the paper."""
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import xcit
 from data.views.multi_crop import Crops
 from xcit.engine.optimizer import make_optimizer
-from xcit.engine.task import Position, Target
-from xcit.errors import InputError
-from xcit.evaluation.collapse import rankme
-from xcit.evaluation.knn import leave_one_out_knn
+from xcit.engine.task import Position
 from xcit.models.stochastic_depth import StochasticDepth
 from xcit.tasks import dino as dino_module
 from xcit.tasks.dino import Dino
 from xcit.tasks.dino_loss import centered, coding_rate_loss, cross_view_entropy, koleo, sinkhorn
-from xcit.tasks.dino_validation import signs_of_collapse
 from xcit.tasks.patch_masks import hide_blocks, hide_patches
 
-from ..engine.toy import target_of
-
-RUN = Position(1, 400, 4)
-SMALL = {"prototypes": 12, "hidden_dim": 8, "bottleneck_dim": 6}
-
-
-def backbone(**options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return xcit.create_model("xcit_n12", num_classes=0, depth=1, dim=32, heads=2, patch_size=8, **options)
-
-
-def task(model: nn.Module | None = None, **options: Any) -> Dino:
-    torch.manual_seed(1)
-    return Dino(model or backbone(), target_of(3), **(SMALL | options)).train()
-
-
-def batch(images: int = 4, local_crops: int = 3) -> Crops:
-    generator = torch.Generator().manual_seed(2)
-    local = torch.randn(images * local_crops, 3, 16, 16, generator=generator) if local_crops else None
-    return Crops(torch.randn(2 * images, 3, 32, 32, generator=generator), local)
-
+from .small_dino import RUN, backbone, batch, task
 
 # The loss.
 
@@ -272,111 +247,3 @@ def test_others_load_the_teacher() -> None:
         "student": dino.model,
         "teacher": dino.teacher.backbone,
     }
-
-
-# Masks.
-
-
-def test_half_of_the_images_hide_the_share() -> None:
-    torch.manual_seed(0)
-    masks = hide_blocks(200, (6, 7), 0.3, torch.device("cpu")).masks(200, (6, 7))
-    hidden = masks.flatten(1).sum(dim=1)
-    assert set(hidden.tolist()) == {0, round(0.3 * 42)} and (hidden > 0).sum() == 100
-    neighbors = (masks[:, :, 1:] & masks[:, :, :-1]).sum() / masks.sum()
-    assert neighbors > 0.45, "patches are hidden in blocks; by chance it would be 0.26"
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 48), (30, 41)])
-def test_hidden_patches_have_no_influence(height: int, width: int) -> None:
-    """The stem of an XCiT sees beyond a patch, so the pixels are hidden, not the tokens."""
-    model = backbone().eval()
-    images = torch.randn(2, 3, height, width)
-    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
-    masks[0, 1, 2] = masks[1, 3, 5] = True
-    changed = images.clone()
-    changed[0, :, 8:16, 16:24] += 1
-    changed[1, :, 24:32, 40:48] += 1
-    assert not torch.equal(model(images), model(changed))
-    torch.testing.assert_close(
-        model(hide_patches(images, masks, 8)), model(hide_patches(changed, masks, 8)), rtol=0, atol=0
-    )
-
-
-def test_a_patch_loss_with_simdino_is_refused() -> None:
-    with pytest.raises(InputError, match=r"task\.patch_loss=1\.0: must be 0 with task\.loss=simdino"):
-        Dino.check_options({"loss": "simdino", "patch_loss": 1.0}, {})
-
-
-# The validation.
-
-
-def measure(dino: Dino, images: Tensor, labels: Tensor | None) -> dict[str, float]:
-    evaluator = dino.eval().evaluator()
-    with torch.inference_mode():
-        for rows in torch.arange(len(images)).split(8):
-            chosen = None if labels is None else labels[rows]
-            evaluator.update(SimpleNamespace(images=images[rows], labels=chosen))
-    return evaluator.compute()
-
-
-def test_a_validation_measures_the_teacher() -> None:
-    dino = task()
-    images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 3
-    with torch.no_grad():
-        features = dino.eval().teacher.backbone(images)
-        p = (dino.teacher.head(features) / 0.04).softmax(dim=-1)
-    found = measure(dino, images, labels)
-    assert found["teacher_entropy"] == pytest.approx(-(p * p.log()).sum(dim=-1).mean().item(), rel=1e-4)
-    mean = p.mean(dim=0)
-    assert found["batch_entropy"] == pytest.approx(-(mean * mean.log()).sum().item(), rel=1e-4)
-    assert found["knn_val_top1"] == pytest.approx(leave_one_out_knn(features, labels, 20))
-    assert found["rankme"] == pytest.approx(rankme(features).item(), rel=1e-4)
-    assert found["images"] == 20
-
-
-def test_without_labels_the_headline_is_the_effective_rank() -> None:
-    found = measure(task(), torch.randn(20, 3, 32, 32), None)
-    assert "knn_val_top1" not in found and found["rankme"] > 1
-    assert Dino.headline_for(Target("none")) == "rankme"
-    assert Dino.headline_for(target_of(3)) == "knn_val_top1"
-
-
-def test_simdino_has_no_prototypes_to_measure() -> None:
-    assert "teacher_entropy" not in measure(task(loss="simdino"), torch.randn(20, 3, 32, 32), None)
-
-
-HEALTHY = {"teacher_entropy": 2.0, "batch_entropy": 6.0, "rankme": 20.0, "feature_std": 0.5, "images": 360}
-LATE = Position(200, 400, 4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sign"),
-    [
-        (
-            {"teacher_entropy": 6.9, "batch_entropy": 6.92},
-            "the teacher's output hardly depends on the image (mean entro",
-        ),
-        ({"teacher_entropy": 0.01, "batch_entropy": 0.02}, "the teacher's output hardly depends on the image"),
-        ({"rankme": 1.2}, "the features have an effective rank of 1.2"),
-        ({"feature_std": 0.01}, "the features of all images are alike"),
-    ],
-)
-def test_a_collapse_is_told_with_its_sign(changes: dict[str, float], sign: str) -> None:
-    assert signs_of_collapse(HEALTHY, LATE, 1024) == []
-    (line,) = signs_of_collapse(HEALTHY | changes, LATE, 1024)
-    assert line.startswith(sign)
-    assert signs_of_collapse(HEALTHY | changes, Position(4, 400, 4), 1024) == [], "at the start all outputs are alike"
-
-
-def test_remedies_are_those_that_are_not_set() -> None:
-    bad = HEALTHY | {"rankme": 1.1}
-    (line,) = task().advise(bad, LATE)
-    assert line.startswith(
-        "collapse: the features have an effective rank of 1.1; what usually helps: task.centering=sink"
-    )
-    assert "task.teacher_temperature=0.04" in line and "task.centering=center" not in line
-    (line,) = task(centering="none", teacher_temperature=0.04, koleo=0.1).advise(bad, LATE)
-    assert "task.centering=center" in line and "temperature" not in line and "koleo" not in line
-    without_outputs = {name: value for name, value in bad.items() if "entropy" not in name}
-    (line,) = task(loss="simdino").advise(without_outputs, LATE)
-    assert "coding_rate" in line and "centering" not in line and "simdino" not in line
