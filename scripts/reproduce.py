@@ -38,6 +38,7 @@ from xcit.config.composition import section_for
 from xcit.errors import unknown
 from xcit.evaluation.flops import forward_flops, teacher_flops
 from xcit.models import MODELS
+from xcit.tasks.dino import GLOBAL_CROPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +46,6 @@ PEAK_TFLOPS = 312.0  # of an A100 in bf16
 SUSTAINED_SHARE = 0.3
 DEFAULT_TFLOPS = SUSTAINED_SHARE * PEAK_TFLOPS
 TRAINING_OVER_FORWARD = 3  # the backward pass costs two forward passes
-GLOBAL_CROPS = 2  # of DINO
 
 # Training images of each data set.
 IMAGES = {

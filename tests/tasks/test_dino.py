@@ -54,9 +54,13 @@ def parts(dino: Dino, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
     """The teacher's outputs, (2, B, K), the student's, (V, B, K), and the student's features of global crops."""
     features = dino.model(crops.global_crops)
     scores = dino.head(torch.cat([features, dino.model(crops.local_crops)]))
-    outputs = dino.teacher.head(dino.teacher.backbone(crops.global_crops))
     images = len(crops.global_crops) // 2
-    return outputs.unflatten(0, (2, images)), scores.unflatten(0, (-1, images)), features.unflatten(0, (2, images))
+    return teacher_outputs(dino, crops), scores.unflatten(0, (-1, images)), features.unflatten(0, (2, images))
+
+
+def teacher_outputs(dino: Dino, crops: Crops) -> Tensor:
+    """The teacher's outputs for the global crops, (2, B, K)."""
+    return dino.teacher.head(dino.teacher.backbone(crops.global_crops)).unflatten(0, (2, -1))
 
 
 def test_simdino_compares_features() -> None:
@@ -102,14 +106,9 @@ def test_the_patch_loss_compares_hidden_patches_with_a_center_of_their_own(batch
     of_image = (entropies * flat).sum(dim=1) / flat.sum(dim=1).clamp_min(1)
     torch.testing.assert_close(losses["patch_loss"], of_image.mean(), rtol=1e-4, atol=1e-5)
     crop_loss = losses["loss"] - 0.5 * losses["patch_loss"]
-    wanted_crops = centered(parts_without_local(dino, crops), dino.center, 0.04)
+    wanted_crops = centered(teacher_outputs(dino, crops), dino.center, 0.04)
     scores = dino.head(tokens[:, 0]).unflatten(0, (2, 4))
     torch.testing.assert_close(crop_loss, cross_view_entropy(wanted_crops, scores, 0.1), rtol=1e-4, atol=1e-5)
-
-
-def parts_without_local(dino: Dino, crops: Crops) -> Tensor:
-    """The teacher's outputs, (2, B, K)."""
-    return dino.teacher.head(dino.teacher.backbone(crops.global_crops)).unflatten(0, (2, -1))
 
 
 def test_prototypes_can_learn_their_length() -> None:
