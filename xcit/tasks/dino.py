@@ -135,13 +135,13 @@ class Dino(Task):
 
     @classmethod
     def headline_for(cls, target: Target) -> str:
-        return "knn_val_top1" if target.kind == "class" else "rankme"
+        return cls.headline if target.kind == "class" else "rankme"
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
         if options.get("loss") == "simdino" and options.get("patch_loss"):
             raise InputError(
-                f"task.patch_loss={options['patch_loss']}: must be 0 with task.loss=simdino, which has none"
+                f"task.patch_loss={options['patch_loss']}: must be 0 with task.loss=simdino, which has no prototypes"
             )
 
     # The losses of a batch.
