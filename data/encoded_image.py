@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from xcit.errors import InputError
-from xcit.preprocessing import upright
+from xcit.orientation import upright
 
 
 class BrokenImageError(InputError):

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from xcit.preprocessing import EXIF_ORIENTATION
+from xcit.orientation import EXIF_ORIENTATION
 
 from .encoded_image import EncodedImage
 

@@ -22,7 +22,8 @@ ALLOWED = {
     "xcit": {"xcit.errors", "xcit.models", "xcit.weights"},
     "xcit.credentials": set(),
     "xcit.errors": {"xcit.credentials"},
-    "xcit.preprocessing": {"xcit.errors"},
+    "xcit.orientation": set(),
+    "xcit.preprocessing": {"xcit.errors", "xcit.orientation"},
     "xcit.checksum": set(),
     "xcit.storage": {"xcit.checksum", "xcit.errors"},
     "xcit.kernels": {"xcit.errors"},
@@ -38,7 +39,7 @@ ALLOWED = {
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config"},
     "xcit.start": {"xcit.signals", "xcit.command"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
-    "data": {"xcit.credentials", "xcit.errors", "xcit.preprocessing"},
+    "data": {"xcit.credentials", "xcit.errors", "xcit.orientation", "xcit.preprocessing"},
 }
 
 # Third parties that one place alone may know.

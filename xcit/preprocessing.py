@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .orientation import upright
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,8 +26,6 @@ PIL_MODES = {1: "L", 3: "RGB"}
 
 RGBA is excluded, because Pillow's resize multiplies colors by alpha.
 """
-EXIF_ORIENTATION = 0x0112
-"""The number of EXIF's tag for the orientation. Its value is 1 for an upright image."""
 
 
 @dataclass(frozen=True)
@@ -244,37 +243,6 @@ class Preprocessing:
                 f"image with values from {int(image.min())} to {int(image.max())}: must be 0 to {self.max_value}"
             )
         return image.to(torch.uint8 if self.bit_depth <= 8 else torch.int32)
-
-
-def upright(image: Any) -> Any:
-    """A Pillow image, turned and flipped as its EXIF orientation says, because cameras store photographs rotated.
-
-    Only the orientation is read. Damaged EXIF data are ignored, as viewers do. (ImageOps.exif_transpose writes all
-    EXIF data anew, and raises an error for values that it cannot write.)
-    """
-    from PIL.Image import Transpose  # here, since `import xcit` must not need it
-
-    image.load()  # in some formats the EXIF data follow the pixels
-    try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # depends on the kind of damage
-        return image
-    turns = (
-        Transpose.FLIP_LEFT_RIGHT,
-        Transpose.ROTATE_180,
-        Transpose.FLIP_TOP_BOTTOM,
-        Transpose.TRANSPOSE,
-        Transpose.ROTATE_270,
-        Transpose.TRANSVERSE,
-        Transpose.ROTATE_90,
-    )
-    if orientation not in range(2, 2 + len(turns)):
-        return image
-    turned = image.transpose(turns[orientation - 2])
-    # The copy is upright, so it must not keep what says otherwise.
-    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
-        turned.info.pop(key, None)
-    return turned
 
 
 def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:

@@ -14,7 +14,8 @@ from data.crops import random_resized_crop
 from data.encoded_image import BrokenImageError, EncodedImage, NotEnoughMemoryError, rgb
 from data.examples import Example
 from data.viewed_examples import ViewedExamples
-from xcit.preprocessing import Preprocessing, upright
+from xcit.orientation import upright
+from xcit.preprocessing import Preprocessing
 
 from .test_crops import encoded, photograph
 
