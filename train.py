@@ -100,7 +100,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         task = task_class(model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
-        preprocessing = Preprocessing.of_model(model).at(config.data.image_size, config.crop_ratio)
+        preprocessing = task.preprocessing(Preprocessing.of_model(model)).at(config.data.image_size, config.crop_ratio)
 
         # 5. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, choices, task, examples, preprocessing, device)

@@ -130,12 +130,12 @@ def test_there_are_no_circles() -> None:
 # and 7.
 LIMITS = {
     "xcit.kernels": (38, 72, 8),
-    "xcit.models": (27, 45, 7),  # arguments are checked, also under timm's names
-    "data": (44, 105, 8),  # what is read and skipped takes four files; one view builds on another
+    "xcit.models": (34, 56, 7),  # arguments are checked, also under timm's names; dense/ holds a pyramid and its heads
+    "data": (52, 128, 8),  # what is read and skipped takes four files; one view builds on another
     "xcit.weights": (8, 10, 5),
     "xcit.engine": (21, 37, 7),  # curves.png is drawn where the other trackers are
-    "xcit.tasks": (9, 9, 4),  # DINO takes four files
-    "xcit.evaluation": (12, 10, 4),  # each way to measure frozen features is a file
+    "xcit.tasks": (12, 13, 4),  # DINO takes four files
+    "xcit.evaluation": (16, 16, 5),  # each way to measure frozen features is a file
 }
 
 

@@ -19,8 +19,8 @@ from .orientation import upright
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
-RESIZE_RULES = ("crop", "letterbox", "squash")
-TIMM_CROP_MODES = {"crop": "center", "letterbox": "border", "squash": "squash"}
+RESIZE_RULES = ("crop", "letterbox", "squash", "shortest")
+TIMM_CROP_MODES = {"crop": "center", "letterbox": "border", "squash": "squash", "shortest": "center"}
 PIL_MODES = {1: "L", 3: "RGB"}
 """The mode of an 8-bit Pillow image by its number of channels.
 
@@ -37,7 +37,9 @@ class Preprocessing:
         channels: of an image.
         bit_depth: bits of a pixel's channel; 8 means values from 0 to 255.
         resize: "crop" resizes until the image covers the size and cuts out the center, "letterbox" resizes until it
-            fits into the size and pads with the mean color, "squash" ignores the aspect ratio.
+            fits into the size and pads with the mean color, "squash" ignores the aspect ratio. "shortest" keeps the
+            whole image and its aspect ratio, for detection and segmentation: size is then (length of the shorter side,
+            largest length of the longer side), and each image has a size of its own.
         crop_ratio: images are resized to size / crop_ratio before the center of `size` is cut out.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
         mean, std: of each channel, for pixels scaled to [0, 1].
@@ -49,7 +51,7 @@ class Preprocessing:
     size: tuple[int, int] = (224, 224)
     channels: int = 3
     bit_depth: int = 8
-    resize: Literal["crop", "letterbox", "squash"] = "crop"
+    resize: Literal["crop", "letterbox", "squash", "shortest"] = "crop"
     crop_ratio: float = 1.0
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -128,8 +130,13 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def at(self, size: int | tuple[int, int], crop_ratio: float | None = None) -> "Preprocessing":
-        """The same for another input size, and another crop ratio if one is given. An int means a square."""
-        size = (size, size) if isinstance(size, int) else size
+        """The same for another input size, and another crop ratio if one is given.
+
+        An int means a square. With resize="shortest" it is the shorter side, and the longer one changes in proportion.
+        """
+        if isinstance(size, int):
+            short, long = self.size if self.resize == "shortest" else (1, 1)
+            size = (size, round(size * long / short))
         return replace(self, size=size, crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio)
 
     @property
@@ -150,6 +157,8 @@ class Preprocessing:
         pixels = [self.pixels(image) for image in images]
         if not pixels:
             raise InputError("images: must hold at least one image")
+        if len({image.shape for image in pixels}) > 1:
+            raise InputError(f"images: have different sizes with resize={self.resize!r}; give them one at a time")
         return self.normalize(torch.stack(pixels))
 
     def pixels(self, image: Any) -> Tensor:
@@ -199,6 +208,9 @@ class Preprocessing:
         """(height, width) that an image is resized to before the center is cut out or padding is added."""
         if not height * width:
             raise InputError(f"image of {height} × {width} pixels: must have at least one")
+        if self.resize == "shortest":
+            scale = min(self.size[0] / min(height, width), self.size[1] / max(height, width))
+            return max(1, round(height * scale)), max(1, round(width * scale))
         goal_h, goal_w = (math.floor(side / self.crop_ratio) for side in self.size)
         if self.resize == "squash":
             return goal_h, goal_w
@@ -210,6 +222,8 @@ class Preprocessing:
 
     def cut_or_pad(self, pixels: Tensor) -> Tensor:
         """The center of `size`; sides that are shorter are padded with the mean, which is 0 once it is normalized."""
+        if self.resize == "shortest":
+            return pixels
         H, W = self.size
         top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[:2], self.size, strict=True))
         cut = pixels[max(top, 0) : max(top, 0) + H, max(left, 0) : max(left, 0) + W]

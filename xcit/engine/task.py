@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..preprocessing import Preprocessing
 
 Losses = dict[str, Tensor]
 """Scalars by name. "loss" is what is minimized; the others are only reported."""
@@ -55,6 +56,23 @@ class Evaluator(Protocol):
     def compute(self) -> dict[str, float]: ...
 
 
+class Details(NamedTuple):
+    """What an evaluator knows besides its metrics, for the report."""
+
+    per_class: list[dict[str, Any]]
+    """A row for each class: its name under "class", then its metrics."""
+    pictures: list[Any]
+    """Pillow images: the predictions, drawn on the first images of the main process."""
+
+
+@runtime_checkable
+class DetailedEvaluator(Evaluator, Protocol):
+    """An evaluator with a table of classes and pictures for the report."""
+
+    def details(self) -> Details:
+        """Called after `compute`, in every process."""
+
+
 class Task(nn.Module):
     """A model with its training objective. `forward(batch)` returns named losses, averaged over the batch.
 
@@ -95,6 +113,10 @@ class Task(nn.Module):
     @classmethod
     def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
         """Raise an InputError if the task's options contradict the view's."""
+
+    def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
+        """What the task expects of its images, made from what its model expects: another resize rule, for example."""
+        return of_model
 
     def forward(self, batch: Any) -> Losses:
         raise NotImplementedError

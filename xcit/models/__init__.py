@@ -15,7 +15,7 @@ from ..errors import InputError, Notice, unknown
 from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
-from .features import FeatureMaps
+from .features import FeatureMaps, default_taps
 from .options import check_how, check_names
 from .timm_arguments import find_by_full_name, in_our_terms
 from .timm_models import timm_model
@@ -27,9 +27,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(XCiT, **variant) for name, variant in VARIANTS.items()},
     "timm": timm_model,
 }
-
-# depth → the layers whose output detection and segmentation use.
-TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 
 
 def create_model(
@@ -120,10 +117,7 @@ def feature_maps(model: nn.Module, name: str, out_indices: int | Sequence[int] |
     """The model as one that returns feature maps."""
     if not isinstance(model, XCiT):
         raise InputError(f"features_only=True: is for XCiT; timm.create_model gives that of {name}")
-    indices = TAPS.get(len(model.blocks)) if out_indices is None else out_indices
-    if indices is None:
-        raise InputError(f"out_indices: must be given for {len(model.blocks)} layers")
-    return FeatureMaps(model, indices)
+    return FeatureMaps(model, default_taps(len(model.blocks)) if out_indices is None else out_indices)
 
 
 def no_such_weights(name: str, tag: str, options: Mapping[str, Any]) -> str:

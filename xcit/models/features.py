@@ -9,6 +9,19 @@ from ..errors import InputError
 from .timm_interface import TimmInterface
 
 
+def default_taps(depth: int) -> tuple[int, ...]:
+    """The layers whose maps detection and segmentation use: after 1/3, 1/2, 2/3 and all of the layers, from 0.
+
+    These are 3, 5, 7 and 11 of 12 layers, and 7, 11, 15 and 23 of 24, as in the paper.
+
+    Raises:
+        InputError: there are fewer than 3 layers.
+    """
+    if depth < 3:
+        raise InputError(f"depth={depth}: must be at least 3 layers, for four feature maps")
+    return (depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1)
+
+
 class FeatureMaps(nn.Module):
     """An XCiT that returns the feature maps after some of its layers, all (B, C, ⌈H / p⌉, ⌈W / p⌉).
 
