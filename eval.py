@@ -120,7 +120,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         loaders = {purpose: partial(batches_at, split) for purpose, split in way.splits.items()}
         measure = way.measure(loaders, device, config.precision, progress)
         subject = Subject(whole.model.name, str(path), whole.data.name, whole.crop_ratio)
-        rows = sweep(modules, measure, whole.resolutions, subject, device)
+        rows = sweep(modules, measure, whole.resolutions, subject, device, folder.path)
 
         # 6. The report.
         if distributed.is_main():

@@ -159,14 +159,14 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
                 state.optimizer,
                 num_updates=length.num_updates(updates_per_epoch),
                 updates_per_epoch=updates_per_epoch,
-                **config.optim.schedule,
+                **config.optim.schedule_options,
             ),
             device=device,
             **config.train.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every"}),
             **config.optim.model_dump(include={"clip_norm", "clip_by"}),
             seed=config.seed,
             length=length,
-            frozen=frozen_parts(model, config.train.freeze),
+            frozen=frozen_parts(model, config.train.freeze, batchnorms=config.train.freeze_batchnorm),
         )
         recorder = open_run(folder, origin, state, to_yaml(config), **config.logger.model_dump())
         with if_stopped(f"(to go on: python train.py resume={folder.path})"), StopSignals() as signals, recorder:
@@ -186,7 +186,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         with if_stopped(f"during the final evaluation; to evaluate the model: python eval.py checkpoint={folder.path}"):
             subject = Subject(config.model.name, str(folder.last), config.data.name, config.crop_ratio)
             measure = by_evaluator(batches_at, device, config.train.precision, progress)
-            rows = sweep(state.weights(), measure, resolutions, subject, device)
+            rows = sweep(state.weights(), measure, resolutions, subject, device, folder.path)
         if distributed.is_main():
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
             write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not in
 from scripts.paper_results import SECTIONS, Row, every_row
 from xcit import InputError
 from xcit.command import ArgumentParser, guarded
-from xcit.config.training import LoopConfig
 from xcit.config.composition import section_for
+from xcit.config.training import LoopConfig
 from xcit.errors import unknown
 from xcit.evaluation.flops import forward_flops, teacher_flops
 from xcit.models import MODELS

@@ -49,7 +49,9 @@ def learning_rates(config: ScaledTrainConfig) -> list[float]:
     peak = peak_lr(config.optim.lr, config.train.global_batch_size)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     length = THEIRS["updates_per_epoch"]
-    schedule = make_schedule(optimizer, num_updates=400 * length, updates_per_epoch=length, **config.optim.schedule)
+    schedule = make_schedule(
+        optimizer, num_updates=400 * length, updates_per_epoch=length, **config.optim.schedule_options
+    )
     rates = []
     for epoch in range(400):
         of_epoch = set()

@@ -45,14 +45,21 @@ class Images:
             yield SimpleNamespace(images=torch.randn(4, 3, 16, 16, generator=generator), targets=targets)
 
 
-def trained(folder: Path, names: list[str], weight_decay: float = 0.1, *, checkpointing: bool = False) -> nn.Module:
+def trained(
+    folder: Path,
+    names: list[str],
+    weight_decay: float = 0.1,
+    *,
+    checkpointing: bool = False,
+    freeze_batchnorm: bool = False,
+) -> nn.Module:
     """Trains a model for two epochs in the real loop. The validation after each epoch changes the mode."""
     model = tiny()
     if checkpointing:
         model.set_grad_checkpointing()
     task = TASKS["classify"](model, target_of(3))
     freeze(model, names)
-    frozen = frozen_parts(model, names)
+    frozen = frozen_parts(model, names, batchnorms=freeze_batchnorm)
     optimizer = make_optimizer(task, name="adamw", lr=1e-2, weight_decay=weight_decay, options={})
     state = TrainingState(task, optimizer, grad_scaler(CPU, "fp32"))
     schedule = make_schedule(
@@ -97,6 +104,16 @@ def test_frozen_parts_stay_and_all_others_change(names: list[str], checkpointing
 def test_without_freezing_everything_changes(tmp_path: Path) -> None:
     before, model = tiny().state_dict(), trained(tmp_path / "run", [])
     assert not [key for key, value in model.state_dict().items() if torch.equal(value, before[key])]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_batchnorms_keep_their_statistics_and_learn_their_scales(checkpointing: bool, tmp_path: Path) -> None:
+    before = tiny().state_dict()
+    model = trained(tmp_path / "run", [], checkpointing=checkpointing, freeze_batchnorm=True)
+    kept = {key for key, value in model.state_dict().items() if torch.equal(value, before[key])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert kept == {key for key in before if key.endswith(statistics)}
+    assert len(kept) == 3 * 5  # of three BatchNorms in the stem and one in each of two layers
 
 
 def test_frozen_parameters_are_not_in_the_optimizer() -> None:

@@ -1,6 +1,7 @@
 """The learning rate and the weight decay follow their schedules, in closed form."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def rates(
     warmup_lr: float = 1e-6,
     min_lr: float = 1e-5,
     lr_every: LrEvery = "update",
-    warmup_prefix: bool = False,
+    **options: Any,
 ) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = make_schedule(
@@ -30,7 +31,7 @@ def rates(
         cooldown_epochs=cooldown,
         min_lr=min_lr,
         lr_every=lr_every,
-        warmup_prefix=warmup_prefix,
+        **options,
     )
     values = []
     for step in range(epochs * updates):
@@ -54,6 +55,21 @@ def test_the_cosine_can_start_after_the_warmup() -> None:
     for step in range(160):
         decay = 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * (step - 40) / 120)) / 2
         assert lr[step] == pytest.approx(1e-3 * step / 40 if step < 40 else decay)
+
+
+def test_steps_begin_exactly_after_the_milestones() -> None:
+    """Mask R-CNN's: a warm-up in updates, then two steps."""
+    lr = rates(12, cooldown=0, warmup_lr=1e-6, schedule="step", milestones=[8, 11], warmup_updates=6)
+    assert lr[:6] == pytest.approx([1e-6 + (1e-3 - 1e-6) * step / 6 for step in range(6)])
+    assert lr[6:] == pytest.approx([1e-3] * 26 + [1e-4] * 12 + [1e-5] * 4)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.9])
+def test_a_polynomial_ends_at_the_lowest_rate(power: float) -> None:
+    """UperNet's: linear to 0 over all updates, the warm-up included."""
+    lr = rates(10, cooldown=0, warmup_lr=1e-9, min_lr=0.0, schedule="poly", power=power, warmup_updates=5)
+    assert lr[:5] == pytest.approx([1e-9 + (1e-3 - 1e-9) * step / 5 for step in range(5)])
+    assert lr[5:] == pytest.approx([1e-3 * (1 - step / 40) ** power for step in range(5, 40)])
 
 
 @pytest.mark.parametrize("lr_every", ["update", "epoch"])

@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from data.views.labelled_crop import LabelledImages
+from xcit.engine.task import Details, Evaluator
 from xcit.errors import Notice
 from xcit.evaluation.cost import Meter
 from xcit.evaluation.report import write_report
@@ -60,7 +62,7 @@ def batches_at(resolution: int) -> list[LabelledImages]:
     ]
 
 
-def rows_of(resolutions: list[int], task: nn.Module | None = None) -> list[Row]:
+def rows_of(resolutions: list[int], task: nn.Module | None = None, folder: Path | None = None) -> list[Row]:
     task = task or TASKS["classify"](Sizer(), target_of(7))
     return sweep(
         {"raw": task, "ema": task},
@@ -68,7 +70,36 @@ def rows_of(resolutions: list[int], task: nn.Module | None = None) -> list[Row]:
         resolutions,
         Subject("sizer", "runs/a/checkpoints/last.pt", "seven", crop_ratio=1.0),
         device=torch.device("cpu"),
+        folder=folder,
     )
+
+
+class Described(Evaluator):
+    """An evaluator with details."""
+
+    def update(self, batch: LabelledImages) -> None:
+        self.size = batch.images.shape[-1]
+
+    def compute(self) -> dict[str, float]:
+        return {"images": 7}
+
+    def details(self) -> Details:
+        picture = Image.new("RGB", (self.size, self.size), "red")
+        return Details([{"class": "a", "iou": 50.0}, {"class": "b", "iou": math.nan}], [picture] * 2)
+
+
+def test_details_are_written_for_each_resolution_and_kind_of_weights(tmp_path: Path) -> None:
+    class WithDetails(TASKS["classify"]):
+        def evaluator(self) -> Evaluator:
+            return Described()
+
+    rows_of([16, 32], WithDetails(Sizer(), target_of(7)), tmp_path)
+    folders = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+    assert folders == ["16_ema", "16_raw", "32_ema", "32_raw"]
+    folder = tmp_path / "predictions" / "32_ema"
+    assert (folder / "per_class.csv").read_text() == "class,iou\na,50.0\nb,\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["1.jpg", "2.jpg", "per_class.csv"]
+    assert Image.open(folder / "2.jpg").size == (32, 32)
 
 
 def test_every_image_counts_equally_in_batches_of_any_size() -> None:

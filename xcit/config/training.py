@@ -36,8 +36,18 @@ class OptimConfig(Section):
     """Gradients of which clip_norm limits the norm: all parameters together, or each parameter, as in DINO."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Learning rate of a layer, relative to the layer above it, such as 0.75; null: the same for all."""
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
+    """How the learning rate falls: cosine, step (see milestones) or poly (polynomial, see power)."""
+    milestones: list[PositiveFloat] = Field(default_factory=list)
+    """Epochs after which the learning rate is multiplied by decay_rate, for schedule=step."""
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of the learning rate at each of the milestones, for schedule=step."""
+    power: PositiveFloat = 1.0
+    """Exponent of schedule=poly; 1 is linear."""
     warmup_epochs: NonNegative
     """Epochs at the start in which the learning rate rises linearly; part of the run's length."""
+    warmup_updates: Annotated[int, Field(ge=0)] | None = None
+    """Length of the warm-up in updates, instead of warmup_epochs; null: warmup_epochs sets it."""
     warmup_lr: NonNegative
     """Learning rate at the start of the warm-up."""
     cooldown_epochs: NonNegative
@@ -57,10 +67,21 @@ class OptimConfig(Section):
         return self.model_dump(include={"name", "weight_decay", "options", "layer_decay", "decay_temperature"})
 
     @property
-    def schedule(self) -> dict[str, Any]:
+    def schedule_options(self) -> dict[str, Any]:
         """The arguments of `make_schedule`."""
-        names = {"warmup_epochs", "warmup_lr", "cooldown_epochs", "min_lr", "lr_every", "warmup_prefix"}
-        return self.model_dump(include=names | {"weight_decay_end"})
+        of_rate = {"schedule", "milestones", "decay_rate", "power", "cooldown_epochs", "min_lr", "lr_every"}
+        of_warmup = {"warmup_epochs", "warmup_updates", "warmup_lr", "warmup_prefix"}
+        return self.model_dump(include=of_rate | of_warmup | {"weight_decay_end"})
+
+    @model_validator(mode="after")
+    def milestones_go_with_steps(self) -> "OptimConfig":
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError(f"milestones={self.milestones}: must hold epochs if optim.schedule is step, and only then")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError(f"milestones={self.milestones}: must rise")
+        if self.schedule != "cosine" and self.lr_every == "epoch":
+            raise ValueError(f"lr_every=epoch: is for optim.schedule=cosine, not {self.schedule}")
+        return self
 
 
 class LoopConfig(Section):
@@ -84,6 +105,8 @@ class LoopConfig(Section):
     """Whether to compute activations again in the backward pass: less memory, longer steps."""
     freeze: list[str] = Field(default_factory=list)
     """Parts of the model that are not trained, such as [patch_embed,blocks.0]."""
+    freeze_batchnorm: bool = False
+    """Whether the model's BatchNorms keep the statistics that they start with, for batches of few images."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     """Decay per update of the moving average of the weights (EMA); null: no EMA."""
     log_every: Positive

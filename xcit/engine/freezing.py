@@ -25,7 +25,11 @@ def freeze(module: nn.Module, names: Sequence[str]) -> None:
         raise InputError(f"train.freeze={list(names)}: leaves nothing to train")
 
 
-def frozen_parts(module: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The frozen submodules. They stay in evaluation mode, so that their BatchNorms keep their statistics."""
+def frozen_parts(module: nn.Module, names: Sequence[str], batchnorms: bool = False) -> list[nn.Module]:
+    """The frozen submodules. They stay in evaluation mode, so that their BatchNorms keep their statistics.
+
+    batchnorms: whether all BatchNorms of the module keep their statistics; their scales and shifts are trained.
+    """
     modules = dict(module.named_modules())
-    return [modules[name] for name in names if name in modules]
+    norms = [part for part in modules.values() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [modules[name] for name in names if name in modules] + (norms if batchnorms else [])

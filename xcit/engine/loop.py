@@ -20,7 +20,7 @@ from .recorder import Recorder
 from .run_folder import RunFolder
 from .schedule import Schedule
 from .state import TrainingState, seed_step
-from .task import Losses, Position, Task
+from .task import Evaluator, Losses, Position, Task
 
 
 class EpochLoader(Protocol):
@@ -243,9 +243,14 @@ def not_finite(what: str) -> TrainingError:
     )
 
 
-@torch.inference_mode()
 def evaluate(task: Task, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
     """Measure the task in evaluation mode, with its evaluator, over the batches of all processes."""
+    return update_evaluator(task, batches, device, precision).compute()
+
+
+@torch.inference_mode()
+def update_evaluator(task: Task, batches: Iterable[Any], device: torch.device, precision: str) -> Evaluator:
+    """The task's evaluator after all batches of this process."""
     was_training = task.training
     task.eval()
     evaluator = task.evaluator()
@@ -253,4 +258,4 @@ def evaluate(task: Task, batches: Iterable[Any], device: torch.device, precision
         with autocast(device, precision):
             evaluator.update(batch)
     task.train(was_training)
-    return evaluator.compute()
+    return evaluator

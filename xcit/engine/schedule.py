@@ -1,9 +1,10 @@
-"""The learning rate (warm-up, cosine, cool-down) and the weight decay, as functions of the number of updates done."""
+"""The learning rate and the weight decay, as functions of the number of updates done."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from torch.optim import Optimizer
 
 from ..errors import print_note
@@ -29,23 +30,33 @@ def make_schedule(
     warmup_lr: float,
     cooldown_epochs: float,
     min_lr: float,
+    schedule: Literal["cosine", "step", "poly"] = "cosine",
+    milestones: Sequence[float] = (),
+    decay_rate: float = 0.1,
+    power: float = 1.0,
+    warmup_updates: int | None = None,
     lr_every: LrEvery = "update",
     warmup_prefix: bool = False,
     weight_decay_end: float | None = None,
 ) -> Schedule:
     """timm's schedule; call `step_update(updates done)` before each update.
 
-    The rate rises linearly from warmup_lr during the warm-up, then follows a cosine that starts at update 0 (as in
-    DeiT), reaches min_lr cooldown_epochs before the end, and stays there. `num_updates` counts all three. If warm-up
-    and cool-down would fill the run, both shrink in proportion, so that half of it is left for the cosine. If the peak
-    is below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
+    The rate rises linearly from warmup_lr during the warm-up, then follows a cosine or a polynomial that starts at
+    update 0 (as in DeiT), reaches min_lr cooldown_epochs before the end, and stays there. `num_updates` counts all
+    three. If warm-up and cool-down would fill the run, both shrink in proportion, so that half of it is left between
+    them. If the peak is below warmup_lr or min_lr, as with a small batch, the rate never goes above the peak.
 
     Args:
+        schedule: "cosine"; "poly", (1 - progress) ** power; or "step", which multiplies the rate by decay_rate at each
+            of the milestones (in epochs) and has neither min_lr nor cool-down.
+        warmup_updates: the length of the warm-up in updates; None means warmup_epochs.
         lr_every: "update" changes the rate before each update, "epoch" once per epoch: see `LaggingCosine`.
         warmup_prefix: whether the cosine starts at the end of the warm-up (as in DINO) instead of at update 0.
         weight_decay_end: the weight decay at the end of the run: see `CosineWeightDecay`. None keeps it constant.
     """
     epochs = num_updates / updates_per_epoch
+    if warmup_updates is not None:
+        warmup_epochs = warmup_updates / updates_per_epoch
     peak = max(group["lr"] for group in optimizer.param_groups)
     shrink = 1.0
     if warmup_epochs + cooldown_epochs >= epochs:
@@ -65,11 +76,19 @@ def make_schedule(
             f"optim.lr_every=epoch: the first two epochs have the learning rate {options['warmup_lr_init']:g}, and "
             "this run has no others; optim.lr_every=update lets it rise"
         )
-    lr = (
-        LaggingCosine(optimizer, updates_per_epoch, **options)
-        if lr_every == "epoch"
-        else CosineLRScheduler(optimizer, **options)
-    )
+    lr: Schedule
+    if schedule == "step":
+        # timm's milestones count from 1: with 10, the tenth update is the first one with the lower rate.
+        decay_t = [round(milestone * updates_per_epoch) + 1 for milestone in milestones]
+        del options["t_initial"], options["lr_min"]
+        options["warmup_prefix"] = False  # milestones count from the start of the run
+        lr = MultiStepLRScheduler(optimizer, decay_t, decay_rate, **options)
+    elif schedule == "poly":
+        lr = PolyLRScheduler(optimizer, power=power, **options)
+    elif lr_every == "epoch":
+        lr = LaggingCosine(optimizer, updates_per_epoch, **options)
+    else:
+        lr = CosineLRScheduler(optimizer, **options)
     if weight_decay_end is None:
         return lr
     return CosineWeightDecay(optimizer, lr, end=weight_decay_end, num_updates=num_updates)

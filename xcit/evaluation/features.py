@@ -11,6 +11,7 @@ from ..engine.numerics import autocast
 from ..engine.progress import Batches, Progress
 from ..errors import InputError, print_note
 from ..models.xcit import XCiT
+from .resolutions import Measure, Measured
 
 Kind = Literal["class_token", "class_and_mean"]
 SIMILARITIES = 2**26
@@ -49,13 +50,13 @@ def by_features(
     device: torch.device,
     precision: str,
     progress: Progress,
-) -> Callable[[Any, int, str], dict[str, float]]:
+) -> Measure:
     """Measures a backbone by its frozen features, as `sweep` asks for it.
 
     batches_at: makes the evaluation batches of a resolution, of the training and then of the validation split.
     """
 
-    def measure(model: nn.Module, resolution: int, what: str) -> dict[str, float]:
+    def measure(model: nn.Module, resolution: int, what: str) -> Measured:
         bank, queries = (
             extract(model, progress.track(batches(resolution), f"{what}, {split}"), device, precision, method.features)
             for split, batches in batches_at.items()
@@ -63,7 +64,7 @@ def by_features(
         progress.begin(f"{what}, {method.headline}")
         scores = method.score(bank, queries, num_classes, device)
         progress.end()
-        return scores
+        return Measured(scores)
 
     return measure
 

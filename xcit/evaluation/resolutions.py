@@ -3,24 +3,35 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..engine import distributed
-from ..engine.loop import evaluate
+from ..engine.loop import update_evaluator
 from ..engine.progress import SILENT, Batches, Progress
-from ..engine.task import Task
+from ..engine.task import DetailedEvaluator, Details, Task
 from ..errors import Notice, print_note
 from ..models.dry_run import takes_size
 from .cost import Meter
+from .details import write_details
 
 SEVENTHS = (5, 6, 7, 8, 9, 10, 12)
 """The default resolutions in sevenths of the training size: 160 to 384 pixels for 224."""
 
-# Measures a module: (module, size of the images in pixels, description for the progress) → metrics by name.
-Measure = Callable[[Any, int, str], dict[str, float]]
+
+class Measured(NamedTuple):
+    """What an evaluation of one module at one resolution found."""
+
+    metrics: dict[str, float]
+    """By name; "images" is among them."""
+    details: Details | None = None
+
+
+# Measures a module: (module, size of the images in pixels, description for the progress).
+Measure = Callable[[Any, int, str], Measured]
 
 # A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, the evaluator's
 # metrics (for classification top1 and top5 in percent, loss, images), images_per_second, peak_memory_mb.
@@ -42,19 +53,26 @@ def sweep(
     resolutions: Sequence[int],
     subject: Subject,
     device: torch.device,
+    folder: Path | None = None,
 ) -> list[Row]:
     """A row for each kind of weights ("raw", "ema") at each resolution. A note tells of a loss that is not finite.
 
-    modules: what is measured, by the kind of its weights. images_per_second includes decoding and starting workers.
+    Args:
+        modules: what is measured, by the kind of its weights. images_per_second includes decoding and starting workers.
+        folder: where the main process writes details, if there are any; see `write_details`.
     """
     rows: list[Row] = []
     for resolution in resolutions:
         for weights, module in modules.items():
             number = f"{len(rows) + 1} of {len(resolutions) * len(modules)}"
             with Meter(device) as meter:
-                measured = measure(module, resolution, f"evaluation {number}: {resolution} pixels, {weights} weights")
+                measured, details = measure(
+                    module, resolution, f"evaluation {number}: {resolution} pixels, {weights} weights"
+                )
             if distributed.is_main() and not math.isfinite(measured.get("loss", 0.0)):
                 print_note(f"the loss of the {weights} weights at {resolution} pixels is {measured['loss']}")
+            if details and folder and distributed.is_main():
+                write_details(folder, details, resolution, weights)
             conditions = {"eval_set": subject.eval_set, "resolution": resolution, "crop_ratio": subject.crop_ratio}
             cost = {
                 "images_per_second": measured["images"] / meter.seconds,
@@ -70,8 +88,10 @@ def by_evaluator(
 ) -> Measure:
     """Measures a task with its own evaluator. batches_at makes the evaluation batches of a resolution."""
 
-    def measure(task: Task, resolution: int, what: str) -> dict[str, float]:
-        return evaluate(task, progress.track(batches_at(resolution), what), device, precision)
+    def measure(task: Task, resolution: int, what: str) -> Measured:
+        evaluator = update_evaluator(task, progress.track(batches_at(resolution), what), device, precision)
+        metrics = evaluator.compute()
+        return Measured(metrics, evaluator.details() if isinstance(evaluator, DetailedEvaluator) else None)
 
     return measure
 
