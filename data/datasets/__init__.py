@@ -1,6 +1,7 @@
 """The table of data sets. A new data set is a file here and a line below."""
 
 from ..examples import DataSource
+from .coco import COCO
 from .copydays import Copydays
 from .digits import Digits
 from .folder import Folder
@@ -23,4 +24,5 @@ DATASETS: dict[str, type[DataSource]] = {
     "cars": Cars,
     "inat": INat,
     "copydays": Copydays,
+    "coco": COCO,
 }

@@ -1,0 +1,279 @@
+"""Reads a JSON file in COCO's format, checks it, and converts it to arrays, whose memory forked workers share."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcit.errors import InputError
+
+from ..objects import Objects, Rle, mask_coder
+from .packed_strings import PackedStrings
+
+FARTHEST = 100_000
+"""The largest coordinate of a polygon in pixels. The mask coder computes every point of an outline."""
+NUMBERS = {int, float}
+BEYOND = 1.0
+"""A box that reaches farther out of its image than this, in pixels, is counted. COCO's own boxes are rounded."""
+
+
+@dataclass(frozen=True)
+class CocoJson:
+    """What a JSON file says. Images are in the order of their ids; the objects of an image are neighbours."""
+
+    path: Path
+    classes: list[str]
+    """The names of the categories in the order of their ids, which may have gaps."""
+    file_names: PackedStrings
+    image_ids: np.ndarray
+    """(num_images,), int64."""
+    sizes: np.ndarray
+    """(num_images, 2), int64: height and width."""
+    starts: np.ndarray
+    """(num_images + 1,), int64: the objects of image i are those from starts[i] to starts[i + 1]."""
+    boxes: np.ndarray
+    """(num_objects, 4), float32: left, top, right, bottom, within the image."""
+    labels: np.ndarray
+    """(num_objects,), int64: indices into classes."""
+    crowd: np.ndarray
+    """(num_objects,), bool."""
+    areas: np.ndarray
+    """(num_objects,), float32."""
+    counts: np.ndarray
+    """The compressed masks of all objects, one after the other, uint8."""
+    counts_ends: np.ndarray
+    """(num_objects,), int64: where each mask ends in counts."""
+    without_area: int
+    """Objects that were dropped, because their boxes have no area within the image."""
+    clipped: int
+    """Objects whose boxes reached out of the image."""
+
+    def objects(self, image: int) -> Objects:
+        """Return the objects of an image, given by its number."""
+        first, end = int(self.starts[image]), int(self.starts[image + 1])
+        size = self.sizes[image].tolist()
+        edges = [int(self.counts_ends[first - 1]) if first else 0, *self.counts_ends[first:end].tolist()]
+        masks = [{"size": size, "counts": self.counts[start:stop].tobytes()} for start, stop in pairwise(edges)]
+        rows = slice(first, end)
+        return Objects(
+            self.boxes[rows],
+            self.labels[rows],
+            self.crowd[rows],
+            self.areas[rows],
+            masks,
+            int(self.image_ids[image]),
+        )
+
+    def trainable(self) -> np.ndarray:
+        """Return the numbers of the images with an object that is no crowd."""
+        learnt_before = np.concatenate([[0], np.cumsum(~self.crowd)])
+        return np.flatnonzero(np.diff(learnt_before[self.starts]))
+
+
+def read_coco_json(path: Path) -> CocoJson:
+    """Read a file.
+
+    Raises:
+        InputError: There is no such file, it is not JSON in COCO's format, or it contradicts itself.
+    """
+    return Reader(path).read()
+
+
+class Reader:
+    """Reads one file. Every error names the file, and the image or the annotation by its id."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.coder = path, mask_coder()
+
+    def read(self) -> CocoJson:
+        content = self.load()
+        images, annotations, categories = (self.listed(content, key) for key in ("images", "annotations", "categories"))
+        del content
+        classes, class_of = self.read_categories(categories)
+        images.sort(key=lambda image: self.integer(image, "id", "image"))
+        image_of: dict[int, int] = {}
+        for number, image in enumerate(images):
+            image_of[image["id"]] = number
+        if len(image_of) < len(images):
+            twice = Counter(image["id"] for image in images).most_common(1)[0][0]
+            raise self.wrong("image", twice, "is listed twice; each image id must be unique")
+        sizes = np.array([self.size_of(image) for image in images], dtype=np.int64)
+        file_names = PackedStrings.pack(self.file_name_of(image) for image in images)
+
+        # Read the annotations one by one; only boxes and masks, as bytes, are kept.
+        belongs, labels, crowd, areas, counts = [], [], [], [], []
+        boxes = np.empty((len(annotations), 4))
+        for row, annotation in enumerate(annotations):
+            image_id = self.integer(annotation, "image_id", "annotation")
+            number = image_of.get(image_id, -1)
+            if number < 0:
+                raise self.wrong_annotation(annotation, f"image_id {image_id} is not among the images of this file")
+            category = self.integer(annotation, "category_id", "annotation")
+            if category not in class_of:
+                raise self.wrong_annotation(annotation, f"category_id {category} is not among its categories")
+            height, width = sizes[number].tolist()
+            mask = self.mask_of(annotation, height, width)
+            boxes[row] = self.box_of(annotation)
+            belongs.append(number)
+            labels.append(class_of[category])
+            crowd.append(bool(annotation.get("iscrowd", 0)))
+            areas.append(self.area_of(annotation, mask))
+            counts.append(mask["counts"])
+        del annotations
+
+        # Clip the boxes to their images, drop those without area, and sort the others by image.
+        limits = np.tile(sizes[belongs][:, ::-1], 2)
+        boxes[:, 2:] += boxes[:, :2]
+        inside = boxes.clip(0, limits)
+        has_area = np.all(inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32), axis=1)
+        order = np.argsort(belongs, kind="stable")
+        order = order[has_area[order]]
+        return CocoJson(
+            self.path,
+            classes,
+            file_names,
+            image_ids=np.array(list(image_of), dtype=np.int64),
+            sizes=sizes,
+            starts=np.searchsorted(np.array(belongs)[order], np.arange(len(sizes) + 1)),
+            boxes=inside[order].astype(np.float32),
+            labels=np.array(labels, dtype=np.int64)[order],
+            crowd=np.array(crowd, dtype=bool)[order],
+            areas=np.array(areas, dtype=np.float32)[order],
+            counts=np.frombuffer(b"".join(counts[row] for row in order), dtype=np.uint8),
+            counts_ends=np.cumsum([len(counts[row]) for row in order], dtype=np.int64),
+            without_area=int(np.count_nonzero(~has_area)),
+            clipped=int(np.count_nonzero((np.abs(boxes - inside) > BEYOND).any(1) & has_area)),
+        )
+
+    def load(self) -> Any:
+        def refuse(constant: str) -> None:
+            raise ValueError(f"it holds {constant}, which is no number in JSON")
+
+        try:
+            return json.loads(self.path.read_bytes(), parse_constant=refuse)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}: is not JSON ({error})") from None
+
+    def listed(self, content: Any, key: str) -> list[dict[str, Any]]:
+        found = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(found, list):
+            expected = "must be an object with the lists images, annotations and categories"
+            raise InputError(f"{self.path}: has no list {key!r}; COCO's format: {expected}")
+        if not found:
+            raise InputError(f"{self.path}: its list {key!r} is empty")
+        if not all(isinstance(entry, dict) for entry in found):
+            raise InputError(f"{self.path}: its list {key!r} must hold objects alone")
+        return found
+
+    def read_categories(self, categories: list[dict[str, Any]]) -> tuple[list[str], dict[int, int]]:
+        """The names in the order of the ids, and category id → index into them."""
+        categories.sort(key=lambda category: self.integer(category, "id", "category"))
+        ids, names = [], []
+        for category in categories:
+            name = category.get("name")
+            if not isinstance(name, str):
+                raise self.wrong("category", category["id"], f"name is {name!r}; must be a text")
+            ids.append(category["id"])
+            names.append(name)
+        for values, key in ((ids, "id"), (names, "name")):
+            value, times = Counter(map(str, values)).most_common(1)[0]
+            if times > 1:
+                raise InputError(f"{self.path}: has {times} categories of {key} {value}; each {key} must be unique")
+        return names, {number: index for index, number in enumerate(ids)}
+
+    def size_of(self, image: dict[str, Any]) -> tuple[int, int]:
+        height, width = image.get("height"), image.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            raise self.wrong("image", image["id"], f"height and width are {height!r} and {width!r}; must be pixels")
+        return height, width
+
+    def file_name_of(self, image: dict[str, Any]) -> str:
+        name = image.get("file_name")
+        if not (isinstance(name, str) and name):
+            raise self.wrong("image", image["id"], f"file_name is {name!r}; must be a text")
+        return name
+
+    def box_of(self, annotation: dict[str, Any]) -> list[float]:
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0):
+            raise self.wrong_annotation(
+                annotation,
+                f"bbox is {box!r}; must be [left, top, width, height] in pixels, none of the last two below 0",
+            )
+        return box
+
+    def area_of(self, annotation: dict[str, Any], mask: Rle) -> float:
+        """The stated area. COCO's format demands it, but other tools leave it out: then it is that of the mask."""
+        area = annotation.get("area")
+        if area is None:
+            return float(self.coder.area(mask))
+        if not is_number(area):
+            raise self.wrong_annotation(annotation, f"area is {area!r}; must be a number")
+        return area
+
+    def mask_of(self, annotation: dict[str, Any], height: int, width: int) -> Rle:
+        """Polygons, or a run-length encoding that is compressed or not, as a compressed run-length encoding."""
+        shape = annotation.get("segmentation")
+        if not shape:
+            raise self.wrong_annotation(
+                annotation, "has no segmentation; every object needs a mask, as polygons or a run-length encoding"
+            )
+        if isinstance(shape, dict):
+            return self.compressed(annotation, shape, height, width)
+        if not (isinstance(shape, list) and all(map(is_polygon, shape))):
+            raise self.wrong_annotation(
+                annotation,
+                "segmentation must be a list of polygons, each [x1, y1, x2, y2, x3, y3, …], or a run-length encoding",
+            )
+        if not all(-FARTHEST <= min(points) <= max(points) <= FARTHEST for points in shape):
+            raise self.wrong_annotation(annotation, f"its polygons reach farther than {FARTHEST:,} pixels")
+        return self.coder.merge(self.coder.frPyObjects(shape, height, width))
+
+    def compressed(self, annotation: dict[str, Any], rle: Rle, height: int, width: int) -> Rle:
+        """Compress a run-length encoding, unless it is compressed, and check it."""
+        size, counts = [height, width], rle.get("counts")
+        if rle.get("size") != size:
+            raise self.wrong_annotation(
+                annotation, f"the size of its mask is {rle.get('size')}; must be {size}, the image's height and width"
+            )
+        try:
+            if isinstance(counts, list):
+                if all(type(run) is int and run >= 0 for run in counts) and sum(counts) == height * width:
+                    return self.coder.frPyObjects(rle, height, width)
+            elif isinstance(counts, str):
+                mask = {"size": size, "counts": counts.encode()}
+                self.coder.decode(mask)
+                return mask
+        except (ValueError, RuntimeError):  # what the decoder raises for damaged encodings
+            pass
+        raise self.wrong_annotation(
+            annotation, f"the runs of its mask must add up to the {height} × {width} pixels of the image"
+        )
+
+    def integer(self, entry: dict[str, Any], key: str, what: str) -> int:
+        value = entry.get(key)
+        if type(value) is not int:
+            name = entry.get("id", "without id")
+            raise self.wrong(what, name, f"{key} is {value!r}; must be an integer")
+        return value
+
+    def wrong(self, what: str, name: Any, reason: str) -> InputError:
+        return InputError(f"{self.path}: {what} {name}: {reason}")
+
+    def wrong_annotation(self, annotation: dict[str, Any], reason: str) -> InputError:
+        return self.wrong("annotation", annotation.get("id", "without id"), reason)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def is_polygon(points: Any) -> bool:
+    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and set(map(type, points)) <= NUMBERS

@@ -1,0 +1,295 @@
+"""COCO's format is read as it is defined, its masks equal pycocotools', and each mistake in it gets one clear line."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as oracle
+from pycocotools.coco import COCO as Oracle  # noqa: N811  two classes of one name
+
+from data.datasets import DATASETS
+from data.datasets.coco import COCO, CocoImages
+from data.encoded_image import BrokenImageError
+from data.objects import decode_masks
+from data.start_up import data_facts
+from xcit.errors import InputError
+
+from ..small_coco import write_small_coco
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_coco(tmp_path_factory.mktemp("coco"), images=5, size=96)
+
+
+@pytest.fixture
+def coco(pristine: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "coco")
+
+
+def annotations_of(root: Path, split: str = "train") -> Path:
+    return root / "annotations" / f"instances_{split}2017.json"
+
+
+def change(root: Path, by: Change, split: str = "train") -> None:
+    """Apply a change to the JSON file of a split."""
+    path = annotations_of(root, split)
+    content = json.loads(path.read_text())
+    by(content)
+    path.write_text(json.dumps(content))
+
+
+def by_image_id(examples: CocoImages) -> dict[int, Any]:
+    return {example.target.image_id: example for example in (examples[i] for i in range(len(examples)))}
+
+
+def test_objects_are_those_that_pycocotools_reads(pristine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Boxes, classes, areas and masks: polygons, and run-length encodings that are compressed or not."""
+    read, expected = DATASETS["coco"](root=str(pristine)).val(), Oracle(str(annotations_of(pristine, "val")))
+    assert read.target_kind == "boxes"
+    assert read.classes == ["circle", "rectangle", "triangle"]
+    assert [example["file_name"] for example in expected.imgs.values()] == [Path(path).name for path in read.paths]
+    forms = set()
+    for image_id, example in by_image_id(read).items():
+        annotations = expected.loadAnns(expected.getAnnIds(image_id))
+        objects = example.target
+        assert len(annotations) == len(objects.masks) == len(objects.boxes)
+        assert objects.boxes.dtype == objects.areas.dtype == np.float32 and objects.labels.dtype == np.int64
+        size = (expected.imgs[image_id]["height"], expected.imgs[image_id]["width"])
+        masks = decode_masks(objects.masks, *size)
+        assert masks.dtype == np.uint8 and objects.size == size
+        for row, annotation in enumerate(annotations):
+            left, top, width, height = annotation["bbox"]
+            assert objects.boxes[row].tolist() == [left, top, left + width, top + height]
+            assert objects.labels[row] == [2, 5, 9].index(annotation["category_id"])
+            assert objects.crowd[row] == bool(annotation["iscrowd"])
+            assert objects.areas[row] == annotation["area"]
+            assert np.array_equal(masks[row], expected.annToMask(annotation))
+            assert np.array_equal(masks[row], oracle.decode(objects.masks[row]))
+            segmentation = annotation["segmentation"]
+            forms.add(type(segmentation) if isinstance(segmentation, list) else type(segmentation["counts"]))
+    assert forms == {list, str} and any(example.target.crowd.any() for example in by_image_id(read).values())
+
+
+def test_training_leaves_out_images_without_objects_and_says_so(pristine: Path) -> None:
+    dropped, kept = COCO(root=str(pristine)).train(), COCO(root=str(pristine), empty="keep").train()
+    assert (len(dropped), len(kept)) == (4, 5)
+    assert set(by_image_id(kept)) - set(by_image_id(dropped)) == {47}
+    empty = by_image_id(kept)[47].target
+    assert empty.boxes.shape == (0, 4) and empty.masks == [] and empty.size is None
+    assert decode_masks(empty.masks, 7, 5).shape == (0, 7, 5)
+    ((label, line),) = data_facts({"training": dropped})
+    assert (label, line) == (
+        "data",
+        f"4 training images in 3 classes from {pristine}/train2017 "
+        f"(instances_train2017.json: {len(dropped.annotations.labels)} objects; 1 image without objects dropped)",
+    )
+
+
+def test_an_image_with_crowds_alone_has_nothing_to_learn(coco: Path) -> None:
+    def only_crowds(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = int(annotation["image_id"] == 17 or annotation["iscrowd"])
+
+    change(coco, only_crowds)
+    change(coco, only_crowds, "val")
+    assert set(by_image_id(COCO(root=str(coco)).train())) == {7, 27, 37}
+    assert set(by_image_id(COCO(root=str(coco)).val())) == {7, 17, 27, 37, 47}, "validation keeps all images"
+
+
+def test_files_of_any_name_and_place_are_read(coco: Path, tmp_path: Path) -> None:
+    shutil.move(annotations_of(coco), tmp_path / "mine.json")
+    (coco / "pictures").mkdir()
+    shutil.move(coco / "train2017", coco / "pictures" / "a")
+    (coco / "a.json").write_text((coco / "annotations" / "instances_val2017.json").read_text())
+    made = COCO(root=str(coco), train_annotations=str(tmp_path / "mine.json"), train_images="pictures/a")
+    assert len(made.train()) == 4 and made.train()[0].key == str(coco / "pictures" / "a" / "000000000007.jpg")
+    assert len(COCO(root=str(coco), val_annotations="a.json").val()) == 5
+
+
+def test_file_names_may_have_folders_and_optional_fields_may_be_left_out(coco: Path) -> None:
+    (coco / "train2017" / "below").mkdir()
+    shutil.move(coco / "train2017" / "000000000007.jpg", coco / "train2017" / "below" / "a.jpg")
+
+    def leave_out(content: dict[str, Any]) -> None:
+        content["images"][0]["file_name"] = "below/a.jpg"
+        for annotation in content["annotations"]:
+            for key in ("area", "iscrowd", "id"):
+                del annotation[key]
+
+    before = COCO(root=str(coco)).val()
+    change(coco, leave_out)
+    train = COCO(root=str(coco)).train()
+    assert train[0].key.endswith("train2017/below/a.jpg")
+    for index in range(len(train)):
+        objects = train[index].target
+        height, width = objects.size
+        assert objects.areas.tolist() == decode_masks(objects.masks, height, width).sum((1, 2)).tolist()
+        assert not objects.crowd.any()
+    assert len(before) == 5
+
+
+def test_boxes_are_clipped_and_those_without_area_are_dropped_and_counted(coco: Path) -> None:
+    def move(content: dict[str, Any]) -> None:
+        of_first = [a for a in content["annotations"] if a["image_id"] == 7]
+        copies = [dict(of_first[0], bbox=box) for box in ([-20, -5, 60, 30], [200, 10, 5, 5], [10, 10, 0, 20])]
+        content["annotations"] += copies
+
+    before = COCO(root=str(coco)).train()[0].target
+    change(coco, move)
+    train = COCO(root=str(coco)).train()
+    assert train[0].target.boxes.tolist() == [*before.boxes.tolist(), [0, 0, 40, 25]]
+    assert "2 objects without area in the image dropped; 1 box clipped to the image" in train.about.choice
+
+
+def test_validation_counts_classes_as_training_does(coco: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        # Other ids, in another order, for the same names.
+        content["categories"] = [{"id": i, "name": n} for i, n in ((1, "triangle"), (3, "circle"))]
+        ids = {2: 3, 9: 1}
+        content["annotations"] = [
+            a | {"category_id": ids[a["category_id"]]} for a in content["annotations"] if a["category_id"] in ids
+        ]
+
+    classes = COCO(root=str(coco)).train().classes
+    expected = by_image_id(COCO(root=str(coco)).val(classes))
+    change(coco, rename, "val")
+    val = COCO(root=str(coco)).val(classes)
+    assert val.classes == classes and val.num_present == 2
+    for image_id, example in by_image_id(val).items():
+        labels = expected[image_id].target.labels
+        assert example.target.labels.tolist() == labels[labels != 1].tolist()
+    with pytest.raises(
+        InputError,
+        match=r"val2017\.json: category triangle is not a class of the training split \(1 such category\); "
+        r"known classes: circle, kite$",
+    ):
+        COCO(root=str(coco)).val(["circle", "kite"])
+
+
+def test_a_worker_gets_arrays_and_no_list_of_objects(pristine: Path) -> None:
+    """What a worker started by spawn gets is small, and Python counts no references for each object."""
+    train = COCO(root=str(pristine)).train()
+    assert all(
+        isinstance(v, np.ndarray | int | list | Path) or k == "file_names" for k, v in vars(train.annotations).items()
+    )
+    assert pickle.loads(pickle.dumps(train))[1].target.boxes.tolist() == train[1].target.boxes.tolist()
+
+
+def first(**values: Any) -> Change:
+    """Set these keys of the first annotation, whose id is 1; None removes a key."""
+
+    def by(content: dict[str, Any]) -> None:
+        for key, value in values.items():
+            content["annotations"][0][key] = value
+            if value is None:
+                del content["annotations"][0][key]
+
+    return by
+
+
+def image(**values: Any) -> Change:
+    return lambda content: content["images"][0].update(values)
+
+
+RUNS = r"the runs of its mask must add up to the 72 × 96 pixels of the image$"
+WRONG: dict[str, tuple[Change, str]] = {
+    "no mask": (first(segmentation=None), r"annotation 1: has no segmentation; every object needs a mask"),
+    "boxes alone": (first(segmentation=[]), r"annotation 1: has no segmentation; every object needs a mask"),
+    "two points": (
+        first(segmentation=[[1, 2, 3, 4]]),
+        r"annotation 1: segmentation must be a list of polygons, each \[x1",
+    ),
+    "odd": (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1: segmentation must be a list of polygons"),
+    "flat": (first(segmentation=[1, 2, 3, 4, 5, 6]), r"annotation 1: segmentation must be a list of polygons"),
+    "text": (first(segmentation=[["a"] * 6]), r"annotation 1: segmentation must be a list of polygons"),
+    "far": (
+        first(segmentation=[[0, 0, 1e300, 0, 9, 9]]),
+        r"annotation 1: its polygons reach farther than 100,000 pixels$",
+    ),
+    "mask of another size": (
+        first(segmentation={"size": [96, 72], "counts": [6912]}),
+        r"annotation 1: the size of its mask is \[96, 72\]; must be \[72, 96\], the image's height and width$",
+    ),
+    "too short": (first(segmentation={"size": [72, 96], "counts": [10, 5]}), f"annotation 1: {RUNS}"),
+    "too long": (first(segmentation={"size": [72, 96], "counts": [10, 9999]}), f"annotation 1: {RUNS}"),
+    "negative run": (first(segmentation={"size": [72, 96], "counts": [-1, 6913]}), f"annotation 1: {RUNS}"),
+    "short string": (first(segmentation={"size": [72, 96], "counts": "T3b1"}), f"annotation 1: {RUNS}"),
+    "garbled": (first(segmentation={"size": [72, 96], "counts": "zz##"}), f"annotation 1: {RUNS}"),
+    "not latin": (first(segmentation={"size": [72, 96], "counts": "ü\ud800"}), f"annotation 1: {RUNS}"),
+    "no counts": (first(segmentation={"size": [72, 96]}), f"annotation 1: {RUNS}"),
+    "no box": (first(bbox=None), r"annotation 1: bbox is None; must be \[left, top, width, height\] in pixels"),
+    "negative box": (first(bbox=[5, 5, -2, 4]), r"annotation 1: bbox is \[5, 5, -2, 4\]; must be \[left, top, width"),
+    "infinite box": (first(bbox=[5, 5, 1e999, 4]), r"(bbox is \[5, 5, inf|it holds Infinity)"),
+    "area": (first(area="big"), r"annotation 1: area is 'big'; must be a number$"),
+    "category": (first(category_id=3), r"annotation 1: category_id 3 is not among its categories$"),
+    "no category": (first(category_id=None), r"annotation 1: category_id is None; must be an integer$"),
+    "image": (first(image_id=1234), r"annotation 1: image_id 1234 is not among the images of this file$"),
+    "twice": (image(id=17), r"image 17: is listed twice; each image id must be unique$"),
+    "text id": (image(id="a"), r"image a: id is 'a'; must be an integer$"),
+    "no size": (image(width=None), r"image 7: height and width are 72 and None; must be pixels$"),
+    "no name": (image(file_name=""), r"image 7: file_name is ''; must be a text$"),
+    "no annotations": (lambda c: c.update(annotations=[]), r"its list 'annotations' is empty$"),
+    "no list": (lambda c: c.pop("categories"), r"has no list 'categories'; COCO's format: must be an object with"),
+    "no dictionaries": (lambda c: c.update(images=[1]), r"its list 'images' must hold objects alone$"),
+    "two names": (lambda c: c["categories"][1].update(name="circle"), r"has 2 categories of name circle; each name"),
+    "two ids": (lambda c: c["categories"][1].update(id=2), r"has 2 categories of id 2; each id must be unique$"),
+    "no class name": (lambda c: c["categories"][0].pop("name"), r"category 2: name is None; must be a text$"),
+    "crowds": (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], r"holds no object to learn from: each is"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_gets_one_line_with_the_file_and_the_id(coco: Path, case: str) -> None:
+    by, line = WRONG[case]
+    change(coco, by)
+    with pytest.raises(InputError) as raised:
+        COCO(root=str(coco)).train()
+    assert str(raised.value).startswith(f"{annotations_of(coco)}: ") and "\n" not in str(raised.value)
+    assert re.search(line, str(raised.value)), raised.value
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("{", r"is not JSON \(Expecting property name"),
+        ("[" * 100_000, r"is not JSON \("),
+        ('{"images": NaN}', r"is not JSON \(it holds NaN, which is no number in JSON\)$"),
+        ("[]", r"has no list 'images'"),
+    ],
+)
+def test_a_file_that_is_not_json_is_refused(coco: Path, content: str, line: str) -> None:
+    annotations_of(coco).write_text(content)
+    with pytest.raises(InputError, match=r"instances_train2017\.json: " + line):
+        COCO(root=str(coco)).train()
+
+
+def test_missing_files_and_folders_are_named(coco: Path) -> None:
+    (coco / "train2017" / "000000000017.jpg").unlink()
+    (coco / "train2017" / "000000000027.jpg").unlink()
+    with pytest.raises(InputError) as raised:
+        COCO(root=str(coco)).train()
+    assert str(raised.value) == (
+        f"{coco}/train2017/000000000017.jpg: no such image and 1 other; {annotations_of(coco)} lists it"
+    )
+    with pytest.raises(InputError, match=r"nowhere: no such folder \(data\.train_images\)$"):
+        COCO(root=str(coco), train_images="nowhere").train()
+    with pytest.raises(InputError, match=r"nothing\.json: cannot be read \(No such file or directory\)$"):
+        COCO(root=str(coco), val_annotations="nothing.json").val()
+    with pytest.raises(InputError, match=r"no such folder \(expected COCO's images and annotations in data\.root\)$"):
+        COCO(root=str(coco / "nowhere"))
+
+
+def test_an_image_that_vanishes_later_is_a_broken_image(coco: Path) -> None:
+    train = COCO(root=str(coco)).train()
+    (coco / "train2017" / "000000000017.jpg").unlink()
+    with pytest.raises(BrokenImageError, match=r"000000000017\.jpg: cannot be read"):
+        train[1]
