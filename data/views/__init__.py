@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..examples import View
-from . import labelled_crop, multi_crop
+from . import detection, labelled_crop, multi_crop
 
 
 class Views(NamedTuple):
@@ -22,4 +22,5 @@ class Views(NamedTuple):
 VIEWS: dict[str, Views] = {
     "labelled_crop": Views(labelled_crop.training_view, labelled_crop.evaluation_view),
     "multi_crop": Views(multi_crop.training_view, multi_crop.evaluation_view, multi_crop.further_sizes),
+    "detection": Views(detection.training_view, detection.evaluation_view),
 }
