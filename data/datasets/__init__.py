@@ -2,6 +2,7 @@
 
 from ..examples import DataSource
 from .coco import COCO
+from .ade20k import ADE20k
 from .copydays import Copydays
 from .digits import Digits
 from .folder import Folder
@@ -9,6 +10,7 @@ from .imagenet import ImageNet
 from .imagenet_shards import ImageNetShards
 from .images import Images
 from .inaturalist import INat
+from .masks import Masks
 from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 
 # Name → class. The class's keyword arguments are the options that conf/data/NAME.yaml may set.
@@ -25,4 +27,6 @@ DATASETS: dict[str, type[DataSource]] = {
     "inat": INat,
     "copydays": Copydays,
     "coco": COCO,
+    "ade20k": ADE20k,
+    "masks": Masks,
 }
