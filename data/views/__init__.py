@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ..examples import View
 from . import detection, labelled_crop, multi_crop
+from . import labelled_crop, multi_crop, segmentation
 
 
 class Views(NamedTuple):
@@ -23,4 +24,5 @@ VIEWS: dict[str, Views] = {
     "labelled_crop": Views(labelled_crop.training_view, labelled_crop.evaluation_view),
     "multi_crop": Views(multi_crop.training_view, multi_crop.evaluation_view, multi_crop.further_sizes),
     "detection": Views(detection.training_view, detection.evaluation_view),
+    "segmentation": Views(segmentation.training_view, segmentation.evaluation_view),
 }
