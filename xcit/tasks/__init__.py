@@ -4,12 +4,14 @@ from ..engine.task import Task
 from .classify import Classify
 from .dino import Dino
 from .distill import Distill
+from .segment import Segment
 
 # name → class; its keyword-only arguments are the options that conf/task/NAME.yaml may set.
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,
     "dino": Dino,
     "distill": Distill,
+    "segment": Segment,
 }
 BARE_WEIGHTS = "classify"
 """The task as which eval.py evaluates a file that holds only a model's weights, unless task= names another."""
