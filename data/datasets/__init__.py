@@ -1,8 +1,8 @@
 """The table of data sets. A new data set is a file here and a line below."""
 
 from ..examples import DataSource
-from .coco import COCO
 from .ade20k import ADE20k
+from .coco import COCO
 from .copydays import Copydays
 from .digits import Digits
 from .folder import Folder

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..examples import View
-from . import detection, labelled_crop, multi_crop
-from . import labelled_crop, multi_crop, segmentation
+from . import detection, labelled_crop, multi_crop, segmentation
 
 
 class Views(NamedTuple):

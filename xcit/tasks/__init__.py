@@ -2,6 +2,7 @@
 
 from ..engine.task import Task
 from .classify import Classify
+from .detect import Detect
 from .dino import Dino
 from .distill import Distill
 from .segment import Segment
@@ -9,6 +10,7 @@ from .segment import Segment
 # name → class; its keyword-only arguments are the options that conf/task/NAME.yaml may set.
 TASKS: dict[str, type[Task]] = {
     "classify": Classify,
+    "detect": Detect,
     "dino": Dino,
     "distill": Distill,
     "segment": Segment,

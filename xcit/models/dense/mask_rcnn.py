@@ -1,0 +1,221 @@
+"""Mask R-CNN over the feature pyramid (He et al., arXiv 1703.06870), from torchvision's parts.
+
+The values are those of the authors' detectors. What differs from torchvision's model: the random choice of regions
+follows from each image's seed, losses are sums with their counts, boxes have an L1 loss, anchors are not rounded, and
+RoIAlign has aligned pixel centers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, expand_boxes, expand_masks, project_masks_on_boxes
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from .pyramid import STRIDES
+from .regions import RATIOS, AlignedPool, Anchors, SeededSampler
+
+BOX_CHANNELS = 1024
+BOX_SIZE, MASK_SIZE = 7, 28
+"""Height and width of the features that a box is classified from, and of a mask."""
+MASK_THRESHOLD = 0.5
+
+
+class Sum(NamedTuple):
+    """A loss as a sum over the batch. Divided by the number of summands over all processes it is the mean."""
+
+    total: Tensor
+    number: int
+
+
+Targets = Sequence[Mapping[str, Tensor]]
+"""For each image: boxes (N, 4), labels (N,) from 0, masks (N, h, w)."""
+
+
+class Detections(NamedTuple):
+    """The objects found in one image, the surest first."""
+
+    boxes: Tensor
+    """(N, 4): left, top, right, bottom, in pixels."""
+    scores: Tensor
+    """(N,), from 0 to 1."""
+    labels: Tensor
+    """(N,), int64: the class."""
+    masks: Tensor
+    """(N, 28, 28): the probability of the object within its box; see `paste`."""
+
+
+class MaskRCNN(nn.Module):
+    """The maps of a FeaturePyramid → losses in training, detections in evaluation.
+
+    Args:
+        width: channels of the maps.
+        num_classes: without a background.
+        channels: of the heads.
+        anchor_scale: side of an anchor = anchor_scale · stride, in pixels.
+        score_threshold, nms_threshold, max_detections: what is left of the detections of an image.
+        proposals: the largest number of regions of an image that the box head looks at.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        anchor_scale: float = 8.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        proposals: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.neck = FeaturePyramidNetwork([width] * len(STRIDES), channels, extra_blocks=LastLevelMaxPool())
+        anchors = Anchors([*STRIDES, 2 * STRIDES[-1]], anchor_scale)
+        before_nms, after_nms = {"training": 2 * proposals, "testing": proposals}, dict.fromkeys(MODES, proposals)
+        self.rpn = Proposals(
+            anchors, RPNHead(channels, len(RATIOS)), 0.7, 0.3, 256, 0.5, before_nms, after_nms, nms_thresh=0.7
+        )
+        self.roi_heads = Heads(
+            AlignedPool(BOX_SIZE),
+            TwoMLPHead(channels * BOX_SIZE**2, BOX_CHANNELS),
+            FastRCNNPredictor(BOX_CHANNELS, num_classes + 1),
+            *(0.5, 0.5, 512, 0.25, (10.0, 10.0, 5.0, 5.0)),
+            *(score_threshold, nms_threshold, max_detections),
+            AlignedPool(MASK_SIZE // 2),
+            MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+            MaskRCNNPredictor(channels, channels, num_classes + 1),
+        )
+
+    def losses(
+        self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], targets: Targets, seeds: Sequence[int]
+    ) -> dict[str, Sum]:
+        """The losses of a batch.
+
+        Args:
+            maps: of the padded images.
+            sizes: (height, width) of each image without padding.
+            targets: the objects of each image.
+            seeds: one for each image; it decides which regions are learnt from.
+        """
+        targets = [dict(target) | {"labels": target["labels"] + 1} for target in targets]  # 0 is the background
+        self.rpn.fg_bg_sampler.seeds = self.roi_heads.fg_bg_sampler.seeds = seeds
+        features, images = self.features(maps), self.image_list(maps, sizes)
+        proposals, losses = self.rpn(images, features, targets)
+        return {**losses, **self.roi_heads.losses(features, proposals, targets)}
+
+    def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """The objects in each image of a batch, in pixels of the images. In evaluation mode."""
+        features = self.features(maps)
+        proposals, _ = self.rpn(self.image_list(maps, sizes), features)
+        found, _ = self.roi_heads(features, proposals, sizes)
+        return [Detections(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0]) for x in found]
+
+    def features(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Five maps of strides 4 to 64, in fp32."""
+        found = self.neck(OrderedDict((str(level), x) for level, x in enumerate(maps)))
+        return OrderedDict((name, x.float()) for name, x in found.items())
+
+    def image_list(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> ImageList:
+        return ImageList(maps[0], list(sizes))  # only the sizes are read
+
+
+MODES = ("training", "testing")
+
+
+class Proposals(RegionProposalNetwork):
+    """The region proposal network: which anchors hold an object, and where its box is."""
+
+    def __init__(self, anchors: nn.Module, head: nn.Module, *values: object, nms_thresh: float) -> None:
+        super().__init__(anchors, head, *values, nms_thresh=nms_thresh)
+        self.fg_bg_sampler = SeededSampler(256, positive_share=0.5)
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
+    ) -> tuple[list[Tensor], dict[str, Sum]]:
+        boxes, losses = super().forward(images, features, targets)
+        names = {"loss_objectness": "rpn_objectness", "loss_rpn_box_reg": "rpn_boxes"}
+        return boxes, {names[name]: loss for name, loss in losses.items()}
+
+    def compute_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], wanted: list[Tensor]
+    ) -> tuple[Sum, Sum]:
+        """torchvision's, as sums over the chosen anchors."""
+        positive, negative = (torch.cat(chosen) for chosen in self.fg_bg_sampler(labels))
+        chosen = (positive | negative).nonzero().flatten()
+        objectness, truth = objectness.flatten()[chosen].float(), torch.cat(labels)[chosen]
+        found = F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum")
+        boxes = F.l1_loss(deltas[positive].float(), torch.cat(wanted)[positive], reduction="sum")
+        return Sum(found, len(chosen)), Sum(boxes, len(chosen))
+
+
+class Heads(RoIHeads):
+    """The heads for classes, boxes and masks of the proposed regions."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*parts)
+        self.fg_bg_sampler = SeededSampler(512, positive_share=0.25)
+
+    def losses(self, features: dict[str, Tensor], proposals: list[Tensor], targets: Targets) -> dict[str, Sum]:
+        """The losses of the chosen regions; the objects themselves are among them."""
+        regions, matched, labels, deltas = self.select_training_samples(proposals, targets)
+        classes, boxes = self.box_predictor(self.box_head(self.box_roi_pool(features, regions, ())))
+        truth = torch.cat(labels)
+        positive = (truth > 0).nonzero().flatten()
+        boxes = boxes.view(len(truth), -1, 4)[positive, truth[positive]]
+        return {
+            "classes": Sum(F.cross_entropy(classes.float(), truth, reduction="sum"), len(truth)),
+            "boxes": Sum(F.l1_loss(boxes.float(), torch.cat(deltas)[positive], reduction="sum"), len(truth)),
+            "masks": self.mask_loss(features, regions, matched, labels, targets),
+        }
+
+    def mask_loss(
+        self,
+        features: dict[str, Tensor],
+        regions: Sequence[Tensor],
+        matched: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        targets: Targets,
+    ) -> Sum:
+        """Of the regions with an object. matched: number of the object of each region."""
+        with_object = [of_image > 0 for of_image in labels]
+        boxes = [region[chosen] for region, chosen in zip(regions, with_object, strict=True)]
+        truth = torch.cat([of_image[chosen] for of_image, chosen in zip(labels, with_object, strict=True)])
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, ()))).float()
+        wanted = [
+            project_masks_on_boxes(target["masks"], box, objects[chosen], MASK_SIZE)
+            for target, box, objects, chosen in zip(targets, boxes, matched, with_object, strict=True)
+            if len(box)
+        ]
+        if not wanted:
+            return Sum(logits.sum(), 0)  # 0, with a gradient of 0 for each parameter
+        own = logits[torch.arange(len(truth), device=truth.device), truth]
+        loss = F.binary_cross_entropy_with_logits(own, torch.cat(wanted), reduction="none").mean(dim=(1, 2)).sum()
+        return Sum(loss, len(truth))
+
+
+def paste(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mask of one object in its image, (H, W), bool, as torchvision's `paste_masks_in_image` makes it.
+
+    Args:
+        mask: (28, 28), probabilities within the box.
+        box: (4,): left, top, right, bottom, in pixels.
+        size: (H, W) of the image in pixels.
+    """
+    masks, scale = expand_masks(mask[None, None].float(), padding=1)
+    left, top, right, bottom = expand_boxes(box[None], scale)[0].long().tolist()
+    width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
+    inside = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)[0, 0] > MASK_THRESHOLD
+    whole = torch.zeros(size, dtype=torch.bool, device=mask.device)
+    y, x = max(top, 0), max(left, 0)
+    visible = inside[y - top : size[0] - top, x - left : size[1] - left]
+    whole[y : y + visible.shape[0], x : x + visible.shape[1]] = visible
+    return whole
