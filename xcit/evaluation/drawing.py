@@ -88,8 +88,9 @@ def draw_segments(picture: Image.Image, mask: Any, classes: Sequence[str]) -> Im
 
 def blend(pixels: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """Mix the color into the pixels of a mask, in place. pixels: (H, W, 3), uint8; mask: (H, W), bool."""
-    mixed = (1 - OPACITY) * pixels[mask] + OPACITY * np.array(color, dtype=np.float32)
-    pixels[mask] = mixed.round().astype(np.uint8)
+    for channel, value in enumerate(color):
+        table = ((1 - OPACITY) * np.arange(256) + OPACITY * value).round().astype(np.uint8)
+        pixels[mask, channel] = table[pixels[mask, channel]]
 
 
 def draw_name(
