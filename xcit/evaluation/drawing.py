@@ -88,9 +88,15 @@ def draw_segments(picture: Image.Image, mask: Any, classes: Sequence[str]) -> Im
 
 def blend(pixels: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """Mix the color into the pixels of a mask, in place. pixels: (H, W, 3), uint8; mask: (H, W), bool."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return
+    # Only the rectangle around the mask is read, since a small object in a large photograph should take little time.
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside, near = mask[part], pixels[part]
     for channel, value in enumerate(color):
         table = ((1 - OPACITY) * np.arange(256) + OPACITY * value).round().astype(np.uint8)
-        pixels[mask, channel] = table[pixels[mask, channel]]
+        near[inside, channel] = table[near[inside, channel]]
 
 
 def draw_name(
