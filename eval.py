@@ -11,12 +11,11 @@ if __name__ == "__main__":  # answers --help and mistakes before torch is import
 
     answer(__file__)
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -28,11 +27,10 @@ from data.loader import EvalLoader
 from data.start_up import data_facts, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model, summary
-from xcit.checkpoint import backbone_weights, is_checkpoint, task_weights, upgraded
 from xcit.command import guarded, run
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
-from xcit.config.composition import is_part, make_tables, read_config, section_for, to_yaml, with_known, without_parts
-from xcit.config.sections import DataConfig, ModelConfig, TaskConfig
+from xcit.config.composition import is_part, make_tables, read_config, to_yaml, with_known, without_parts
+from xcit.config.sections import DataConfig, TaskConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
 from xcit.engine.progress import Progress
@@ -46,16 +44,12 @@ from xcit.evaluation.resolutions import Measure, Row, Subject, by_evaluator, res
 from xcit.models import MODELS
 from xcit.models.dry_run import dry_run
 from xcit.models.fast.inference import ready_for_inference
-from xcit.models.variants import named
-from xcit.storage import load_exactly, read_tensors
+from xcit.saved import Saved, is_published, model_of, not_given, read_checkpoint
+from xcit.storage import load_exactly
 from xcit.tasks import BARE_WEIGHTS, TASKS
-from xcit.weights.formats import Weights, checkpoint_weights
-from xcit.weights.loading import weights_at, without_head
-from xcit.weights.published import find_published
-from xcit.weights.sources import HUB_PREFIX, locate, read_hub_config
+from xcit.weights.loading import without_head
+from xcit.weights.sources import locate
 
-# In a hub folder's config.json, but no settings.
-NOT_OPTIONS = ("num_classes", "in_chans", "global_pool", "pretrained_cfg", "label_names")
 FEATURES_VIEW = "labelled_crop"
 """The view whose evaluation form makes the images of frozen features, whatever the task learns from."""
 TABLES = make_tables(MODELS, DATASETS, TASKS, {name: view.training for name, view in VIEWS.items()}, EVALUATIONS)
@@ -73,7 +67,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         progress.begin(f"reading {config.checkpoint}")
         with given_as("checkpoint"), distributed.main_first():
             path = locate(config.checkpoint)
-            saved = read_checkpoint(path)
+            saved = read_checkpoint(path, TABLES)
 
         # 2. The configuration, completed with the run's own.
         whole = completed(raw, saved.config, path)
@@ -148,7 +142,7 @@ class Way:
     headline: str
 
 
-def by_task(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) -> Way:
+def by_task(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) -> Way:
     """By the evaluator of the task, for classification top-1. of_run: on the data of the run."""
     task_class, source = TASKS[whole.task.name], DATASETS[whole.data.name](**whole.data.options)
     examples = examples_to_evaluate(source, saved.weights.classes, of_run=of_run)
@@ -172,7 +166,7 @@ def by_task(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) -> Way:
     )
 
 
-def by_frozen_features(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) -> Way:
+def by_frozen_features(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) -> Way:
     """By the features of the backbone alone: those of the training images are known, the validation images ask."""
     method: OfFeatures = EVALUATIONS[whole.evaluate.name](**whole.evaluate.options)
     source = DATASETS[whole.data.name](**whole.data.options)
@@ -197,38 +191,6 @@ def by_frozen_features(whole: ResolvedEvalConfig, saved: "Saved", of_run: bool) 
         measure=lambda loaders, *rest: by_features(method, loaders, len(training.classes), *rest),
         headline=method.headline,
     )
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a file of weights holds."""
-
-    weights: Weights
-    """Of the task in a run's checkpoint, otherwise of the model alone."""
-    backbone: Weights
-    """Of the task's backbone alone: the model."""
-    config: TrainConfig | None = None
-    """Of the run that wrote it; None for a file of weights."""
-    order: Mapping[str, Any] = field(default_factory=dict)
-    """What decided which images the run was trained on."""
-
-    def of_task(self, backbone: str, kind: str) -> dict[str, Any]:
-        """The state dict of the task. backbone: the task's."""
-        prefix = "" if self.config else f"{backbone}."
-        return {f"{prefix}{key}": value for key, value in self.weights.state(kind).items()}
-
-
-def read_checkpoint(path: Path) -> Saved:
-    content = read_tensors(path)
-    if not is_checkpoint(content):
-        weights = weights_at(path, content)
-        return Saved(weights, weights)
-    content = upgraded(content, str(path))
-    weights, backbone = (
-        checkpoint_weights(content, kinds, str(path)) for kinds in (task_weights(content), backbone_weights(content))
-    )
-    config = read_config(TrainConfig, content["identity"]["config"], TABLES)
-    return Saved(weights, backbone, config, content["identity"].get("order", {}))
 
 
 def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
@@ -259,32 +221,6 @@ def completed(raw: DictConfig, trained: TrainConfig | None, path: Path) -> Resol
     resolutions = resolutions or resolutions_for(dry, trained_at, model.side_of_patch)
     crop_ratio = config.crop_ratio or (trained.crop_ratio if trained else 1.0)
     return ResolvedEvalConfig.model_construct(**dict(config) | {"resolutions": resolutions, "crop_ratio": crop_ratio})
-
-
-def is_published(checkpoint: str) -> bool:
-    """Whether it names weights without a run's configuration, and no file or folder."""
-    named = checkpoint.startswith(("timm/", HUB_PREFIX)) or find_published(checkpoint)
-    return bool(named) and not Path(checkpoint).exists()
-
-
-def not_given(group: str, checkpoint: str) -> InputError:
-    return InputError(f"{group}: must be given, because {checkpoint} does not say which one in conf/{group}")
-
-
-def model_of(checkpoint: str, path: Path) -> ModelConfig | None:
-    """The model that published weights are for, or that the config.json beside a hub folder's weights describes."""
-    published, hub_config = find_published(checkpoint), read_hub_config(path)
-    plain: dict[str, Any] | None = None
-    if published:
-        plain = published.options
-    elif checkpoint.startswith("timm/"):
-        plain = {"library": "timm", "name": checkpoint.removeprefix("timm/")}
-    elif hub_config:
-        plain = named(hub_config)
-    if plain is None:
-        return None
-    options = {key: value for key, value in plain.items() if key not in NOT_OPTIONS}
-    return section_for("model", options, MODELS).model_validate(options)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

@@ -64,8 +64,8 @@ def test_a_file_of_weights_is_evaluated_as_the_task_that_is_given(
         assert "nan.pth: 1 of its " in result.stderr and "tensors hold NaN, " in result.stderr
         assert "training diverged; take an earlier checkpoint" in result.stderr
         assert not (tmp_path / "none").exists()
-    result = command("eval.py", "checkpoint=bare.pth", *model, "task=segment", "run_dir=none")
-    assert result.status == 2 and result.stderr.startswith("error: task=segment: unknown")
+    result = command("eval.py", "checkpoint=bare.pth", *model, "task=segmentation", "run_dir=none")
+    assert result.status == 2 and result.stderr.startswith("error: task=segmentation: unknown")
     assert not (tmp_path / "none").exists()
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import xcit
-from eval import read_checkpoint
 from xcit.checkpoint import FORMAT, LAST
 from xcit.engine.state import read_state
 from xcit.preprocessing import Preprocessing
+from xcit.saved import read_checkpoint
 from xcit.tasks.teacher import Teacher
 from xcit.weights import published
 
@@ -67,7 +67,7 @@ def teacher_of(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     "load_weights": lambda path: xcit.load_weights(tiny(), path),
     "create_model": lambda path: xcit.create_model("xcit_n12", depth=1, pretrained=str(path)),
-    "eval.py": read_checkpoint,
+    "eval.py": lambda path: read_checkpoint(path, {}),
     "resume": read_state,
     "teacher": teacher_of,
 }
