@@ -1,13 +1,13 @@
 """Mask R-CNN over the feature pyramid (He et al., arXiv 1703.06870), from torchvision's parts.
 
 The values are those of the authors' detectors. What differs from torchvision's model: the random choice of regions
-follows from each image's seed, losses are sums with their counts, boxes have an L1 loss, anchors are not rounded, and
-RoIAlign has aligned pixel centers.
+follows from each image's seed, losses are sums with their counts, boxes have an L1 loss, anchors are not rounded and
+must fit their objects, RoIAlign has aligned pixel centers, and under autocast boxes and losses stay in fp32.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads, expand_boxes, expand_masks, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from .pyramid import STRIDES
-from .regions import RATIOS, AlignedPool, Anchors, SeededSampler
+from .regions import RATIOS, AlignedPool, AnchorMatcher, Anchors, SeededSampler, cut_masks, on_image
 
 BOX_CHANNELS = 1024
 BOX_SIZE, MASK_SIZE = 7, 28
@@ -82,15 +82,15 @@ class MaskRCNN(nn.Module):
         anchors = Anchors([*STRIDES, 2 * STRIDES[-1]], anchor_scale)
         before_nms, after_nms = {"training": 2 * proposals, "testing": proposals}, dict.fromkeys(MODES, proposals)
         self.rpn = Proposals(
-            anchors, RPNHead(channels, len(RATIOS)), 0.7, 0.3, 256, 0.5, before_nms, after_nms, nms_thresh=0.7
+            anchors, AnchorHead(channels, len(RATIOS)), 0.7, 0.3, 256, 0.5, before_nms, after_nms, nms_thresh=0.7
         )
         self.roi_heads = Heads(
-            AlignedPool(BOX_SIZE),
+            AlignedPool(BOX_SIZE, STRIDES),
             TwoMLPHead(channels * BOX_SIZE**2, BOX_CHANNELS),
             FastRCNNPredictor(BOX_CHANNELS, num_classes + 1),
             *(0.5, 0.5, 512, 0.25, (10.0, 10.0, 5.0, 5.0)),
             *(score_threshold, nms_threshold, max_detections),
-            AlignedPool(MASK_SIZE // 2),
+            AlignedPool(MASK_SIZE // 2, STRIDES),
             MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
             MaskRCNNPredictor(channels, channels, num_classes + 1),
         )
@@ -106,18 +106,21 @@ class MaskRCNN(nn.Module):
             targets: the objects of each image.
             seeds: one for each image; it decides which regions are learnt from.
         """
-        targets = [dict(target) | {"labels": target["labels"] + 1} for target in targets]  # 0 is the background
+        with_background: list[dict[str, Any]] = [  # label 0
+            {**target, "labels": target["labels"] + 1, "size": size}
+            for target, size in zip(targets, sizes, strict=True)
+        ]
         self.rpn.fg_bg_sampler.seeds = self.roi_heads.fg_bg_sampler.seeds = seeds
         features, images = self.features(maps), self.image_list(maps, sizes)
-        proposals, losses = self.rpn(images, features, targets)
-        return {**losses, **self.roi_heads.losses(features, proposals, targets)}
+        proposals, losses = self.rpn(images, features, with_background)
+        return {**losses, **self.roi_heads.losses(features, proposals, with_background)}
 
     def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The objects in each image of a batch, in pixels of the images. In evaluation mode."""
         features = self.features(maps)
         proposals, _ = self.rpn(self.image_list(maps, sizes), features)
         found, _ = self.roi_heads(features, proposals, sizes)
-        return [Detections(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0]) for x in found]
+        return [Detections(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0].float()) for x in found]
 
     def features(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Five maps of strides 4 to 64, in fp32."""
@@ -131,12 +134,21 @@ class MaskRCNN(nn.Module):
 MODES = ("training", "testing")
 
 
+class AnchorHead(RPNHead):
+    """torchvision's, with outputs in fp32 under autocast: in half precision, boxes would be off by several pixels."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [of_map.float() for of_map in logits], [of_map.float() for of_map in deltas]
+
+
 class Proposals(RegionProposalNetwork):
     """The region proposal network: which anchors hold an object, and where its box is."""
 
     def __init__(self, anchors: nn.Module, head: nn.Module, *values: object, nms_thresh: float) -> None:
         super().__init__(anchors, head, *values, nms_thresh=nms_thresh)
-        self.fg_bg_sampler = SeededSampler(256, positive_share=0.5)
+        self.proposal_matcher = AnchorMatcher(0.7, 0.3, allow_low_quality_matches=True)
+        self.fg_bg_sampler = SeededSampler(256, positive_share=0.5, use=0)
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
@@ -145,15 +157,24 @@ class Proposals(RegionProposalNetwork):
         names = {"loss_objectness": "rpn_objectness", "loss_rpn_box_reg": "rpn_boxes"}
         return boxes, {names[name]: loss for name, loss in losses.items()}
 
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """torchvision's, but without the anchors of a batch's padding. Label -1 means not to be learnt from."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for of_image, own, target in zip(labels, anchors, targets, strict=True):
+            of_image[~on_image(own, target["size"], STRIDES[-1])] = -1
+        return labels, boxes
+
     def compute_loss(
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], wanted: list[Tensor]
     ) -> tuple[Sum, Sum]:
         """torchvision's, as sums over the chosen anchors."""
         positive, negative = (torch.cat(chosen) for chosen in self.fg_bg_sampler(labels))
         chosen = (positive | negative).nonzero().flatten()
-        objectness, truth = objectness.flatten()[chosen].float(), torch.cat(labels)[chosen]
+        objectness, truth = objectness.flatten()[chosen], torch.cat(labels)[chosen]
         found = F.binary_cross_entropy_with_logits(objectness, truth, reduction="sum")
-        boxes = F.l1_loss(deltas[positive].float(), torch.cat(wanted)[positive], reduction="sum")
+        boxes = F.l1_loss(deltas[positive], torch.cat(wanted)[positive], reduction="sum")
         return Sum(found, len(chosen)), Sum(boxes, len(chosen))
 
 
@@ -162,7 +183,10 @@ class Heads(RoIHeads):
 
     def __init__(self, *parts: object) -> None:
         super().__init__(*parts)
-        self.fg_bg_sampler = SeededSampler(512, positive_share=0.25)
+        self.fg_bg_sampler = SeededSampler(512, positive_share=0.25, use=1)
+
+    def postprocess_detections(self, logits: Tensor, deltas: Tensor, *rest: Any) -> tuple[list[Tensor], ...]:
+        return super().postprocess_detections(logits.float(), deltas.float(), *rest)
 
     def losses(self, features: dict[str, Tensor], proposals: list[Tensor], targets: Targets) -> dict[str, Sum]:
         """The losses of the chosen regions; the objects themselves are among them."""
@@ -191,7 +215,7 @@ class Heads(RoIHeads):
         truth = torch.cat([of_image[chosen] for of_image, chosen in zip(labels, with_object, strict=True)])
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, ()))).float()
         wanted = [
-            project_masks_on_boxes(target["masks"], box, objects[chosen], MASK_SIZE)
+            cut_masks(target["masks"], objects[chosen], box, MASK_SIZE)
             for target, box, objects, chosen in zip(targets, boxes, matched, with_object, strict=True)
             if len(box)
         ]
@@ -203,19 +227,35 @@ class Heads(RoIHeads):
 
 
 def paste(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mask of one object in its image, (H, W), bool, as torchvision's `paste_masks_in_image` makes it.
+    """The mask of one detection in pixels, (H, W), bool: the points with a probability of at least 0.5.
+
+    Pixel centers are looked up in the mask with bilinear interpolation, as in the authors' detectors. (torchvision
+    rounds the box to whole pixels first.) Only the pixels inside of the box are computed.
 
     Args:
-        mask: (28, 28), probabilities within the box.
-        box: (4,): left, top, right, bottom, in pixels.
-        size: (H, W) of the image in pixels.
+        mask: probabilities, (h, w), as `Detections` has them: (28, 28).
+        box: (4,), in pixels of the image.
+        size: (H, W) of the image.
     """
-    masks, scale = expand_masks(mask[None, None].float(), padding=1)
-    left, top, right, bottom = expand_boxes(box[None], scale)[0].long().tolist()
-    width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
-    inside = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)[0, 0] > MASK_THRESHOLD
-    whole = torch.zeros(size, dtype=torch.bool, device=mask.device)
-    y, x = max(top, 0), max(left, 0)
-    visible = inside[y - top : size[0] - top, x - left : size[1] - left]
-    whole[y : y + visible.shape[0], x : x + visible.shape[1]] = visible
-    return whole
+    left, top, right, bottom = box.tolist()
+    pasted = torch.zeros(size, dtype=torch.bool, device=mask.device)
+    rows, columns = pixels_between(top, bottom, size[0]), pixels_between(left, right, size[1])
+    if len(rows) and len(columns):
+        by_row = interpolation(rows, top, bottom, mask.shape[0]).to(mask.device)
+        by_column = interpolation(columns, left, right, mask.shape[1]).to(mask.device)
+        with torch.autocast(mask.device.type, enabled=False):
+            found = by_row @ mask.float() @ by_column.T
+        pasted[rows.start : rows.stop, columns.start : columns.stop] = found >= MASK_THRESHOLD
+    return pasted
+
+
+def pixels_between(start: float, stop: float, limit: int) -> range:
+    """The pixels that touch an interval, within an image."""
+    return range(max(0, int(start)), min(limit, -int(-stop // 1)))
+
+
+def interpolation(pixels: range, start: float, stop: float, cells: int) -> Tensor:
+    """The weight of each cell of a mask in each pixel, (pixels, cells), where the cells share an interval."""
+    centers = torch.arange(pixels.start, pixels.stop) + 0.5
+    positions = (centers - start) * (cells / max(stop - start, 1e-6)) - 0.5
+    return (1 - (positions[:, None] - torch.arange(cells)).abs()).clamp_min(0)
