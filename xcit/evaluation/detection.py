@@ -72,6 +72,7 @@ class CocoMetrics:
 
     def compute(self) -> dict[str, float]:
         results = sorted((r for own in distributed.from_all(self.results) for r in own), key=lambda r: r.image_id)
+        self.objects[:] = 0
         for result in results:
             labels = np.asarray(result.truth["labels"])[~np.asarray(result.truth["crowd"], dtype=bool)]
             np.add.at(self.objects, labels.astype(int), 1)
