@@ -29,11 +29,20 @@ PRINTED = {
     "feature_std": "std",
     "teacher_entropy": "teacher entropy",
     "batch_entropy": "batch entropy",
+    "box_map": "box mAP %",
+    "box_map50": "box mAP at 50 %",
+    "mask_map": "mask mAP %",
+    "mask_map50": "mask mAP at 50 %",
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixels %",
+    "mean_accuracy": "class mean %",
     "retrieval_map": "mAP %",
     "retrieval_recall1": "recall@1 %",
     "images_per_second": "images/s",
     "peak_memory_mb": "peak MB",
 }
+IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large")
+"""Endings of metrics that the table does not show; the files do."""
 VARIANT = "@"
 """In the key of a metric with another setting, as knn_top1@k10. The table does not show these; the files do."""
 
@@ -97,7 +106,7 @@ def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure"
 def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
     first = rows[0]
     labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "images")
-    measured = [key for key in first if key not in labels and VARIANT not in key]
+    measured = [key for key in first if key not in labels and VARIANT not in key and not key.endswith(IN_FILES_ONLY)]
     printed = Table(title=f"{first['model']} on {first['eval_set']}, {first['images']:,} images")
     for column in ("resolution", "weights", *measured):
         printed.add_column(PRINTED.get(column, column), justify="right")
