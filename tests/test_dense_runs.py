@@ -1,0 +1,172 @@
+"""Runs of detection and segmentation from the command line: what they write, exact resume, and several processes."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from xcit.storage import read_tensors
+
+from .conftest import Result, launch
+from .data.small_ade import write_small_ade
+from .data.small_coco import write_small_coco
+from .test_dino_runs import untimed
+from .test_resuming import AT_STEP_14
+
+Command = Callable[..., Result]
+KILL = AT_STEP_14.replace("== 13", "== 2").format("signal.raise_signal(signal.SIGKILL)")
+
+# Four updates in two epochs, at 64 pixels, with three layers.
+TINY = (
+    "model=xcit_n12_p8",
+    "model.depth=3",
+    "pretrained=null",
+    "data.image_size=64",
+    "data.workers=0",
+    "optim.lr=0.05",
+    "optim.warmup_updates=1",
+    "train.global_batch_size=4",
+    "train.precision=fp32",
+    "train.log_every=1",
+    "train.save_every=1",
+    "resolutions=[64]",
+)
+DETECT = (
+    "data=coco",
+    "train.epochs=2",
+    "optim.milestones=[1]",
+    "task.channels=16",
+    "task.proposals=20",
+    "task.anchor_scale=4",
+    # All images of a batch have one size, so that padding is the same for any number of processes.
+    "augment.crop_prob=0",
+    "augment.shorter_sides=[800]",
+)
+SEGMENT = ("data=ade20k", "train.updates=4", "task.channels=16", "task.dropout=0")
+
+
+def write_landscapes(folder: Path) -> None:
+    """A set in COCO's format with eight training images, all of one size."""
+    write_small_coco(folder, images=12)
+    for split in ("train", "val"):
+        path = folder / f"annotations/instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        kept = [image["id"] for image in content["images"] if image["width"] > image["height"]]
+        content["images"] = [image for image in content["images"] if image["id"] in kept]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module", params=["detect", "segment"])
+def arguments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
+    """The command of a run of each task."""
+    folder = tmp_path_factory.mktemp("data")
+    if request.param == "detect":
+        write_landscapes(folder)
+        return ("train.py", *DETECT, *TINY, f"data.root={folder}")
+    write_small_ade(folder, images=8, validation=3)
+    return ("train.py", *SEGMENT, *TINY, f"data.root={folder}")
+
+
+@pytest.fixture(scope="module")
+def trained(arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    result = launch(*arguments, f"run_dir={folder}", cwd=folder.parent)
+    assert result.status == 0, result.stderr
+    return folder
+
+
+def headline_of(folder: Path) -> str:
+    return read_tensors(folder / "checkpoints/last.pt")["headline"]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads((path / "results.json").read_text())
+
+
+def test_a_run_leaves_metrics_a_table_of_the_classes_and_pictures(trained: Path) -> None:
+    headline = headline_of(trained)
+    train, val = ([row for row in untimed(trained) if row["split"] == split] for split in ("train", "val"))
+    assert len(train) == 4 and len(val) == 2
+    (result,) = rows(trained)
+    assert result["resolution"] == 64 and headline in result and headline in val[0]
+    assert (trained / f"{headline}_vs_resolution.png").is_file() and (trained / "curves.png").is_file()
+    folder = trained / "predictions/64_raw"
+    table = list(csv.DictReader((folder / "per_class.csv").open()))
+    names = json.loads((trained / "classes.json").read_text())
+    assert [row["class"] for row in table] == names
+    assert {"miou": "iou", "box_map": "box_map"}[headline] in table[0]
+    pictures = sorted(folder.glob("*.jpg"))
+    assert len(pictures) == min(8, result["images"])
+    assert all(min(Image.open(picture).size) >= 64 for picture in pictures)
+
+
+def test_a_killed_run_goes_on_exactly(arguments: Sequence[str], trained: Path, tmp_path: Path) -> None:
+    """Killed within an epoch. Every row and weight is the same to the last digit."""
+    command = (*arguments, "run_dir=run", "resume=auto")
+    assert launch(*command, cwd=tmp_path, before=KILL).status == -9
+    result = launch(*command, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert "resuming run/checkpoints/last.pt" in result.stderr
+    assert untimed(tmp_path / "run") == untimed(trained)
+    ours, theirs = (read_tensors(path / "checkpoints/last.pt")["task"] for path in (tmp_path / "run", trained))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_two_processes_learn_and_measure_what_one_does(arguments: Sequence[str], trained: Path, tmp_path: Path) -> None:
+    result = launch(*arguments, "run_dir=run", processes=2, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    for one, two in zip(untimed(trained), untimed(tmp_path / "run"), strict=True):
+        assert one.keys() == two.keys()
+        if one["split"] == "train":
+            assert {k: v for k, v in two.items() if k != "split"} == pytest.approx(
+                {k: v for k, v in one.items() if k != "split"}, rel=2e-3, abs=1e-4
+            ), one["step"]
+    ours, theirs = (read_tensors(path / "checkpoints/last.pt")["task"] for path in (tmp_path / "run", trained))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0.02, atol=2e-3, msg=key)
+
+
+def test_a_run_is_evaluated_as_its_validation_says(
+    arguments: Sequence[str], trained: Path, command: Command, tmp_path: Path
+) -> None:
+    result = command("eval.py", f"checkpoint={trained}", "run_dir=out", "batch_size=2")
+    assert result.status == 0, result.stderr
+    headline = headline_of(trained)
+    (before,), (after,) = rows(trained), rows(tmp_path / "out")
+    # The folded model rounds differently.
+    assert after[headline] == pytest.approx(before[headline], abs=0.5)
+    assert (tmp_path / "out/predictions/64_raw/per_class.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (
+            ("task=detect", "data=digits"),
+            "task=detect: learns from targets of kind boxes; those of data=digits are class",
+        ),
+        (("data=coco", "data.root=missing"), "missing: no such folder"),
+        (
+            ("data=coco", "data.root=small", "model=timm", "model.name=resnet18"),
+            "model: must have feature maps of one stride",
+        ),
+        (("data=coco", "data.root=small", "model.depth=2"), "depth=2: must be at least 3 layers"),
+        (
+            ("data=masks", "data.root=.", "data.classes=3", "optim.schedule=step"),
+            "optim.milestones=[]: must hold epochs",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(command: Command, tmp_path: Path, wrong: tuple[str, ...], line: str) -> None:
+    augment = ("augment=detection",) if "data=digits" in wrong else ()
+    write_small_coco(tmp_path / "small", images=4)
+    result = command("train.py", *wrong, *augment, "pretrained=null", "run_dir=run")
+    assert result.status == 2, result.stderr
+    assert line in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
