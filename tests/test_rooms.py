@@ -20,6 +20,7 @@ SHARED = {"xcit.credentials", "xcit.errors", "xcit.preprocessing", "xcit.checksu
 # What each room may import of ours. Rooms are packages; a module of xcit/ itself is a room of its own.
 ALLOWED = {
     "xcit": {"xcit.errors", "xcit.models", "xcit.weights"},
+    "xcit.class_names": set(),
     "xcit.credentials": set(),
     "xcit.errors": {"xcit.credentials"},
     "xcit.orientation": set(),
@@ -27,7 +28,7 @@ ALLOWED = {
     "xcit.checksum": set(),
     "xcit.storage": {"xcit.checksum", "xcit.errors"},
     "xcit.kernels": {"xcit.errors"},
-    "xcit.weights": SHARED,
+    "xcit.weights": SHARED | {"xcit.class_names"},
     "xcit.models": SHARED | {"xcit.kernels", "xcit.weights"},
     "xcit.openmp": set(),
     "xcit.signals": set(),
@@ -40,7 +41,7 @@ ALLOWED = {
     "xcit.start": {"xcit.signals", "xcit.command"},
     "xcit.saved": SHARED | {"xcit.config", "xcit.models", "xcit.weights"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
-    "data": {"xcit.credentials", "xcit.errors", "xcit.orientation", "xcit.preprocessing"},
+    "data": {"xcit.class_names", "xcit.credentials", "xcit.errors", "xcit.orientation", "xcit.preprocessing"},
 }
 
 # Third parties that one place alone may know.
