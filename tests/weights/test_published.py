@@ -8,7 +8,16 @@ import pytest
 import timm
 
 import xcit
-from xcit.weights.published import BY_FILE, BY_TIMM_NAME, HOST, PUBLISHED, Published, find_published
+from xcit.weights.published import (
+    BY_FILE,
+    BY_TIMM_NAME,
+    DENSE,
+    HOST,
+    PUBLISHED,
+    PUBLISHED_DENSE,
+    Published,
+    find_published,
+)
 
 ENTRIES = list(PUBLISHED.values())
 CLASSIFIERS = [entry for entry in ENTRIES if entry.timm_name]
@@ -26,7 +35,11 @@ def test_there_are_42_classifiers_and_4_backbones_each_once() -> None:
         "fb_dist_in1k_384": 14,
         "fb_dino": 4,
     }
-    for values in ([entry.name for entry in ENTRIES], [entry.url for entry in ENTRIES], list(BY_FILE)):
+    for values in (
+        [entry.name for entry in ENTRIES],
+        [entry.url for entry in ENTRIES],
+        [entry.file for entry in ENTRIES],
+    ):
         assert len(set(values)) == 46
     assert len(BY_TIMM_NAME) == 42
     assert xcit.list_pretrained() == [entry.name for entry in ENTRIES]
@@ -87,6 +100,29 @@ def test_accuracies_of_backbones_are_the_papers() -> None:
         "xcit_medium_24_cp16_dino.pth": (76.4, 78.8),
         "xcit_medium_24_cp8_dino.pth": (77.9, 80.3),
     }
+
+
+def test_there_are_8_detectors_and_16_segmenters_with_the_papers_figures() -> None:
+    assert Counter(entry.tag for entry in PUBLISHED_DENSE.values()) == {
+        "fb_maskrcnn_coco": 8,
+        "fb_sem_fpn_ade20k": 8,
+        "fb_upernet_ade20k": 8,
+    }
+    assert len(BY_FILE) == 46 + 24
+    boxes = find_published("maskrcnn_xcit_medium_24_p8")
+    assert boxes and boxes.url == "https://dl.fbaipublicfiles.com/xcit/coco/maskrcnn_xcit_medium_24_p8.pth"
+    assert (boxes.box_map, boxes.mask_map, boxes.miou, boxes.input_size) == (48.5, 43.7, None, 800)
+    upernet = find_published("files/upernet_xcit_small_24_p16.pth")
+    assert upernet and upernet.url == "https://dl.fbaipublicfiles.com/xcit/ade/upernet_xcit_small_24_p16.pth"
+    assert (upernet.miou, upernet.top1, upernet.input_size) == (46.9, None, 512)
+    assert upernet.options == {"name": "xcit_s24", "patch_size": 16, "image_size": 512}
+    assert (DENSE["xcit_m24", 16][3], DENSE["xcit_m24", 8][3]) == (47.6, 48.4)
+    for entry in PUBLISHED_DENSE.values():
+        assert re.fullmatch(
+            r"(maskrcnn|sem_fpn|upernet)_xcit_(tiny_12|small_12|small_24|medium_24)_p(8|16)\.pth", entry.file
+        )
+        for name in (entry.name, entry.file, entry.file.removesuffix(".pth")):
+            assert find_published(name) is entry
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The table of published weights: 42 files of classifiers and 4 files of backbones trained by DINO."""
+"""The tables of published weights: 42 classifiers, 4 backbones trained by DINO, 8 detectors and 16 segmenters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,15 +35,15 @@ DINO = {
 }
 DINO_AT_384 = ("xcit_m24", 8, 80.9)
 """Model, patch size and linear top-1 in percent, of a frozen backbone at 384 pixels."""
-# COCO's box and mask mAP (Mask R-CNN), ADE20k's mIoU (Semantic FPN, UperNet; None: not published).
-DENSE: dict[tuple[str, int], tuple[float, float, float, float | None]] = {
+# COCO's box and mask mAP (Mask R-CNN), ADE20k's mIoU (Semantic FPN, UperNet), from the authors' tables.
+DENSE = {
     ("xcit_t12", 16): (42.7, 38.5, 38.1, 41.5),
     ("xcit_t12", 8): (44.5, 40.3, 39.9, 43.5),
     ("xcit_s12", 16): (45.3, 40.8, 43.9, 45.9),
     ("xcit_s12", 8): (47.0, 42.3, 44.2, 46.6),
-    ("xcit_s24", 16): (46.5, 41.8, 44.6, None),
+    ("xcit_s24", 16): (46.5, 41.8, 44.6, 46.9),
     ("xcit_s24", 8): (48.1, 43.0, 47.1, 48.1),
-    ("xcit_m24", 16): (46.7, 42.0, 45.9, None),
+    ("xcit_m24", 16): (46.7, 42.0, 45.9, 47.6),
     ("xcit_m24", 8): (48.5, 43.7, 46.9, 48.4),
 }
 
@@ -55,7 +55,8 @@ class Published:
     model: str
     patch_size: int
     tag: str
-    """The training: fb_in1k, fb_dist_in1k or fb_dist_in1k_384 for classifiers, fb_dino for backbones."""
+    """The training: fb_in1k, fb_dist_in1k or fb_dist_in1k_384 for classifiers, fb_dino for backbones, fb_maskrcnn_coco
+    for detectors, fb_sem_fpn_ade20k or fb_upernet_ade20k for segmenters."""
     file: str
     """The authors' file name."""
     timm_name: str | None
@@ -67,6 +68,13 @@ class Published:
     knn: float | None = None
     linear: float | None = None
     """k-NN and linear top-1 in percent; backbones only."""
+    box_map: float | None = None
+    mask_map: float | None = None
+    """COCO's mAP of boxes and masks in percent; detectors only."""
+    miou: float | None = None
+    """ADE20k's mean IoU in percent; segmenters only."""
+    folder: str = ""
+    """Where on the host the file lies."""
 
     @property
     def name(self) -> str:
@@ -80,7 +88,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        return HOST + self.file
+        return HOST + self.folder + self.file
 
 
 def long_name(model: str, patch_size: int) -> str:
@@ -108,8 +116,22 @@ def backbones() -> Iterator[Published]:
         yield Published(model, patch_size, "fb_dino", file, None, 224, knn=knn, linear=linear)
 
 
+def detectors_and_segmenters() -> Iterator[Published]:
+    for (model, patch_size), (box_map, mask_map, semantic_fpn, upernet) in DENSE.items():
+        long = f"{long_name(model, patch_size)}.pth"
+        for tag, file, size, folder, figures in (
+            ("fb_maskrcnn_coco", f"maskrcnn_{long}", 800, "coco/", {"box_map": box_map, "mask_map": mask_map}),
+            ("fb_sem_fpn_ade20k", f"sem_fpn_{long}", 512, "ade/", {"miou": semantic_fpn}),
+            ("fb_upernet_ade20k", f"upernet_{long}", 512, "ade/", {"miou": upernet}),
+        ):
+            yield Published(model, patch_size, tag, file, None, size, folder=folder, **figures)
+
+
 PUBLISHED = {entry.name: entry for entry in (*classifiers(), *backbones())}
-BY_FILE = {entry.file: entry for entry in PUBLISHED.values()}
+"""The weights of models alone, by our names."""
+PUBLISHED_DENSE = {entry.name: entry for entry in detectors_and_segmenters()}
+"""Those of whole detectors and segmenters."""
+BY_FILE = {entry.file: entry for entry in (*PUBLISHED.values(), *PUBLISHED_DENSE.values())}
 BY_TIMM_NAME = {entry.timm_name: entry for entry in PUBLISHED.values() if entry.timm_name}
 
 
@@ -119,11 +141,15 @@ def find_published(name: str) -> Published | None:
     Our name and the authors' name mean the authors' file; timm's name means the copy on the hub.
     """
     last = name.rpartition("/")[2]
-    return PUBLISHED.get(name) or BY_FILE.get(last) or BY_FILE.get(f"{last}.pth") or BY_TIMM_NAME.get(last)
+    ours = PUBLISHED.get(name) or PUBLISHED_DENSE.get(name)
+    return ours or BY_FILE.get(last) or BY_FILE.get(f"{last}.pth") or BY_TIMM_NAME.get(last)
 
 
 def list_pretrained(model: str | None = None) -> list[str]:
-    """The names of the published weights, of all models or of one. `load_weights` takes these names."""
+    """The names of the published weights, of all models or of one. `load_weights` takes these names.
+
+    It also takes those of detectors and segmenters, which are not listed, for their backbones.
+    """
     if model is not None:
         choose({entry.model: entry for entry in PUBLISHED.values()}, model, "model")
     return [name for name, entry in PUBLISHED.items() if model in (None, entry.model)]
