@@ -32,6 +32,8 @@ class Weights:
     """What the file says of the model's preprocessing: values of `Preprocessing`; empty if it says nothing."""
     classes: list[str] | None = None
     """The names of the classes in the order of the outputs; None if the file has none."""
+    task: Mapping[str, Any] | None = None
+    """The task (`name`) and its options, if the keys are a whole task's: of a published detector or segmenter."""
 
     def state(self, kind: str | None = None) -> State:
         """The weights of one kind. Without `kind` it is `better()`, and a notice tells of the other one.

@@ -1,7 +1,9 @@
 """Load weights from a file, a run folder or a published name into a model."""
 
+import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import Notice
 from ..preprocessing import Preprocessing, describe_input, pretrained_cfg
 from ..storage import load_exactly, read_tensors
+from .dense import backbone_alone, is_dense
 from .formats import State, Weights, hub_weights, weights_in
 from .sources import locate, read_hub_config
 
@@ -21,8 +24,9 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     and the names of the classes, as far as the file says them.
 
     If the weights are for another number of classes, or have no classifier, the model keeps its classifier and a
-    `Notice` says so. Weights for RGB images also load into a model for another number of channels: the first
-    convolution's weights are summed or repeated, and a `Notice` says so.
+    `Notice` says so. The backbone of a detector or segmenter also lacks the class attention and the final norm; the
+    model keeps its own, and a `Notice` says so. Weights for RGB images also load into a model for another number of
+    channels: the first convolution's weights are summed or repeated, and a `Notice` says so.
 
     Args:
         model: the model to load into.
@@ -38,10 +42,11 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     """
     weights = read_weights(source)
     state, head_notice = with_head_of(model, weights.state(kind), weights.origin)
+    state, pruned_notice = with_pruned_parts_of(model, state, weights.origin)
     state, channels_notice = for_channels_of(model, state, weights.origin)
     load_exactly(model, state, weights.origin)
     describe(model, weights, with_classes=head_notice is None)
-    for notice in (head_notice, channels_notice):
+    for notice in (head_notice, pruned_notice, channels_notice):
         if notice:
             warnings.warn(notice, Notice, stacklevel=2)
 
@@ -49,7 +54,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
 def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
     """Read the weights in a file, or in the content of one. Key names become timm's."""
     if isinstance(source, Mapping):
-        return weights_in(source, "the state dict")
+        return weights_of(source, "the state dict")
     path = locate(str(source))
     return weights_at(path, read_tensors(path))
 
@@ -59,17 +64,26 @@ def weights_at(path: Path, content: Mapping[str, Any], network: str | None = Non
 
     network: see `weights_in`.
     """
-    weights = weights_in(content, str(path), network)
+    weights = weights_of(content, str(path), network)
     config = read_hub_config(path)
     return hub_weights(weights.state("raw"), config, weights.origin) if config else weights
+
+
+def weights_of(content: Mapping[str, Any], origin: str, network: str | None = None) -> Weights:
+    """See `weights_in`; of a published detector or segmenter the weights of its backbone."""
+    if network is None and is_dense(content):
+        return backbone_alone(content, origin)
+    return weights_in(content, origin, network)
 
 
 def describe(model: nn.Module, weights: Weights, *, with_classes: bool = True) -> None:
     """Make the model's `pretrained_cfg` say what is known of the weights that it has just loaded."""
     if weights.input_values:
-        found, channels = weights.preprocessing(model), Preprocessing.of_model(model).channels
-        if found.channels != channels:  # see for_channels_of
-            found = Preprocessing.from_timm(found.as_timm() | {"input_size": (channels, *found.size)})
+        found, own = weights.preprocessing(model), Preprocessing.of_model(model)
+        if found.resize == "shortest":  # of detection or segmentation, which set it themselves
+            found = replace(found, resize=own.resize, size=own.size)
+        if found.channels != own.channels:  # see for_channels_of
+            found = Preprocessing.from_timm(found.as_timm() | {"input_size": (own.channels, *found.size)})
         describe_input(model, found, weights.classes if with_classes else None)
 
 
@@ -94,6 +108,26 @@ def with_head_of(model: nn.Module, state: State, origin: str) -> tuple[State, st
             f"the model's classifier of {num_outputs(here)} classes stays newly initialized"
         )
     return rest | here, f"{origin}: {notice}"
+
+
+def with_pruned_parts_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
+    """The state, with the model's own parts after the layers if it lacks exactly these; and a notice, or None.
+
+    These are the parts that the feature pyramid of detection and segmentation prunes, so weights from there lack them.
+    """
+    own = model.state_dict()
+    missing = own.keys() - state.keys()
+    if not missing or not hasattr(model, "prune_intermediate_layers"):
+        return state, None
+    pruned: Any = copy.deepcopy(model)
+    pruned.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+    if missing != {key for key in own.keys() - pruned.state_dict().keys() if not key.startswith(head_prefixes(model))}:
+        return state, None
+    parts = ", ".join(sorted({key.partition(".")[0] for key in missing}))
+    notice = (
+        f"{origin}: has no {parts}, which detection and segmentation do not use; the model's stay newly initialized"
+    )
+    return state | {key: own[key] for key in missing}, notice
 
 
 def for_channels_of(model: nn.Module, state: State, origin: str) -> tuple[State, str | None]:
