@@ -5,9 +5,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from xcit.models.ablations import ABLATIONS, as_overrides
-from xcit.weights.published import DENSE, DINO_AT_384, PUBLISHED, Published, long_name
+from xcit.weights.published import DINO_AT_384, PUBLISHED, PUBLISHED_DENSE, Published, long_name
 
 SIZES = "'resolutions=[160,192,224,256,288,320,384,448,512]'"
 OTHERS = (  # with the tags of timm's weights
@@ -17,6 +18,12 @@ OTHERS = (  # with the tags of timm's weights
     "cait_s24_224.fb_dist_in1k",
     "swin_tiny_patch4_window7_224.ms_in1k",
 )
+ON_IMAGENET = "data=imagenet data.root=$IMAGENET"
+DENSE_RUNS = {  # tag of the weights → data set, recipe if it is not the data set's, and what is trained
+    "fb_maskrcnn_coco": ("coco", "", "Mask R-CNN for 36 epochs"),
+    "fb_sem_fpn_ade20k": ("ade20k", "", "Semantic FPN for 80,000 updates"),
+    "fb_upernet_ade20k": ("ade20k", "recipe=ade20k_upernet", "UperNet for 160,000 updates"),
+}
 HOWS = {"knn": "k-NN", "linear": "linear"}
 TRANSFER_SETS = ("cifar10", "cifar100", "flowers", "cars", "inat data.year=2018", "inat data.year=2019")
 BEYOND = {  # recipe → the recipe that continues it
@@ -132,15 +139,20 @@ def dino_rows() -> Iterator[Row]:
     yield Row(f"{model}_p{patch_size}", "linear at 384, evaluate", command, {"linear top-1": value}, file)
 
 
-def coco_rows() -> Iterator[Row]:
-    for (model, patch_size), (box, mask, *_) in DENSE.items():
-        yield not_built(model, patch_size, "Mask R-CNN, 3× schedule", {"box mAP": box, "mask mAP": mask})
-
-
-def ade20k_rows() -> Iterator[Row]:
-    for (model, patch_size), (*_, semantic_fpn, upernet) in DENSE.items():
-        yield not_built(model, patch_size, "Semantic FPN, 80k iterations", {"mIoU": semantic_fpn})
-        yield not_built(model, patch_size, "UperNet, 160k iterations", {"mIoU": upernet})
+def dense_rows(tag: str) -> Iterator[Row]:
+    """Detectors or segmenters: every model with weights of this tag."""
+    data, recipe, what = DENSE_RUNS[tag]
+    on_data = f"data={data} data.root=${data.upper()}"
+    for entry in PUBLISHED_DENSE.values():
+        if entry.tag == tag:
+            model = f"{entry.model}_p{entry.patch_size}"
+            metrics = {"box mAP": entry.box_map, "mask mAP": entry.mask_map, "mIoU": entry.miou}
+            published = {name: value for name, value in metrics.items() if value is not None}
+            stem, sizes = entry.file.removesuffix(".pth"), f"'resolutions=[{entry.input_size}]'"
+            yield Row(model, f"{what}, evaluate", evaluation(stem, sizes, on=on_data), published, entry.file)
+            patch = "" if entry.patch_size == 16 else f"model.patch_size={entry.patch_size}"
+            drop_path = "model.drop_path_rate=0.2" if (model, tag) == ("xcit_m24_p8", "fb_sem_fpn_ade20k") else ""
+            yield Row(model, f"{what}, train", training(entry.model, patch, drop_path, recipe, on=on_data), published)
 
 
 def beyond_rows() -> Iterator[Row]:
@@ -165,13 +177,12 @@ def not_built(
     return Row(f"{model}_p{patch_size}", what, None, published or {}, weights)
 
 
-def training(model: str, *more: str) -> str:
-    start = f"torchrun --nproc-per-node=8 train.py model={model} data=imagenet data.root=$IMAGENET"
-    return " ".join([start, *filter(None, more)])
+def training(model: str, *more: str, on: str = ON_IMAGENET) -> str:
+    return " ".join([f"torchrun --nproc-per-node=8 train.py model={model} {on}", *filter(None, more)])
 
 
-def evaluation(checkpoint: str, *more: str) -> str:
-    return " ".join([f"python eval.py checkpoint={checkpoint} data=imagenet data.root=$IMAGENET", *more])
+def evaluation(checkpoint: str, *more: str, on: str = ON_IMAGENET) -> str:
+    return " ".join([f"python eval.py checkpoint={checkpoint} {on}", *more])
 
 
 # name → (title, rows)
@@ -182,8 +193,9 @@ SECTIONS: dict[str, tuple[str, Callable[[], Iterator[Row]]]] = {
     "figure4": ("Figure 4 (its model from memory): attention maps", attention_rows),
     "table3": ("Table 3 (its number from memory): backbones trained by DINO, frozen", dino_rows),
     "table4": ("Table 4 and appendix: ablation (in one go: scripts/ablations.py)", ablation_rows),
-    "table5": ("Table 5 (its number from memory): COCO", coco_rows),
-    "table6": ("Table 6 (its number from memory): ADE20k", ade20k_rows),
+    "table5": ("Table 5 (its number from memory): COCO, Mask R-CNN", partial(dense_rows, "fb_maskrcnn_coco")),
+    "table6": ("Table 6 (its number from memory): ADE20k, Semantic FPN", partial(dense_rows, "fb_sem_fpn_ade20k")),
+    "table7": ("Table 7 (its number from memory): ADE20k, UperNet", partial(dense_rows, "fb_upernet_ade20k")),
     "transfer": ("Transfer (models, rates and lengths are ours)", transfer_rows),
     "comparison": ("Comparison: other models through the same loop", comparison_rows),
     "beyond": ("Beyond the paper: no claim", beyond_rows),

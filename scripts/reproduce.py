@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
+from scripts.dense_cost import detection_flops, segmentation_flops
 from scripts.paper_results import SECTIONS, Row, every_row
 from xcit import InputError
 from xcit.command import ArgumentParser, guarded
@@ -50,6 +51,7 @@ TRAINING_OVER_FORWARD = 3  # the backward pass costs two forward passes
 # Training images of each data set.
 IMAGES = {
     "imagenet": 1_281_167,
+    "coco": 117_266,  # with objects
     "cifar10": 50_000,
     "cifar100": 50_000,
     "flowers": 2_040,
@@ -143,14 +145,18 @@ def needs(command: str | None, tflops: float) -> Needs | None:
     forward = sum(forward_flops(model.entry, size, **model.options) for size in sizes) / len(sizes)
     task, augment = config["task"], config["augment"]
     teacher: float = teacher_flops(task["teacher"], task["teacher_image_size"]) if task["name"] == "distill" else 0
+    if task["name"] == "detect":
+        forward = detection_flops(model.entry, sizes[0], task["channels"], **model.options)
+    if task["name"] == "segment":
+        forward = segmentation_flops(model.entry, sizes[0], task["head"], **model.options)
     if task["name"] == "dino":
         local = augment["local_crops"] * forward_flops(model.entry, augment["local_size"], **model.options)
         teacher, forward = GLOBAL_CROPS * forward, GLOBAL_CROPS * forward + local
     # From the FLOPs of an image to the hours of the run.
-    images = IMAGES[" ".join(str(config["data"][key]) for key in ("name", "year") if key in config["data"])]
-    epochs = LoopConfig.model_validate(config["train"]).scaled(images, gpus).epochs
-    assert epochs is not None
-    flops = (TRAINING_OVER_FORWARD * forward + teacher) * images * epochs
+    images = IMAGES.get(" ".join(str(config["data"][key]) for key in ("name", "year") if key in config["data"]), 0)
+    length = LoopConfig.model_validate(config["train"]).scaled(images, gpus)
+    seen = (length.updates or 0) * length.global_batch_size or images * (length.epochs or 0)
+    flops = (TRAINING_OVER_FORWARD * forward + teacher) * seen
     return Needs(gpus, hours=flops / (gpus * tflops * 1e12) / 3600, gmacs=forward / 2e9)
 
 
@@ -167,7 +173,7 @@ def print_rows(rows: Iterable[tuple[str, Row, Needs | None]], tflops: float) -> 
     assumed = f", {SUSTAINED_SHARE:.0%} of an A100's {PEAK_TFLOPS:.0f} in bf16" if tflops == DEFAULT_TFLOPS else ""
     print(
         "# $IMAGENET: the folder with train/ and val/. $DATA: the folder of the transfer data sets. "
-        "$PHOTO: an image file."
+        "$COCO, $ADE20K: their folders. $PHOTO: an image file."
     )
     print(f"# Hours are estimates from FLOPs, at {tflops:.1f} TFLOP/s sustained by each GPU (--tflops){assumed}.")
     print("# For scale: timm's 640 images/s of xcit_s12_p16 in training on an RTX 3090 are 18.4 TFLOP/s.")

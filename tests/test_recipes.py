@@ -72,7 +72,7 @@ def test_a_recipe_is_a_whole_run_in_one_file(recipe: str) -> None:
     *groups, last = content["defaults"]
     assert [key for group in groups for key in group] == ["/model", "/task", "/optim", "/augment"], "no other recipe"
     assert last == "_self_"
-    assert content["train"].keys() - {"best_by"} == yaml.safe_load(recipe_file("digits"))["train"].keys()
+    assert content["train"].keys() - {"best_by", "updates"} == yaml.safe_load(recipe_file("digits"))["train"].keys()
     assert content.get("resolutions", [1]), "they follow from the training size if the recipe has none"
     head = text.partition("defaults:")[0].splitlines()
     assert head[0] == "# @package _global_"

@@ -26,7 +26,7 @@ Command = Callable[..., Result]
 ROWS = list(paper_results.every_row())
 # command with its shell variables replaced → its row
 RUNNABLE: dict[str, Row] = {
-    re.sub(r"\$(IMAGENET|DATA|PHOTO)\b", "/images", row.command): row for _, row in ROWS if row.command
+    re.sub(r"\$(IMAGENET|DATA|COCO|ADE20K|PHOTO)\b", "/images", row.command): row for _, row in ROWS if row.command
 }
 TRAININGS = [command for command in RUNNABLE if "train.py" in command]
 EVALUATIONS = [command for command in RUNNABLE if "eval.py" in command]
@@ -86,7 +86,7 @@ def test_a_continued_run_names_the_folder_of_an_earlier_run() -> None:
     for command in TRAININGS:
         config = read_config(TrainConfig, composed(command), TABLES)
         made.add(config.run_dir or "")
-        assert config.pretrained in {None, "fb_dist_in1k", *made}
+        assert config.pretrained in {None, "fb_dist_in1k", "fb_dist_in1k_384", *made}
         if config.pretrained in made:
             assert f"{config.model.name}_p{config.model.options['patch_size']}_" in str(config.pretrained)
 
@@ -170,6 +170,7 @@ def stated(recipe: str) -> tuple[str, str]:
 def gpu_hours(recipe: str, *more: str) -> str:
     """The script's estimate on the data set of the recipe's header, or on ImageNet, as the headers write it."""
     own = dict.fromkeys(("transfer", "folder", "folder_from_scratch", "images"), "cifar10")  # for 50,000 images
+    own |= {"coco_1x": "coco", "ade20k_upernet": "ade20k"}
     data = own.get(recipe) or (recipe if (ROOT / f"conf/data/{recipe}.yaml").is_file() else "imagenet")
     data = "imagenet" if data == "imagenet_shards" else data
     found = needs(shlex.join([*shlex.split(PAPER), f"data={data}", f"recipe={recipe}", *more]), DEFAULT_TFLOPS)

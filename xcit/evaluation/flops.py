@@ -1,6 +1,7 @@
 """FLOPs of a forward pass, counted without computing anything."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,14 @@ def forward_flops(model: str, size: int, /, **options: Any) -> int:
         model: its name, as `create_model` takes it, with the options.
     """
     with torch.device("meta"):
-        network = create_model(model, **options).eval().requires_grad_(False)  # else the counter follows the gradients
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, size, size))
+        network = create_model(model, **options).eval().requires_grad_(False)
+        return counted(lambda: network(torch.empty(1, 3, size, size)))
+
+
+def counted(run: Callable[[], object]) -> int:
+    """FLOPs of what `run` does, on modules without gradients: the counter would follow the gradients, too."""
+    with FlopCounterMode(display=False) as counter:
+        run()
     return counter.get_total_flops()
 
 
