@@ -11,11 +11,12 @@ if __name__ == "__main__":  # answers --help and mistakes before torch is import
 
     answer(__file__)
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -29,8 +30,8 @@ from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import guarded, run
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
-from xcit.config.composition import is_part, make_tables, read_config, to_yaml, with_known, without_parts
-from xcit.config.sections import DataConfig, TaskConfig
+from xcit.config.composition import is_part, make_tables, read_config, section_for, to_yaml, with_known, without_parts
+from xcit.config.sections import DataConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
 from xcit.engine.progress import Progress
@@ -70,7 +71,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
             saved = read_checkpoint(path, TABLES)
 
         # 2. The configuration, completed with the run's own.
-        whole = completed(raw, saved.config, path)
+        whole = completed(raw, saved.config, path, saved.weights.task)
         warn_of_slow_precision(device, config.precision, "precision")
 
         # 3. How it is evaluated, and the images for that.
@@ -199,13 +200,18 @@ def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
     return here is not None and there is not None and Path(here).resolve() == Path(there).resolve()
 
 
-def completed(raw: DictConfig, trained: TrainConfig | None, path: Path) -> ResolvedEvalConfig:
-    """Take model, data, task, resolutions and crop ratio from the run if they are not given."""
-    checkpoint = str(raw["checkpoint"])
+def completed(
+    raw: DictConfig, trained: TrainConfig | None, path: Path, task: Mapping[str, Any] | None = None
+) -> ResolvedEvalConfig:
+    """Take model, data, task, resolutions and crop ratio from the run if they are not given.
+
+    task: see `Weights.task`; a published detector or segmenter is evaluated at its one size.
+    """
+    checkpoint, of_file = str(raw["checkpoint"]), task or {"name": BARE_WEIGHTS}
     known = {
         "model": trained.model if trained else model_of(checkpoint, path),
         "data": trained.data if trained else None,
-        "task": trained.task if trained else TaskConfig(name=BARE_WEIGHTS),
+        "task": trained.task if trained else section_for("task", of_file, TASKS).model_validate(of_file),
     }
     raw = with_known(raw, known)
     for group in ("model", "data"):
@@ -216,7 +222,7 @@ def completed(raw: DictConfig, trained: TrainConfig | None, path: Path) -> Resol
     assert model and data
     made_for = known["model"].options.get("image_size") if known["model"] else None
     trained_at = trained.data.image_size if trained else made_for or data.image_size
-    resolutions = config.resolutions or (trained.resolutions if trained else None)
+    resolutions = config.resolutions or (trained.resolutions if trained else [trained_at] if task else None)
     dry = dry_run(model.entry, model.options, {"resolutions": resolutions or [trained_at]})
     resolutions = resolutions or resolutions_for(dry, trained_at, model.side_of_patch)
     crop_ratio = config.crop_ratio or (trained.crop_ratio if trained else 1.0)

@@ -4,9 +4,12 @@
     python scripts/convert_weights.py runs/NAME/TIME xcit_small_12_p16_224.pth --to authors --weights ema
     python scripts/convert_weights.py runs/NAME/TIME my_model --to hub
     python scripts/convert_weights.py runs/DINO student.pth --to timm --network student
+    python scripts/convert_weights.py maskrcnn_xcit_small_12_p16 keys.csv --to keys
 
 The source is anything that `pretrained=` accepts: a file, a run folder, a published name. The target is a new file.
 With --to hub it is a new folder, which `xcit.XCiT.from_pretrained` opens and which can be uploaded unchanged.
+With --to keys it is a table of the keys in a published detector or segmenter, the authors' and ours. The other formats
+get only its backbone.
 """
 
 import argparse
@@ -25,7 +28,8 @@ from xcit.config.composition import describe as describe_problem
 from xcit.config.composition import section_for
 from xcit.credentials import without_credentials
 from xcit.models import MODELS
-from xcit.storage import load_exactly, read_tensors, write_safetensors, write_tensors
+from xcit.storage import csv_text, load_exactly, read_tensors, write_safetensors, write_tensors, write_text
+from xcit.weights.dense import is_dense, key_table
 from xcit.weights.formats import Weights, to_authors_names
 from xcit.weights.loading import describe, weights_at
 from xcit.weights.published import find_published
@@ -63,6 +67,14 @@ def main() -> None:
     kind = arguments.weights or weights.better()
     state = weights.state(kind)
     # Write them, for the hub as a model with its card.
+    if arguments.to == "keys":
+        if not is_dense(content):
+            raise InputError(f"--to keys: is for published detectors and segmenters; {source} is none")
+        rows = key_table(content, str(path))
+        write_text(target, csv_text(rows))
+        unused = [row["authors"] for row in rows if not row["ours"]]
+        print(f"{target}: {len(rows)} keys, {len(unused)} of them without a place in ours")
+        return
     if arguments.to == "hub":
         options = arguments.model or model_in(content) or published_model(source)
         if not options:
@@ -80,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("source", help="a file, a run folder or a published name")
     parser.add_argument("target", help="a new file, or a new folder with --to hub")
-    parser.add_argument("--to", choices=[*WRITERS, "hub"], required=True, help="the format of the target")
+    parser.add_argument("--to", choices=[*WRITERS, "hub", "keys"], required=True, help="the format of the target")
     parser.add_argument(
         "--weights", choices=["raw", "ema"], help="default: the better ones of the run's last validation"
     )

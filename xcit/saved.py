@@ -13,6 +13,7 @@ from .errors import InputError
 from .models import MODELS
 from .models.variants import named
 from .storage import read_tensors
+from .weights.dense import is_dense, whole_task
 from .weights.formats import Weights, checkpoint_weights
 from .weights.loading import weights_at
 from .weights.published import find_published
@@ -27,7 +28,7 @@ class Saved:
     """What a file of weights holds."""
 
     weights: Weights
-    """Of the task in a run's checkpoint, otherwise of the model alone."""
+    """Of the task in a run's checkpoint and in a published detector or segmenter, otherwise of the model alone."""
     backbone: Weights
     """Of the task's backbone alone: the model."""
     config: TrainConfig | None = None
@@ -37,7 +38,7 @@ class Saved:
 
     def of_task(self, backbone: str, kind: str) -> dict[str, Any]:
         """The state dict of the task. backbone: the task's."""
-        prefix = "" if self.config else f"{backbone}."
+        prefix = "" if self.config or self.weights.task else f"{backbone}."
         return {f"{prefix}{key}": value for key, value in self.weights.state(kind).items()}
 
 
@@ -45,8 +46,8 @@ def read_checkpoint(path: Path, tables: Tables) -> Saved:
     """What the file at `path` holds. tables: of the entries of the open groups; see `make_tables`."""
     content = read_tensors(path)
     if not is_checkpoint(content):
-        weights = weights_at(path, content)
-        return Saved(weights, weights)
+        backbone = weights_at(path, content)
+        return Saved(whole_task(content, str(path)) if is_dense(content) else backbone, backbone)
     content = upgraded(content, str(path))
     weights, backbone = (
         checkpoint_weights(content, kinds, str(path)) for kinds in (task_weights(content), backbone_weights(content))

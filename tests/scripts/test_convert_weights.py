@@ -11,9 +11,12 @@ import torch
 import xcit
 from scripts.parity import make_weights_tell
 from xcit.storage import read_tensors, write_tensors
+from xcit.weights.dense import backbone_alone
 from xcit.weights.formats import to_authors_names
 
 from ..conftest import TINY, Result
+from ..models.examples import same
+from ..weights.authors_dense import authors_content, detector
 
 Command = Callable[..., Result]
 SCRIPT = "scripts/convert_weights.py"
@@ -63,6 +66,20 @@ def test_a_run_becomes_a_folder_for_the_hub_with_its_recipe_and_results(command:
     assert all(f"| raw | digits | {row['resolution']} | 0.9 | {row['top1']:.4g} |" in card for row in rows)
 
 
+def test_the_keys_of_a_detector_are_listed_beside_ours(command: Command, tmp_path: Path) -> None:
+    content = authors_content(detector())
+    content["state_dict"]["backbone.cls_token"] = torch.zeros(1)
+    torch.save(content, tmp_path / "theirs.pth")
+    result = command(SCRIPT, "theirs.pth", "keys.csv", "--to", "keys")
+    assert result.status == 0, result.stderr
+    assert result.stdout == f"keys.csv: {len(content['state_dict'])} keys, 1 of them without a place in ours\n"
+    lines = (tmp_path / "keys.csv").read_text().splitlines()
+    assert lines[0] == "authors,ours" and len(lines) == 1 + len(content["state_dict"])
+    assert {"backbone.cls_token,", "rpn_head.rpn_cls.bias,heads.rpn.head.cls_logits.bias"} <= set(lines)
+    assert command(SCRIPT, "theirs.pth", "backbone.pth", "--to", "timm").status == 0
+    assert same(read_tensors(tmp_path / "backbone.pth"), backbone_alone(content, "").state("raw"))
+
+
 def test_bad_arguments_end_with_one_line(command: Command, authors: Path, tmp_path: Path) -> None:
     (tmp_path / "there.pth").write_text("precious")
     torch.save({}, tmp_path / "empty.pth")
@@ -77,6 +94,7 @@ def test_bad_arguments_end_with_one_line(command: Command, authors: Path, tmp_pa
         ),
         ((authors.name, "x", "--to", "safetensors"), "x: must end in .safetensors"),
         (("empty.pth", "x.pth", "--to", "timm"), "empty.pth: holds no state dict"),
+        (("unnamed.pth", "x", "--to", "keys"), "--to keys: is for published detectors and segmenters; unnamed.pth is"),
         (("unnamed.pth", "x", "--to", "hub"), "--model: must be given for --to hub"),
         (
             ("unnamed.pth", "x", "--to", "hub", "--model", '{"name": "xcit_n12", "lpi": 3}'),

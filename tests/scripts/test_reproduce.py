@@ -234,7 +234,7 @@ def test_a_row_is_a_comment_and_an_unbroken_command(command: Command, monkeypatc
     ("only", "shown"),
     [
         ("table5", "xcit_m24_p8, Mask R-CNN, 3× schedule | box mAP 48.5, mask mAP 43.7 | needs: —\n# not built yet\n"),
-        ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | — | needs: —\n# not built yet\n"),
+        ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | mIoU 46.9 | needs: —\n# not built yet\n"),
         (
             "DINO",
             "xcit_m24_p8, linear at 384, evaluate | linear top-1 80.9 | 1 GPU, minutes\npython eval.py checkpoint="

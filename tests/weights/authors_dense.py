@@ -41,11 +41,11 @@ def detector(patch_size: int = 16, seed: int = 0, classes: tuple[str, ...] = OBJ
     return scattered(Detect(backbone(patch_size), Target("boxes", classes), **small))
 
 
-def segmenter(head: str, patch_size: int = 16, seed: int = 0, **options: object) -> Task:
+def segmenter(
+    head: str, patch_size: int = 16, seed: int = 0, classes: tuple[str, ...] = SURFACES, **options: object
+) -> Task:
     torch.manual_seed(seed)
-    return scattered(
-        Segment(backbone(patch_size), Target("mask", SURFACES), **{"channels": 16, "head": head} | options)
-    )
+    return scattered(Segment(backbone(patch_size), Target("mask", classes), **{"channels": 16, "head": head} | options))
 
 
 def authors_content(task: Task) -> dict[str, object]:

@@ -17,7 +17,10 @@ from xcit.weights.published import (
     PUBLISHED_DENSE,
     Published,
     find_published,
+    long_name,
 )
+
+from ..conftest import ROOT
 
 ENTRIES = list(PUBLISHED.values())
 CLASSIFIERS = [entry for entry in ENTRIES if entry.timm_name]
@@ -123,6 +126,13 @@ def test_there_are_8_detectors_and_16_segmenters_with_the_papers_figures() -> No
         )
         for name in (entry.name, entry.file, entry.file.removesuffix(".pth")):
             assert find_published(name) is entry
+
+
+def test_the_page_of_weights_states_these_figures() -> None:
+    page = (ROOT / "docs/weights.md").read_text()
+    for (model, patch_size), figures in DENSE.items():
+        name = long_name(model, patch_size).removeprefix("xcit_")
+        assert f"| `…{name}` | {' | '.join(f'{figure:.1f}' for figure in figures)} |" in page
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def locate(source: str) -> Path:
     Args:
         source: one of
             - a file of weights, a run folder (its last checkpoint), or a folder that `save_pretrained` wrote;
-            - a name of `list_pretrained()`, or the authors' file name with or without .pth: the authors' file;
+            - a name of `list_pretrained()`, or the authors' file name with or without .pth, such as
+              maskrcnn_xcit_small_12_p16: the authors' file;
             - a name in timm, xcit_small_12_p16_224.fb_in1k, or timm/NAME for any other model: the copy on the hub;
             - hf-hub:OWNER/NAME: a repository that `push_to_hub` wrote;
             - a URL (http, https). Its user and password may be in it (https://USER:PASSWORD@HOST/…) or in ~/.netrc.
