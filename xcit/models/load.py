@@ -45,16 +45,20 @@ def load(source: str | Path, kind: str | None = None) -> Loaded:
         InputError: the source cannot be found or read, or does not say which model its weights are for.
     """
     path = locate(str(source))
-    content = read_tensors(path)
+    return load_content(str(source), path, read_tensors(path), kind)
+
+
+def load_content(source: str, path: Path, content: Mapping[str, Any], kind: str | None) -> Loaded:
+    """See `load`. content: what the file at `path` holds."""
     weights = weights_at(path, content)
     if kind is None:
         weights.warn_of_lag()
     state = weights.state(kind or weights.better())
-    model = new_model(str(source), path, content, weights, state)
+    model = new_model(source, path, content, weights, state)
     load_exactly(model, state, weights.origin)
     describe(model, weights)
     classes = weights.classes if getattr(model, "num_classes", 1) else None
-    if classes is None and find_published(str(source)) and getattr(model, "num_classes", 0) == 1000:
+    if classes is None and find_published(source) and getattr(model, "num_classes", 0) == 1000:
         classes = imagenet_classes()
     return Loaded(model.eval(), weights.preprocessing(model), classes)
 
@@ -66,23 +70,28 @@ def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weig
         accepted = inspect.signature(XCiT).parameters
         return XCiT(**{key: value for key, value in hub_config.items() if key in accepted})
     if is_checkpoint(content):
-        options = dict(upgraded(content, source)["identity"]["config"]["model"])
+        options = upgraded(content, source)["identity"]["config"]["model"]
     elif published:
-        options = dict(published.options)
+        options = published.options
     else:
         raise InputError(
             f"{source}: does not say which model its weights are for; create_model(NAME, pretrained=…) does"
         )
-    library = options.pop("library", "xcit")
-    name = "timm" if library == "timm" else options.pop("name")
-    options = {key: value for key, value in options.items() if (key, value) != ("heads", None)}  # the variant's number
-    if name in VARIANTS:
+    if options["name"] in VARIANTS:
         head = state.get("head.weight")
-        return create_model(name, num_classes=0 if head is None else len(head), **options)
-    model = create_model(name, num_classes=len(weights.classes or ()), **options)
+        return build(options, num_classes=0 if head is None else len(head))
+    model = build(options, num_classes=len(weights.classes or ()))
     if not any(key.startswith(head_prefixes(model)) for key in state):
         model.reset_classifier(0)  # type: ignore[operator]
     return model
+
+
+def build(options: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The model of a run. options: the run's section `model`."""
+    options = {key: value for key, value in options.items() if (key, value) != ("heads", None)}  # the variant's number
+    library = options.pop("library", "xcit")
+    name = "timm" if library == "timm" else options.pop("name")
+    return create_model(name, num_classes=num_classes, **options)
 
 
 def imagenet_classes() -> list[str] | None:

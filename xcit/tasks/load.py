@@ -1,0 +1,110 @@
+"""Load a trained task in one line: the task, its preprocessing and the names of its classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoint import is_checkpoint, task_weights, upgraded
+from ..engine.task import Target, Task
+from ..errors import InputError, choose
+from ..models.fast.inference import ready_for_inference
+from ..models.load import build, load_content
+from ..preprocessing import Preprocessing
+from ..storage import load_exactly, read_tensors
+from ..weights.formats import Weights, checkpoint_weights
+from ..weights.sources import locate
+from . import BARE_WEIGHTS, TASKS
+
+
+class LoadedTask(NamedTuple):
+    """What `load_task` returns."""
+
+    task: Task
+    """In evaluation mode, on the CPU, with its backbone folded for inference."""
+    preprocessing: Preprocessing
+    """From a picture to the model's input, at the size of the training."""
+    classes: list[str]
+    """The names of the classes by number."""
+    name: str
+    """Of the task, such as "detect"."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the weights in a file are for."""
+
+    task: str
+    options: Mapping[str, Any]
+    """Of the task. Those that are missing, as in an older checkpoint, have their defaults."""
+    model: Mapping[str, Any]
+    """The options of the model, as in conf/model/."""
+    classes: Sequence[str]
+    weights: Weights
+    """Of the whole task."""
+
+
+def load_task(source: str | Path, kind: str | None = None) -> LoadedTask:
+    """Load a trained task with its preprocessing and its class names.
+
+    Args:
+        source: a run folder (its last checkpoint), a checkpoint in one, or what `xcit.load` takes besides: a folder of
+            `save_pretrained`, hf-hub:OWNER/NAME, a name of `list_pretrained()`. The latter hold a classifier.
+        kind: "raw" or "ema". The default is the better one in the last validation of the run.
+
+    Classes without known names are called by their numbers.
+
+    Raises:
+        InputError: the source cannot be found or read, or does not say what its weights are for.
+    """
+    path = locate(str(source))
+    content = read_tensors(path)
+    described = describe(content, str(path))
+    if described is None:
+        return load_classifier(str(source), path, content, kind)
+    task_class = choose(TASKS, described.task, "task")
+    target = Target(task_class.target_kinds[0], tuple(described.classes))
+    model = build(described.model, task_class.num_outputs(target))
+    task = task_class(model, target, **described.options)
+    weights = described.weights
+    if kind is None:
+        weights.warn_of_lag()
+    load_exactly(task, weights.state(kind or weights.better()), weights.origin)
+    preprocessing = replace(task.preprocessing(Preprocessing.of_model(model)), **weights.input_values)
+    return LoadedTask(ready(task), preprocessing, list(target.classes), described.task)
+
+
+def describe(content: Mapping[str, Any], origin: str) -> Description | None:
+    """What the content of a file says of the task that its weights are for; None if it holds a model alone.
+
+    A further format of trained tasks, such as the authors' detectors, is a further case here.
+    """
+    if is_checkpoint(content):
+        content = upgraded(content, origin)
+        config = content["identity"]["config"]
+        options = dict(config["task"])
+        return Description(
+            task=options.pop("name"),
+            options=options,
+            model=config["model"],
+            classes=content["identity"]["classes"] or (),
+            weights=checkpoint_weights(content, task_weights(content), origin),
+        )
+    return None
+
+
+def load_classifier(source: str, path: Path, content: Mapping[str, Any], kind: str | None) -> LoadedTask:
+    """The task of weights of a model alone."""
+    model, preprocessing, classes = load_content(source, path, content, kind)
+    num_classes = getattr(model, "num_classes", 0)
+    if not num_classes:
+        raise InputError(f"{source}: is a backbone without a classifier, so it predicts no classes")
+    classes = classes or [str(number) for number in range(num_classes)]
+    task = TASKS[BARE_WEIGHTS](model, Target("class", tuple(classes)))
+    return LoadedTask(ready(task), preprocessing, classes, BARE_WEIGHTS)
+
+
+def ready(task: Task) -> Task:
+    """The task in evaluation mode, with its backbone folded for inference, in place."""
+    task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
+    return task.eval()
