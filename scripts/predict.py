@@ -1,0 +1,226 @@
+"""Predict images with a trained model: their classes, the objects in them, or the class of each pixel.
+
+    python scripts/predict.py photo.jpg checkpoint=runs/mine
+    python scripts/predict.py ~/photos checkpoint=runs/coco resolution=800 score=0.7 run_dir=found
+    python scripts/predict.py aerial.tif checkpoint=runs/coco tile=1024           # an image that is too large
+    python scripts/predict.py ~/photos checkpoint=xcit_small_12_p8_384_dist overlays=true
+
+Takes image files and folders, which are read with their subfolders. A line tells of each image that cannot be read, and
+it is left out. The checkpoint is a run folder, a file in one, or the name of published weights. An option may be
+written as key=value or as --key value.
+
+Writes to runs/predict/TIME, or to run_dir=:
+
+    predictions.json    classify: for each file its most likely classes; segment: the share of each class;
+                        detect: COCO's format, with scores, and masks as RLE
+    overlays/           the predictions, drawn on the images, as PNG; for classify with overlays=true
+    masks/              segment: the class of each pixel, as PNG with 8 bits, or 16 above 256 classes
+
+Names of files in there are relative to the given folder, or to the one that holds all that was given.
+
+With tile= a larger image is cut into squares at its full size, which overlap, and each is predicted by itself. See
+docs/predict.md.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
+
+from data.about import counted
+from data.encoded_image import MAX_PIXELS, EncodedImage
+from data.workers import default_workers
+from scripts.embed import files_of
+from scripts.prediction_files import FEW, Output
+from scripts.predictors import PREDICTORS, Item, Prediction, Predictor, Settings
+from xcit.command import ArgumentParser, guarded
+from xcit.engine.progress import Progress
+from xcit.engine.run_folder import RunFolder, new_path
+from xcit.errors import InputError, print_note, unknown
+from xcit.tasks.load import LoadedTask, load_task
+
+SMALLEST_TILE = 32
+MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
+"""Parts of torch's messages on a CPU, which are RuntimeErrors."""
+
+
+@guarded
+def main() -> None:
+    arguments = parse_arguments(sys.argv[1:])
+    folder = RunFolder(new_path(arguments.run_dir, "predict"))
+    folder.require_free()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with Progress() as progress, ExitStack() as at_end:
+        progress.begin("listing the images")
+        files = named(arguments.images)
+
+        progress.begin(f"reading {arguments.checkpoint}")
+        loaded = load_task(arguments.checkpoint, arguments.weights)
+        if loaded.name not in PREDICTORS:
+            raise InputError(
+                f"checkpoint={arguments.checkpoint}: predicts nothing, since it was trained with task={loaded.name}; "
+                "scripts/embed.py writes its features"
+            )
+        settings = settings_of(arguments, loaded, device)
+        predictor = PREDICTORS[loaded.name](loaded, settings)
+
+        # The folder is made with the first prediction, so that nothing is written if there is none.
+        at_end.callback(folder.close)
+        asked = {**vars(arguments), "images": [str(path) for path in arguments.images]}
+        output = Output(folder, yaml.safe_dump(asked), predictor, overlays=settings.overlays, few=len(files) <= FEW)
+        step = progress.begin("predicting", len(files))
+        items = read_ahead(files.items(), partial(read, predictor, arguments.max_pixels))
+        while batch := list(islice(items, arguments.batch_size if predictor.together else 1)):
+            readable = [item for item in batch if item]
+            predicted = predict(predictor, readable, settings)
+            for item, prediction in zip(readable[: len(predicted)], predicted, strict=True):
+                output.add(item.name, prediction)
+            step.advance(len(batch))
+        progress.end()
+        if not output.images:
+            raise InputError(f"none of the {counted(len(files), 'image')} can be predicted")
+        output.finish()
+    left_out = len(files) - output.images
+    rest = f", without {counted(left_out, 'image')} that cannot be read or predicted" if left_out else ""
+    print(f"{folder.path}: predictions of {counted(output.images, 'image')}{rest}")
+
+
+def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("images", type=Path, nargs="+", help="image files, and folders of images")
+    add = parser.add_argument
+    add("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
+    add("--run_dir", help="the folder that is written; default: runs/predict/TIME")
+    add("--weights", choices=("raw", "ema"), help="default: the better one in the run's last validation")
+    add(
+        "--resolution",
+        type=int,
+        help="image size in pixels; for detect and segment the shorter side; default: that of the run",
+    )
+    add("--top", type=int, default=5, help="classify: number of classes of an image; default: 5")
+    add("--score", type=float, default=0.5, help="detect: lowest score of an object that is drawn; default: 0.5")
+    add(
+        "--tile",
+        type=int,
+        default=0,
+        help="detect, segment: side of the tiles of a large image in pixels; default: 0, none",
+    )
+    add("--overlap", type=int, help="of neighboring tiles in pixels; default: a quarter of the tile")
+    add("--overlays", choices=("true", "false"), help="whether the images are drawn; default: false for classify alone")
+    add("--batch_size", type=int, default=32, help="classify: images per batch; default: 32")
+    add("--data.max_pixels", dest="max_pixels", type=int, default=MAX_PIXELS, help="larger images are left out")
+    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
+    arguments = parser.parse_intermixed_args([as_option(argument, keys) for argument in typed])
+    if arguments.checkpoint is None:
+        raise InputError("checkpoint: must be given: a run folder, a checkpoint or a name of published weights")
+    least = {"resolution": 1, "top": 1, "batch_size": 1, "max_pixels": 1}
+    for key, smallest in least.items():
+        value = getattr(arguments, key)
+        if value is not None and value < smallest:
+            raise InputError(f"{key}={value}: must be at least {smallest}")
+    if not 0 <= arguments.score <= 1:
+        raise InputError(f"score={arguments.score}: must be 0 to 1")
+    if arguments.tile and arguments.tile < SMALLEST_TILE:
+        raise InputError(f"tile={arguments.tile}: must be 0, for none, or at least {SMALLEST_TILE}")
+    if arguments.overlap is None:
+        arguments.overlap = arguments.tile // 4
+    elif not 0 <= arguments.overlap < max(1, arguments.tile):
+        raise InputError(f"overlap={arguments.overlap}: must be at least 0 and less than tile={arguments.tile}")
+    return arguments
+
+
+def as_option(argument: str, keys: Sequence[str]) -> str:
+    """key=value as --key=value. A file of such a name is not meant."""
+    key = re.match(r"(\w[\w.]*)=", argument)
+    if key is None or Path(argument).exists():
+        return argument
+    if key[1] not in keys:
+        raise InputError(unknown(key[1], "option", keys))
+    return f"--{argument}"
+
+
+def settings_of(arguments: argparse.Namespace, loaded: LoadedTask, device: torch.device) -> Settings:
+    dense = loaded.name in ("detect", "segment")
+    if arguments.tile and not dense:
+        print_note(f"tile={arguments.tile}: has no effect on task={loaded.name}, which sees each image at one size")
+    preprocessing = loaded.preprocessing
+    if arguments.resolution is not None:
+        preprocessing = preprocessing.at(arguments.resolution)
+    return Settings(
+        preprocessing,
+        device,
+        top=arguments.top,
+        score=arguments.score,
+        tile=arguments.tile if dense else 0,
+        overlap=arguments.overlap,
+        tile_input=arguments.resolution or arguments.tile,
+        overlays=dense if arguments.overlays is None else arguments.overlays == "true",
+    )
+
+
+def named(given: Sequence[Path]) -> dict[str, str]:
+    """Name → path of each image. The name is relative to the folder that holds all that was given."""
+    paths = [path for one in given for path in files_of(one)]
+    root = os.path.commonpath([absolute(path if path.is_dir() else path.parent) for path in given])
+    return {os.path.relpath(absolute(path), root): path for path in paths}
+
+
+def absolute(path: str | Path) -> str:
+    """Without "..". Links are not followed: they keep their names."""
+    return os.path.normpath(Path(path).absolute())
+
+
+def read_ahead(
+    files: Iterable[tuple[str, str]], read: Callable[[tuple[str, str]], Item | None]
+) -> Iterator[Item | None]:
+    """What `read` makes of each file. Threads read the next ones while the model computes; few are in memory."""
+    workers = default_workers()
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes without Python's lock
+        left, ahead = iter(files), deque[Future[Item | None]]()
+        while True:
+            ahead.extend(pool.submit(read, file) for file in islice(left, workers + 1 - len(ahead)))
+            if not ahead:
+                return
+            yield ahead.popleft().result()
+
+
+def read(predictor: Predictor, max_pixels: int, file: tuple[str, str]) -> Item | None:
+    """The image with what the model needs of it; None, and a line, if it cannot be read. file: name and path."""
+    name, path = file
+    try:
+        return predictor.prepare(name, EncodedImage(Path(path).read_bytes(), path, max_pixels).rgb())
+    except OSError as error:
+        print_note(f"{path}: cannot be read ({error.strerror}); left out")
+    except InputError as error:
+        print_note(f"{'' if str(error).startswith(path) else f'{path}: '}{error}; left out")
+    return None
+
+
+@torch.inference_mode()
+def predict(predictor: Predictor, items: Sequence[Item], settings: Settings) -> list[Prediction]:
+    """The predictions of a batch; none, and a line, if they do not fit into memory."""
+    try:
+        return predictor.predict(items) if items else []
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(part in str(error) for part in MEMORY_ERRORS):
+            raise
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    print_note(f"{predictor.too_large(items)}; left out")
+    return []
+
+
+if __name__ == "__main__":
+    main()
