@@ -21,6 +21,7 @@ from xcit.weights.sources import locate
 
 from ..conftest import ROOT
 from ..models.examples import authors_state, same, tiny
+from .authors_dense import authors_content, backbone, detector
 from .hosts import Host, serve
 
 STATE = tiny().state_dict()
@@ -71,6 +72,18 @@ def test_a_name_is_downloaded_once(name: str, host: Host, cache: Path) -> None:
         assert same(model.state_dict(), STATE)
     assert host.asked() == [f"/{FILE}"]
     assert cached(cache) == [FILE]
+
+
+def test_a_detector_is_downloaded_from_its_folder(host: Host, cache: Path) -> None:
+    source = detector(patch_size=8)
+    host.files["/coco/maskrcnn_xcit_tiny_12_p8.pth"] = as_file(authors_content(source))
+    model = backbone(8)
+    with pytest.warns(xcit.Notice, match="has no cls_attn_blocks"):
+        xcit.load_weights(model, "maskrcnn_xcit_tiny_12_p8")
+    gamma = "blocks.0.gamma1"
+    assert torch.equal(model.state_dict()[gamma], source.state_dict()[f"model.model.{gamma}"])
+    assert host.asked() == ["/coco/maskrcnn_xcit_tiny_12_p8.pth"]
+    assert cached(cache) == ["maskrcnn_xcit_tiny_12_p8.pth"]
 
 
 def test_the_tag_alone_is_enough_beside_the_architecture(host: Host) -> None:
