@@ -113,7 +113,8 @@ def comparison_rows() -> Iterator[Row]:
 
 def cost_rows() -> Iterator[Row]:
     for patch_size in (16, 8):
-        yield not_built("xcit_s12", patch_size, "memory and time per image, by resolution")
+        weights = f"{long_name('xcit_s12', patch_size)}_224.pth"
+        yield Row(f"xcit_s12_p{patch_size}", "memory and time per image, by resolution", None, weights=weights)
 
 
 def attention_rows() -> Iterator[Row]:
@@ -163,18 +164,6 @@ def beyond_rows() -> Iterator[Row]:
         if after:
             command = training("xcit_s12", f"recipe={after}", f"pretrained={folder}")
             yield Row("xcit_s12_p16", f"{after}, continues it", command)
-
-
-def not_built(
-    model: str,
-    patch_size: int,
-    what: str,
-    published: Mapping[str, float | None] | None = None,
-    weights: str | None = None,
-) -> Row:
-    """A row without a command, because the repository does not compute its number yet."""
-    weights = weights or f"{long_name(model, patch_size)}_224.pth"
-    return Row(f"{model}_p{patch_size}", what, None, published or {}, weights)
 
 
 def training(model: str, *more: str, on: str = ON_IMAGENET) -> str:

@@ -23,6 +23,8 @@ from xcit.models.variants import VARIANTS
 from xcit.storage import read_tensors
 
 from .conftest import ROOT, TINY, Result, launch
+from .data.small_ade import write_small_ade, write_small_masks
+from .data.small_coco import write_small_coco
 
 Command = Callable[..., Result]
 
@@ -163,6 +165,19 @@ def test_a_configuration_that_was_saved_with_a_patch_size_at_its_root(command: C
         read_config(TrainConfig, OmegaConf.merge(content, {"model": {"patch_size": 16}}), TABLES)
 
 
+def dense_data(recipe: str, folder: Path) -> list[str]:
+    """A small data set for a recipe of detection or segmentation, and what else makes its run small."""
+    small = ["model.depth=3", "data.image_size=32", "resolutions=[32]", "train.global_batch_size=4", "train.updates=1"]
+    if recipe.startswith("coco"):
+        write_small_coco(folder, images=6)
+        return [*small, "data=coco", f"data.root={folder}", "task.channels=8", "task.proposals=8"]
+    if recipe == "masks":
+        write_small_masks(folder, images=6)
+        return [*small, "data=masks", f"data.root={folder}", "data.classes=4", "data.val_fraction=0.2"]
+    write_small_ade(folder, images=6, validation=1)
+    return [*small, "data=ade20k", f"data.root={folder}", "task.channels=8"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains(command: Command, recipe: str, teacher: Path, tmp_path: Path) -> None:
     more = ["augment.image_sizes=[16]"] if recipe == "progressive" else []
@@ -170,6 +185,8 @@ def test_every_recipe_trains(command: Command, recipe: str, teacher: Path, tmp_p
         more = ["task.teacher=resnet10t", f"task.teacher_weights={teacher}", "task.teacher_image_size=16"]
     if composed(f"recipe={recipe}", "pretrained=null").task.name == "dino":
         more = ["task.prototypes=16", "task.hidden_dim=8", "augment.local_crops=1", "augment.local_size=8"]
+    if composed(f"recipe={recipe}", "pretrained=null").task.name in ("detect", "segment"):
+        more = dense_data(recipe, tmp_path / "data")
     result = command("train.py", f"recipe={recipe}", *SMALL, *more)
     assert result.status == 0, result.stderr
     (measured,) = rows(tmp_path / "run" / "metrics.jsonl", "train")

@@ -17,7 +17,7 @@ from train import TABLES
 from xcit.config import EvalConfig, TrainConfig
 from xcit.config.composition import read_config
 from xcit.evaluation.flops import forward_flops
-from xcit.weights.published import PUBLISHED, find_published
+from xcit.weights.published import PUBLISHED, PUBLISHED_DENSE, find_published
 
 from ..conftest import ROOT, Result
 
@@ -157,6 +157,7 @@ def test_hours_follow_the_command(more: str, ratio: float) -> None:
     assert found.hours / base.hours == pytest.approx(ratio, rel=0.02)
 
 
+DENSE = {"coco": "fb_maskrcnn_coco", "ade20k": "fb_sem_fpn_ade20k", "ade20k_upernet": "fb_upernet_ade20k"}
 COSTLY = [path.stem for path in sorted((ROOT / "conf/recipe").glob("*.yaml")) if "digits" not in path.stem]
 
 
@@ -207,8 +208,16 @@ def test_a_recipe_states_the_top1_that_was_published() -> None:
     }
     knn = {float(value) for value in re.findall(r"([\d.]+) / [\d.]+ %", stated("dino")[1])}
     assert knn == {entry.knn for entry in PUBLISHED.values() if entry.knn}
-    others = {stated(recipe)[1] for recipe, values in found.items() if not values and recipe != "dino"}
+    others = {stated(recipe)[1] for recipe, values in found.items() if not values and recipe not in ("dino", *DENSE)}
     assert others == {"no result is published for this recipe, and it has not been run.\n"}
+
+
+@pytest.mark.parametrize("recipe", DENSE)
+def test_a_recipe_of_detection_or_segmentation_states_what_was_published(recipe: str) -> None:
+    entry = PUBLISHED_DENSE[f"xcit_s12_p16.{DENSE[recipe]}"]
+    figures = {"box mAP": entry.box_map, "mask mAP": entry.mask_map, "mIoU": entry.miou}
+    known = ", ".join(f"{name} {value}" for name, value in figures.items() if value is not None)
+    assert stated(recipe)[1].startswith(f"{known} with model=xcit_s12 (published).")
 
 
 def test_the_page_of_recipes_states_what_they_do() -> None:
@@ -233,8 +242,8 @@ def test_a_row_is_a_comment_and_an_unbroken_command(command: Command, monkeypatc
 @pytest.mark.parametrize(
     ("only", "shown"),
     [
-        ("table5", "xcit_m24_p8, Mask R-CNN, 3× schedule | box mAP 48.5, mask mAP 43.7 | needs: —\n# not built yet\n"),
-        ("ADE20k", "xcit_s24_p16, UperNet, 160k iterations | mIoU 46.9 | needs: —\n# not built yet\n"),
+        ("table5", "xcit_m24_p8, Mask R-CNN for 36 epochs, evaluate | box mAP 48.5, mask mAP 43.7 | 1 GPU, minutes\n"),
+        ("ADE20k", "xcit_s24_p16, UperNet for 160,000 updates, evaluate | mIoU 46.9 | 1 GPU, minutes\n"),
         (
             "DINO",
             "xcit_m24_p8, linear at 384, evaluate | linear top-1 80.9 | 1 GPU, minutes\npython eval.py checkpoint="

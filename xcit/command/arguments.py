@@ -180,7 +180,7 @@ def quoted_if_needed(value: str, kinds: frozenset[str], start: str, multirun: bo
         read_as = override.value()
         its_kind = "None" if read_as is None else type(read_as).__name__
         is_quoted = value[0] in "'\"" and isinstance(read_as, str)
-        if is_quoted or read_as == value or (its_kind in kinds and its_kind in ("None", "bool")):
+        if is_quoted or read_as == value or (its_kind in kinds and its_kind in ("None", "bool", "int")):
             return value
     return quoted(value)
 
