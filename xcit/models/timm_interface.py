@@ -97,7 +97,9 @@ class TimmInterface(nn.Module):
             x = self.run_layer(block, x, grid)
             if i in wanted:
                 tokens = self.norm(x) if norm else x
-                found[i] = tokens.mT.unflatten(-1, grid) if output_fmt == "NCHW" else tokens
+                # tokens.mT.unflatten(-1, grid) would be no channels-last map for a single image: torch gives the first
+                # dimension another stride, and convolutions of the map would copy it.
+                found[i] = tokens.unflatten(1, grid).permute(0, 3, 1, 2) if output_fmt == "NCHW" else tokens
         intermediates = [found[i] for i in wanted]
         return intermediates if intermediates_only else (self.norm(self.forward_class(x)), intermediates)
 

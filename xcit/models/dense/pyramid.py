@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,7 +49,12 @@ class FeaturePyramid(nn.Module):
         layers = sorted(set(self.taps))  # a model of few layers uses one of them twice
         maps = dict(zip(layers, forward(padded(images), indices=layers, intermediates_only=True), strict=True))
         adapters = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        return [adapter(maps[tap]) for adapter, tap in zip(adapters, self.taps, strict=True)]
+        # A transposed convolution takes a third of the time and half the memory if the channels are last, on CPUs. The
+        # maps of an XCiT are stored so, those of a ViT are not.
+        return [
+            adapter(maps[tap].contiguous(memory_format=torch.channels_last))
+            for adapter, tap in zip(adapters, self.taps, strict=True)
+        ]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The model's patterns of layers, for layer-wise learning rate decay; see timm."""
