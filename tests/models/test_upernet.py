@@ -1,8 +1,12 @@
 """UperNet and the auxiliary head against a plain computation from the names of the authors' files, and their sizes."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xcit.models.dense.pyramid import FeaturePyramid
 from xcit.models.dense.upernet import FCNHead, UperNet
@@ -53,3 +57,19 @@ def test_every_parameter_gets_a_gradient() -> None:
     for part in (head, auxiliary):
         part(maps(64, 64)).square().sum().backward()
         assert [name for name, p in part.named_parameters() if p.grad is None] == []
+
+
+def test_no_map_of_stride_4_is_wider_than_the_head() -> None:
+    """All levels side by side would be the largest tensor by far: 12 GB for an image of 6000 × 4000 pixels."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            self.numel = max(self.numel, found.numel() if isinstance(found, Tensor) else 0)
+            return found
+
+    with torch.no_grad(), Largest() as largest:
+        UperNet(WIDTH, 5, channels=16).eval()(maps(128, 128, batch=1))
+    assert largest.numel == 16 * 32 * 32
