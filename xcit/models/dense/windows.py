@@ -63,11 +63,14 @@ class Segmented:
 
     def probabilities(self, original: tuple[int, int], start: int, stop: int) -> Tensor:
         """Some rows of the original image, whose size is (H, W): (K, stop - start, W)."""
-        device = self.windows[0].logits.device
-        above, below, share = neighbours(self.size[0], original[0], start, stop, device)
-        first = int(above[0])
-        rows = self.rows(first, int(below[-1]) + 1)
-        found = enlarged(rows, above - first, below - first, share, original[1]).softmax(dim=0)
+        if self.size == tuple(original):
+            found = self.rows(start, stop).softmax(dim=0)
+        else:
+            device = self.windows[0].logits.device
+            above, below, share = neighbours(self.size[0], original[0], start, stop, device)
+            first = int(above[0])
+            rows = self.rows(first, int(below[-1]) + 1)
+            found = enlarged(rows, above - first, below - first, share, original[1]).softmax(dim=0)
         return found.flip(-1) if self.flipped else found
 
 
