@@ -34,6 +34,7 @@ from scripts.dense_cases import PARTS, Case
 from scripts.dense_report import Found, cells, draw, exponent, print_exponents, print_table, same
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import InputError, choose
+from xcit.models.variants import VARIANTS
 from xcit.storage import write_text
 
 FIGURES = ("large", "growth", "training")
@@ -103,7 +104,7 @@ def list_cases(arguments: argparse.Namespace) -> dict[str, list[Case]]:
     if not height or more != [0]:
         raise InputError(f"--large={arguments.large}: must be a width and a height, as 6000,4000")
     ours = arguments.model
-    models = ours, VIT.get(xcit.create_model(ours).num_features, "vit_base_patch16_224")
+    models = ours, VIT.get(VARIANTS[ours]["dim"], "vit_base_patch16_224")
     cases: dict[str, list[Case]] = {name: [] for name in figures}
     for patch in numbers("patch_sizes"):
         found = {
