@@ -46,6 +46,7 @@ from scripts.embed import files_of
 from scripts.prediction_files import FEW, Output
 from scripts.predictors import PREDICTORS, Item, Prediction, Predictor, Settings
 from xcit.command import ArgumentParser, guarded
+from xcit.command.printing import print_notices
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError, print_note, unknown
@@ -58,6 +59,7 @@ MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
 
 @guarded
 def main() -> None:
+    print_notices()
     arguments = parse_arguments(sys.argv[1:])
     folder = RunFolder(new_path(arguments.run_dir, "predict"))
     folder.require_free()
@@ -90,7 +92,7 @@ def main() -> None:
             step.advance(len(batch))
         progress.end()
         if not output.images:
-            raise InputError(f"none of the {counted(len(files), 'image')} can be predicted")
+            raise InputError("none of the images can be predicted")
         output.finish()
     left_out = len(files) - output.images
     rest = f", without {counted(left_out, 'image')} that cannot be read or predicted" if left_out else ""

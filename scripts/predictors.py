@@ -132,7 +132,7 @@ class Classifier:
 
         def draw() -> Image.Image:
             assert item.picture is not None
-            return with_legend(item.picture, [(f"{self.classes[i]} {share:.2f}", color_of(i)) for i, share in pairs])
+            return with_legend(item.picture, [(f"{self.classes[i]}: {share:.0%}", color_of(i)) for i, share in pairs])
 
         return Prediction({"": [row]}, found, {found[0][0]: 1}, draw)
 
