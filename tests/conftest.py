@@ -61,7 +61,9 @@ def command(
     return call
 
 
-def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: str = "") -> Result:
+def launch(
+    script: str, *arguments: str, cwd: Path, processes: int = 1, before: str = "", timeout: float = 600
+) -> Result:
     """Runs an entry point in separate processes, with torchrun if there is more than one.
 
     before: Python code that each process executes first.
@@ -82,7 +84,7 @@ def launch(script: str, *arguments: str, cwd: Path, processes: int = 1, before: 
         env=inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 import xcit
+from xcit.engine.task import Target
+from xcit.errors import InputError
 from xcit.storage import read_tensors, write_tensors
 from xcit.tasks.load import load_task
+from xcit.tasks.segment import Segment
 
+from ..weights.authors_dense import SURFACES, authors_content, scattered
 from .checkpoints import CLASSES, OPTIONS, SIZE, new_model, new_task, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("error::xcit.Notice")
@@ -56,6 +60,25 @@ def test_weights_of_a_model_alone_give_a_classifier(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "backbone")
     with pytest.raises(xcit.InputError, match="backbone: is a backbone without a classifier"):
         load_task(tmp_path / "backbone")
+
+
+def test_a_published_segmenter_is_known_by_the_name_of_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = scattered(Segment(xcit.create_model("xcit_t12", num_classes=0), Target("mask", SURFACES)))
+    path = tmp_path / "sem_fpn_xcit_tiny_12_p16.pth"
+    torch.save(authors_content(task), path)
+    loaded = load_task(path)
+    assert (loaded.name, loaded.classes) == ("segment", list(SURFACES))
+    assert (loaded.preprocessing.resize, loaded.preprocessing.size) == ("shortest", (512, 2048))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.task.predict(image, (64, 96)), task.predict(image, (64, 96)), atol=1e-4, rtol=1e-3
+        )
+
+    path.rename(tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"mine\.pth: does not say which model its weights are for"):
+        load_task(tmp_path / "mine.pth")
 
 
 def test_published_weights_have_imagenets_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

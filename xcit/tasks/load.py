@@ -12,7 +12,9 @@ from ..models.fast.inference import ready_for_inference
 from ..models.load import build, load_content
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
+from ..weights.dense import is_dense, whole_task
 from ..weights.formats import Weights, checkpoint_weights
+from ..weights.published import find_published
 from ..weights.sources import locate
 from . import BARE_WEIGHTS, TASKS
 
@@ -49,7 +51,8 @@ def load_task(source: str | Path, kind: str | None = None) -> LoadedTask:
 
     Args:
         source: a run folder (its last checkpoint), a checkpoint in one, or what `xcit.load` takes besides: a folder of
-            `save_pretrained`, hf-hub:OWNER/NAME, a name of `list_pretrained()`. The latter hold a classifier.
+            `save_pretrained`, hf-hub:OWNER/NAME, a name of `list_pretrained()`. The latter hold a classifier. Also the
+            name of a published detector or segmenter, or a file of this name.
         kind: "raw" or "ema". The default is the better one in the last validation of the run.
 
     Classes without known names are called by their numbers.
@@ -59,7 +62,7 @@ def load_task(source: str | Path, kind: str | None = None) -> LoadedTask:
     """
     path = locate(str(source))
     content = read_tensors(path)
-    described = describe(content, str(path))
+    described = describe(content, str(source), str(path))
     if described is None:
         return load_classifier(str(source), path, content, kind)
     task_class = choose(TASKS, described.task, "task")
@@ -74,10 +77,12 @@ def load_task(source: str | Path, kind: str | None = None) -> LoadedTask:
     return LoadedTask(ready(task), preprocessing, list(target.classes), described.task)
 
 
-def describe(content: Mapping[str, Any], origin: str) -> Description | None:
+def describe(content: Mapping[str, Any], source: str, origin: str) -> Description | None:
     """What the content of a file says of the task that its weights are for; None if it holds a model alone.
 
-    A further format of trained tasks, such as the authors' detectors, is a further case here.
+    Args:
+        source: what was given to `load_task`.
+        origin: the file's path, for messages.
     """
     if is_checkpoint(content):
         content = upgraded(content, origin)
@@ -90,6 +95,15 @@ def describe(content: Mapping[str, Any], origin: str) -> Description | None:
             classes=content["identity"]["classes"] or (),
             weights=checkpoint_weights(content, task_weights(content), origin),
         )
+    if is_dense(content):  # the authors' detectors and segmenters, whose file names say which model they have
+        weights, published = whole_task(content, origin), find_published(source)
+        if published is None:
+            raise InputError(
+                f"{source}: does not say which model its weights are for; give the file its published name"
+            )
+        options = dict(weights.task or {})
+        classes = weights.classes or ()
+        return Description(options.pop("name"), options, published.options, classes, weights)
     return None
 
 
