@@ -48,6 +48,7 @@ from xcit.models.fast.inference import ready_for_inference
 from xcit.saved import Saved, is_published, model_of, not_given, read_checkpoint
 from xcit.storage import load_exactly
 from xcit.tasks import BARE_WEIGHTS, TASKS
+from xcit.tasks.load import ready
 from xcit.weights.loading import without_head
 from xcit.weights.sources import locate
 
@@ -153,8 +154,7 @@ def by_task(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) -> Way:
     def module(model: nn.Module, kind: str) -> Task:
         task = task_class(model, target, **whole.task.options)
         load_exactly(task, saved.of_task(task.backbone, kind), saved.weights.origin)
-        task.set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
-        return task
+        return ready(task)
 
     return Way(
         fact=("task", whole.task.name),

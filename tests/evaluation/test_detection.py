@@ -185,7 +185,7 @@ def test_images_without_objects_or_detections(numbers: tuple[int, ...]) -> None:
 def share(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     metrics, evaluator = measured(*[(number,) for number in range(rank, IMAGES, 2)])
-    torch.save((metrics, evaluator.details().per_class, len(evaluator.pictures)), f"{folder}/{rank}.pt")
+    torch.save((metrics, evaluator.details().per_class, len(evaluator.shown)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -53,7 +53,8 @@ class CocoMetrics:
     def __init__(self, predict: Callable[[Tensor, tuple[int, int]], Detections], classes: Sequence[str]) -> None:
         self.predict, self.classes = predict, classes
         self.results: list[ImageResult] = []
-        self.pictures: list[Any] = []
+        self.shown: list[tuple[Tensor, tuple[int, int], Mapping[str, Any], Detections]] = []
+        """What `drawn` takes, of the first images."""
         self.precision: dict[str, np.ndarray] = {}
         """Kind → COCO's precision: (IoU thresholds, recalls, classes, areas, numbers of detections)."""
         self.objects = np.zeros(len(classes), dtype=int)
@@ -67,8 +68,8 @@ class CocoMetrics:
             masks = [encoded(paste(mask, box, size)) for mask, box in zip(found.masks, found.boxes, strict=True)]
             boxes, scores, labels = (part.numpy() for part in (found.boxes, found.scores, found.labels))
             self.results.append(ImageResult(int(truth["image_id"]), size, truth, boxes, scores, labels, masks))
-            if distributed.is_main() and len(self.pictures) < PICTURES:
-                self.pictures.append(drawn(picture, size, truth, found, self.classes))
+            if distributed.is_main() and len(self.shown) < PICTURES:
+                self.shown.append((picture.clone(), size, truth, found))
 
     def compute(self) -> dict[str, float]:
         results = sorted((r for own in distributed.from_all(self.results) for r in own), key=lambda r: r.image_id)
@@ -93,7 +94,7 @@ class CocoMetrics:
                 own = precision[:, :, number : number + 1]
                 row |= {f"{kind}_map": average(own), f"{kind}_map50": average(own, iou=0.5)}
             rows.append(row | {"objects": int(self.objects[number])})
-        return Details(rows, self.pictures)
+        return Details(rows, [drawn(*shown, self.classes) for shown in self.shown])
 
 
 def precision_of(results: Sequence[ImageResult], classes: Sequence[str], kind: str) -> np.ndarray:

@@ -47,7 +47,7 @@ class Segmentation:
         for image, picture, truth in zip(batch.images, batch.pictures, batch.masks, strict=True):
             predicted = self.add(image, truth.to(image.device))
             if distributed.is_main() and len(self.shown) < PICTURES:
-                self.shown.append((torch.as_tensor(picture).cpu(), truth.cpu(), predicted.cpu()))
+                self.shown.append((torch.as_tensor(picture).cpu().clone(), truth.cpu(), predicted.cpu()))
 
     def add(self, image: Tensor, truth: Tensor) -> Tensor:
         """Count an image, (1, C, h, w), with its truth, (H, W); return the predicted classes, (H, W)."""
