@@ -86,8 +86,10 @@ def evaluate(raw: DictConfig) -> list[Row]:
         modules: dict[str, nn.Module] = {}
         for kind in saved.weights.kinds if config.weights == "both" else [config.weights]:
             model = create_model(whole.model.entry, num_classes=way.num_outputs, **whole.model.options)
-            modules[kind] = way.module(model, kind).to(device)
+            module = modules[kind] = way.module(model, kind).to(device)
         preprocessing = saved.weights.preprocessing(model)
+        if isinstance(module, Task):  # its options may have been changed
+            preprocessing = module.preprocessing(preprocessing)
 
         # 5. The evaluation at each resolution.
         at_end.callback(folder.close)

@@ -136,10 +136,10 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         ]
         notes = large_batch_notes(len(examples), config.train.global_batch_size)
         if not config.pretrained and not origin:
-            notes += few_images_notes(len(examples), config.data.image_size, config.optim.layer_decay)
+            notes += few_images_notes(examples, config.data.image_size, config.optim.layer_decay)
         summary.say(facts, notes)
-        progress.begin("looking through the validation images")
         validation = batches_at(config.data.image_size)
+        progress.begin("looking through the validation images")
         summary.say([], require_sound(distributed.from_all(look_through(validation)), len(held_out)))
 
         # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.

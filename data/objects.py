@@ -19,7 +19,7 @@ class Objects:
     labels: np.ndarray
     """(N,), int64: indices into the classes of the data set."""
     crowd: np.ndarray
-    """(N,), bool: whether it is a group of objects. Groups are for evaluation alone."""
+    """(N,), bool: whether it is a group of objects. Crowds are used only in evaluation."""
     areas: np.ndarray
     """(N,), float32: the area that the annotation states. It decides what is small, medium or large."""
     masks: list[Rle]

@@ -58,18 +58,19 @@ def large_batch_notes(num_images: int, global_batch_size: int) -> list[str]:
     ]
 
 
-def few_images_notes(num_images: int, image_size: int, layer_decay: float | None) -> list[str]:
+def few_images_notes(examples: Examples, image_size: int, layer_decay: float | None) -> list[str]:
     """A note for a run that trains on few photographs from scratch. Smaller pictures, such as digits, are simpler.
 
     Args:
         image_size: In pixels.
         layer_decay: The recipe's; only recipes for fine-tuning have one.
     """
-    if num_images >= FEW_IMAGES or image_size < PHOTOGRAPHS:
+    if len(examples) >= FEW_IMAGES or image_size < PHOTOGRAPHS:
         return []
-    other = "; for training from scratch, recipe=folder_from_scratch learns faster" if layer_decay else ""
+    is_advised = layer_decay and examples.target_kind == "class"
+    other = "; for training from scratch, recipe=folder_from_scratch learns faster" if is_advised else ""
     return [
-        f"training from scratch on {num_images:,} images: a good model needs some thousands, or pretrained "
+        f"training from scratch on {len(examples):,} images: a good model needs some thousands, or pretrained "
         f"weights (pretrained=){other}"
     ]
 

@@ -16,12 +16,12 @@ FAR = float("inf")
 def detect_in_tiles(
     detect: Callable[[Image.Image], Detections], picture: Image.Image, tile: int, overlap: int, nms_threshold: float
 ) -> Detections:
-    """The objects in an image, in its pixels, the surest first. Each tile is predicted as an image of its own.
+    """The objects in an image, in its pixels, by score. Each tile is predicted as an image of its own.
 
     An object counts in a tile if its center is at least a quarter of the overlap away from the tile's borders inside
     the image. So parts of an object of up to half of the overlap do not count; the next tile has it whole. Then, if
-    boxes of one class have a larger IoU than the threshold, one stays: rather a whole one than one that its tile's
-    border cuts, and otherwise the one with the better score. Its mask stays with it.
+    boxes of one class have a larger IoU than the threshold, one is kept: uncut boxes first, then the higher score. Its
+    mask stays with it.
 
     Args:
         detect: the objects in a tile, in pixels of the tile.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from xcit.checkpoint import LAST
 from xcit.storage import read_tensors
 
 from .conftest import Result, launch
@@ -123,13 +124,18 @@ def test_two_processes_learn_and_measure_what_one_does(arguments: Sequence[str],
     assert result.status == 0, result.stderr
     for one, two in zip(untimed(trained), untimed(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()
-        if one["split"] == "train":
-            assert {k: v for k, v in two.items() if k != "split"} == pytest.approx(
-                {k: v for k, v in one.items() if k != "split"}, rel=2e-3, abs=1e-4
-            ), one["step"]
-    ours, theirs = (read_tensors(path / "checkpoints/last.pt")["task"] for path in (tmp_path / "run", trained))
-    for key, value in theirs.items():
-        torch.testing.assert_close(ours[key], value, rtol=0.02, atol=2e-3, msg=key)
+        # In the validation, rounding may move a detection over a threshold.
+        near = {"rel": 2e-3, "abs": 1e-4} if one["split"] == "train" else {"rel": 0.02, "abs": 0.5}
+        numbers = [{key: value for key, value in row.items() if isinstance(value, float)} for row in (two, one)]
+        assert numbers[0] == pytest.approx(numbers[1], **near, nan_ok=True), one["step"]
+    # AdamW's means of the gradients: they show a wrong factor, which its updates hide.
+    ours, theirs = (
+        {name: state["exp_avg"] for name, state in read_tensors(folder / LAST)["optimizer"]["by_parameter"].items()}
+        for folder in (tmp_path / "run", trained)
+    )
+    largest = max(mean.norm() for mean in theirs.values())
+    for name, mean in theirs.items():
+        assert (ours[name] - mean).norm() <= 0.02 * mean.norm() + 1e-4 * largest, name
 
 
 def test_a_run_is_evaluated_as_its_validation_says(

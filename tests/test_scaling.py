@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import xcit
+from data.datasets.image_files import ImageFiles
 from data.start_up import few_images_notes
 from data.views import VIEWS
 from xcit.preprocessing import Preprocessing
@@ -121,13 +122,17 @@ def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
     assert not (tmp_path / "run").exists()
 
 
+def photographs(number: int) -> ImageFiles:
+    return ImageFiles.from_samples([(f"{n}.jpg", 0) for n in range(number)], ["a"])
+
+
 @pytest.mark.parametrize(("num_images", "image_size", "told"), [(192, 224, 1), (3_000, 224, 0), (1_437, 32, 0)])
 def test_a_run_from_scratch_on_few_photographs_is_told_of(num_images: int, image_size: int, told: int) -> None:
-    assert len(few_images_notes(num_images, image_size, None)) == told
+    assert len(few_images_notes(photographs(num_images), image_size, None)) == told
 
 
 def test_the_note_names_the_recipe_for_training_from_scratch() -> None:
-    (line,) = few_images_notes(192, 224, 0.75)
+    (line,) = few_images_notes(photographs(192), 224, 0.75)
     assert line.startswith("training from scratch on 192 images: a good model needs some thousands, or pretrained")
     (recipe,) = re.findall(r"recipe=(\w+)", line)
     assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()

@@ -50,7 +50,8 @@ class COCO:
     """COCO 2017 in its standard layout, or your own data in COCO's format.
 
     Categories may have gaps in their ids; classes are the categories in the order of their ids. Masks are polygons or
-    run-length encodings. Boxes are clipped to their images, and objects without area there are dropped and counted.
+    run-length encodings. For training, boxes are clipped to their images, and
+    objects without area there are dropped and counted.
 
     Args:
         root: Folder that holds annotations/, train2017/ and val2017/, or what the other options name.
@@ -77,7 +78,7 @@ class COCO:
 
     def train(self) -> CocoImages:
         require_folder(self.train_images, "data.train_images")
-        annotations = read_coco_json(self.train_annotations)
+        annotations = read_coco_json(self.train_annotations, for_training=True)
         trainable, every = annotations.trainable(), np.arange(len(annotations.sizes))
         if not len(trainable):
             raise InputError(f"{self.train_annotations}: holds no object to learn from: each is a crowd or has no area")
@@ -86,7 +87,7 @@ class COCO:
 
     def val(self, classes: list[str] | None = None) -> CocoImages:
         require_folder(self.val_images, "data.val_images")
-        annotations = read_coco_json(self.val_annotations)
+        annotations = read_coco_json(self.val_annotations, for_training=False)
         if classes is not None:
             annotations = relabelled(annotations, classes)
         return listed(annotations, self.val_images, np.arange(len(annotations.sizes)))

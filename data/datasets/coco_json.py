@@ -75,20 +75,25 @@ class CocoJson:
         return np.flatnonzero(np.diff(learnt_before[self.starts]))
 
 
-def read_coco_json(path: Path) -> CocoJson:
+def read_coco_json(path: Path, *, for_training: bool) -> CocoJson:
     """Read a file.
+
+    Args:
+        path: The JSON file.
+        for_training: Whether boxes are clipped to their images and objects without area are dropped. COCO's metrics
+            need all objects as they are.
 
     Raises:
         InputError: There is no such file, it is not JSON in COCO's format, or it contradicts itself.
     """
-    return Reader(path).read()
+    return Reader(path, for_training).read()
 
 
 class Reader:
     """Reads one file. Every error names the file, and the image or the annotation by its id."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.coder = path, mask_coder()
+    def __init__(self, path: Path, for_training: bool) -> None:
+        self.path, self.for_training, self.coder = path, for_training, mask_coder()
 
     def read(self) -> CocoJson:
         content = self.load()
@@ -106,7 +111,7 @@ class Reader:
         file_names = PackedStrings.pack(self.file_name_of(image) for image in images)
 
         # Read the annotations one by one; only boxes and masks, as bytes, are kept.
-        belongs, labels, crowd, areas, counts = [], [], [], [], []
+        belongs, labels, crowd, areas, mask_areas, counts = [], [], [], [], [], []
         boxes = np.empty((len(annotations), 4))
         for row, annotation in enumerate(annotations):
             image_id = self.integer(annotation, "image_id", "annotation")
@@ -124,13 +129,16 @@ class Reader:
             crowd.append(bool(annotation.get("iscrowd", 0)))
             areas.append(self.area_of(annotation, mask))
             counts.append(mask["counts"])
+            mask_areas.append(self.coder.area(mask))
         del annotations
 
-        # Clip the boxes to their images, drop those without area, and sort the others by image.
-        limits = np.tile(sizes[belongs][:, ::-1], 2)
+        # For training, clip the boxes to their images and drop those without area. Sort the others by image.
         boxes[:, 2:] += boxes[:, :2]
-        inside = boxes.clip(0, limits)
-        has_area = np.all(inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32), axis=1)
+        inside, has_area = boxes, np.ones(len(boxes), dtype=bool)
+        if self.for_training:
+            inside = boxes.clip(0, np.tile(sizes[belongs][:, ::-1], 2))
+            has_area = np.all(inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32), axis=1)
+            has_area &= np.array(mask_areas) > 0
         order = np.argsort(belongs, kind="stable")
         order = order[has_area[order]]
         return CocoJson(
@@ -166,10 +174,10 @@ class Reader:
         if not isinstance(found, list):
             expected = "must be an object with the lists images, annotations and categories"
             raise InputError(f"{self.path}: has no list {key!r}; COCO's format: {expected}")
-        if not found:
+        if not found and (self.for_training or key != "annotations"):
             raise InputError(f"{self.path}: its list {key!r} is empty")
         if not all(isinstance(entry, dict) for entry in found):
-            raise InputError(f"{self.path}: its list {key!r} must hold objects alone")
+            raise InputError(f"{self.path}: its list {key!r} must contain only JSON objects")
         return found
 
     def read_categories(self, categories: list[dict[str, Any]]) -> tuple[list[str], dict[int, int]]:

@@ -88,7 +88,7 @@ class Masks:
         self,
         *,
         root: str,
-        classes: Annotated[int, Field(ge=1, le=2**15)] | str,
+        classes: Annotated[int, Field(ge=1, le=2**15 - 1)] | str,
         images: str = "images",
         masks: str = "masks",
         ignore: list[Value] = [255],  # noqa: B006  (it is not changed)

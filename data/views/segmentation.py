@@ -95,8 +95,8 @@ def mapped(image: Image.Image, tables: Sequence[np.ndarray]) -> Image.Image:
 class RandomMaskedCrop(View):
     """The training view: an image is resized by a random ratio and cropped at random, together with its mask.
 
-    Only the crop is computed. It equals the crop of the resized image, because Pillow reads beyond its borders. The
-    mask takes the value of the pixel in which the center of a resized pixel lies ("nearest-exact" in torch).
+    Only the crop is computed. Pillow's `box=` also reads pixels outside of the box, so the result equals resize, then
+    crop. The mask takes the value of the pixel in which the center of a resized pixel lies ("nearest-exact" in torch).
 
     Args:
         preprocessing: `size` is (S, L): images are resized as for evaluation, to `size` times a random ratio. The crop

@@ -41,13 +41,15 @@ class Segmentation:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.images = torch.zeros((), dtype=torch.int64, device=device)
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Photograph (h, w, 3), truth and prediction (H, W) of the first images, on the CPU."""
+        """Photograph (h, w, 3), truth and prediction (h, w) of the first images, on the CPU."""
 
     def update(self, batch: Any) -> None:
         for image, picture, truth in zip(batch.images, batch.pictures, batch.masks, strict=True):
             predicted = self.add(image, truth.to(image.device))
             if distributed.is_main() and len(self.shown) < PICTURES:
-                self.shown.append((torch.as_tensor(picture).cpu().clone(), truth.cpu(), predicted.cpu()))
+                photograph = torch.as_tensor(picture).cpu().clone()
+                size = photograph.shape[:2]
+                self.shown.append((photograph, sampled(truth, size), sampled(predicted, size)))
 
     def add(self, image: Tensor, truth: Tensor) -> Tensor:
         """Count an image, (1, C, h, w), with its truth, (H, W); return the predicted classes, (H, W)."""
@@ -95,21 +97,23 @@ def by_class(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 100 * correct.double() / (true + predicted - correct), 100 * correct.double() / true, true
 
 
+def sampled(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask (H, W) at another size, nearest-exact, on the CPU."""
+    rows, columns = (
+        (torch.arange(count, device=mask.device) + 0.5).mul(length / count).long()
+        for count, length in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows][:, columns].to(torch.int16).cpu()
+
+
 def side_by_side(picture: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> Any:
-    """A Pillow image: the photograph, (h, w, 3), the truth and the prediction, (H, W), drawn on it."""
+    """A Pillow image: the photograph, (h, w, 3), the truth and the prediction, (h, w), drawn on it."""
     from PIL import Image  # here, since `import xcit` must not need it
 
     from .drawing import draw_segments
 
     photograph = Image.fromarray(picture.numpy())
-    height, width = picture.shape[:2]
-    parts = [photograph]
-    for mask in (truth, predicted):
-        rows, columns = (
-            (torch.arange(count) + 0.5).mul(length / count).long()
-            for count, length in zip((height, width), mask.shape, strict=True)
-        )
-        parts.append(draw_segments(photograph, mask[rows][:, columns].numpy(), classes))
+    parts = [photograph, *(draw_segments(photograph, mask.numpy(), classes) for mask in (truth, predicted))]
     canvas = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
     left = 0
     for part in parts:

@@ -11,14 +11,14 @@ from ..engine import distributed
 from ..engine.task import Losses, Target, Task
 from ..evaluation.detection import CocoMetrics
 from ..models.dense.mask_rcnn import Detections, MaskRCNN
-from ..models.dense.pyramid import FeaturePyramid, padded
+from ..models.dense.pyramid import FeaturePyramid
 from ..preprocessing import Preprocessing
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SHORTER_SIDE = 800
-"""Of the images that `longest` is for, in pixels."""
+"""Shorter side in pixels for which `longest` is given."""
 
 
 class Detect(Task):
@@ -74,7 +74,7 @@ class Detect(Task):
 
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
         size = (SHORTER_SIDE, max(self.longest, SHORTER_SIDE))
-        return replace(of_model, resize="shortest", size=size, crop_ratio=1.0)
+        return replace(of_model, resize="shortest", size=size, crop_ratio=1.0, interpolation="bilinear")
 
     def forward(self, batch: Any) -> Losses:
         """The means over the regions of all processes, so that several processes learn what one does."""
@@ -92,7 +92,7 @@ class Detect(Task):
             original: (height, width) of the image before it was resized.
         """
         height, width = image.shape[-2:]
-        (found,) = self.heads.detect(self.model(padded(image)), [(height, width)])
+        (found,) = self.heads.detect(self.model(image), [(height, width)])
         scale = torch.tensor([original[1] / width, original[0] / height] * 2, device=image.device)
         return found._replace(boxes=found.boxes * scale)
 

@@ -99,7 +99,8 @@ class Segment(Task):
             )
 
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
-        return replace(of_model, resize="shortest", size=(SHORTER_SIDE, self.longest), crop_ratio=1.0)
+        size = (SHORTER_SIDE, self.longest)
+        return replace(of_model, resize="shortest", size=size, crop_ratio=1.0, interpolation="bilinear")
 
     # The losses of a batch.
 

@@ -151,6 +151,24 @@ def test_boxes_are_clipped_and_those_without_area_are_dropped_and_counted(coco: 
     assert "2 objects without area in the image dropped; 1 box clipped to the image" in train.about.choice
 
 
+def test_validation_keeps_every_object_as_it_is(coco: Path) -> None:
+    """COCO's metrics count boxes beyond the image and objects without area, too."""
+    odd = [[-20.5, -5, 60, 30], [200, 10, 5, 5], [10, 10, 0, 20]]
+
+    def move(content: dict[str, Any]) -> None:
+        of_first = [a for a in content["annotations"] if a["image_id"] == 7]
+        content["annotations"] += [dict(of_first[0], bbox=box) for box in odd]
+
+    before = COCO(root=str(coco)).val()[0].target
+    change(coco, move, "val")
+    val = COCO(root=str(coco)).val()
+    corners = [[left, top, left + width, top + height] for left, top, width, height in odd]
+    assert val[0].target.boxes.tolist() == [*before.boxes.tolist(), *corners]
+
+    change(coco, lambda content: content.update(annotations=[]), "val")
+    assert len(COCO(root=str(coco)).val()[0].target.boxes) == 0, "images without objects can be evaluated"
+
+
 def test_validation_counts_classes_as_training_does(coco: Path) -> None:
     def rename(content: dict[str, Any]) -> None:
         # Other ids, in another order, for the same names.
@@ -240,7 +258,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no name": (image(file_name=""), r"image 7: file_name is ''; must be a text$"),
     "no annotations": (lambda c: c.update(annotations=[]), r"its list 'annotations' is empty$"),
     "no list": (lambda c: c.pop("categories"), r"has no list 'categories'; COCO's format: must be an object with"),
-    "no dictionaries": (lambda c: c.update(images=[1]), r"its list 'images' must hold objects alone$"),
+    "no dictionaries": (lambda c: c.update(images=[1]), r"its list 'images' must contain only JSON objects$"),
     "two names": (lambda c: c["categories"][1].update(name="circle"), r"has 2 categories of name circle; each name"),
     "two ids": (lambda c: c["categories"][1].update(id=2), r"has 2 categories of id 2; each id must be unique$"),
     "no class name": (lambda c: c["categories"][0].pop("name"), r"category 2: name is None; must be a text$"),

@@ -41,7 +41,7 @@ Targets = Sequence[Mapping[str, Tensor]]
 
 
 class Detections(NamedTuple):
-    """The objects found in one image, the surest first."""
+    """The objects found in one image, sorted by score, highest first."""
 
     boxes: Tensor
     """(N, 4): left, top, right, bottom, in pixels."""
@@ -61,7 +61,7 @@ class MaskRCNN(nn.Module):
         num_classes: without a background.
         channels: of the heads.
         anchor_scale: side of an anchor = anchor_scale · stride, in pixels.
-        score_threshold, nms_threshold, max_detections: what is left of the detections of an image.
+        score_threshold, nms_threshold, max_detections: filters on the detections of an image.
         proposals: the largest number of regions of an image that the box head looks at.
     """
 
@@ -160,7 +160,7 @@ class Proposals(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """torchvision's, but without the anchors of a batch's padding. Label -1 means not to be learnt from."""
+        """torchvision's, but without the anchors of a batch's padding. Label -1: ignored in the loss."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for of_image, own, target in zip(labels, anchors, targets, strict=True):
             of_image[~on_image(own, target["size"], STRIDES[-1])] = -1

@@ -1,4 +1,4 @@
-"""Regions of Mask R-CNN: anchors, which of them are learnt from, and what is pooled from features and masks."""
+"""Regions of Mask R-CNN: anchors, matching, sampling and RoIAlign."""
 
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +43,7 @@ class Anchors(nn.Module):
 def on_image(anchors: Tensor, size: tuple[int, int], multiple: int) -> Tensor:
     """Which anchors are centered on an image, (height, width), padded to a multiple of pixels: (A, 4) → (A,).
 
-    The others lie in what a batch adds to the image, and so they depend on the other images. As the authors do.
+    The others lie in what a batch adds to the image, and so they depend on the other images.
     """
     height, width = (-(-side // multiple) * multiple for side in size)
     x, y = (anchors[:, 0] + anchors[:, 2]) / 2, (anchors[:, 1] + anchors[:, 3]) / 2
@@ -135,6 +135,7 @@ def cut_masks(masks: Tensor, objects: Tensor, regions: Tensor, size: int) -> Ten
         masks: of all objects in the image, (N, h, w).
         objects: number of the object of each region, (R,).
     """
-    rois = torch.cat([objects[:, None].to(regions), regions], dim=1)
-    found = roi_align(masks[:, None].to(regions), rois, size, sampling_ratio=0, aligned=True)[:, 0]
+    needed, number = objects.unique(return_inverse=True)
+    rois = torch.cat([number[:, None].to(regions), regions], dim=1)
+    found = roi_align(masks[needed][:, None].to(regions), rois, size, sampling_ratio=0, aligned=True)[:, 0]
     return (found >= 0.5).to(regions)

@@ -103,7 +103,7 @@ def starts(length: int, side: int, stride: int) -> list[int]:
 def at_scales(
     segment: Callable[[Tensor, bool], Segmented], image: Tensor, scales: Sequence[float], flip: bool
 ) -> list[Segmented]:
-    """The image, (1, C, h, w), at several scales, and each of them flipped, too, if so told."""
+    """The image, (1, C, h, w), at several scales, optionally also mirrored."""
     height, width = image.shape[-2:]
     found = []
     for scale in scales:
