@@ -35,7 +35,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
         ("recipe=3", "recipe=3: must be a name, which --help lists"),
         ("data.image_size=x", "data.image_size=x: must be an integer of at least 1"),
         ("pretrained=3", "pretrained=3: no such file or run folder, nor the name of published weights"),
-        ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of cars, cifar10, "),
+        ("data=imagnet", "data=imagnet: unknown; did you mean imagenet? (one of ade20k, cars, cifar10, "),
         ("optim.name=adamx", "optim.name=adamx: unknown; did you mean adamax?"),
         ("data.root=/x", "data.root: not a key of what is chosen for data; choose with data="),
         ("train.epochs=many", "train.epochs=many: must be an integer of at least 1, auto or null"),
@@ -87,7 +87,7 @@ def refused(result: Result, folder: Path, before: set[Path]) -> str:
             "pretrained=fb_in1k: names weights of an XCiT; true takes timm's own weights of this model; pretra",
         ),
         ("pretrained=nowhere.pth", "pretrained=nowhere.pth: no such file or run folder, nor the name of published"),
-        ("+augment.dice=1", "augment.dice: unknown key; augment has the settings blur, color_jitter, "),
+        ("+augment.dice=1", "augment.dice: unknown key; augment has the settings blur, brightness, "),
         ("optim.options.momentun=0.9", "optim.options.momentun: unknown key; +optim.options.momentun=… adds it"),
         (
             "+optim.options.momentun=0.9",

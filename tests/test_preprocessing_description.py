@@ -63,7 +63,7 @@ def test_statistics_are_averaged_if_the_model_has_other_channels() -> None:
         ({"crop_ratio": float("nan")}, "crop_ratio=nan: must be greater than 0 and at most 1"),
         ({"bit_depth": 0}, "bit_depth=0: must be 1 to 16"),
         ({"bit_depth": 32}, "bit_depth=32: must be 1 to 16"),
-        ({"resize": "pad"}, "resize=pad: must be one of crop, letterbox, squash"),
+        ({"resize": "pad"}, "resize=pad: must be one of crop, letterbox, squash, shortest"),
         ({"interpolation": "lanczos"}, "interpolation=lanczos: must be one of bicubic, bilinear"),
         ({"channels": 1}, "mean=(0.485, 0.456, 0.406): must hold 1 finite values, one for each channel"),
         ({"std": (0.5, 0.5)}, "std=(0.5, 0.5): must hold 3 finite values, one for each channel"),
