@@ -20,6 +20,7 @@ from xcit.models.dense.pyramid import FeaturePyramid
 from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.models.fast.inference import ready_for_inference
 from xcit.tasks.detect import Detect
+from xcit.tasks.load import ready
 from xcit.tasks.segment import Segment
 
 WARM_UP_SIDE = 128
@@ -157,9 +158,7 @@ def predictor(part: str, model: nn.Module) -> Callable[[Tensor], object]:
 
 
 def folded(task: Task) -> Any:
-    if task.training:
-        task.eval().set_submodule(task.backbone, ready_for_inference(task.get_submodule(task.backbone)))
-    return task
+    return ready(task) if task.training else task
 
 
 def resident() -> int:

@@ -5,6 +5,7 @@ Carion et al., "End-to-End Object Detection with Transformers", arXiv 2005.12872
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from ..encoded_image import BrokenImageError, EncodedImage, rgb
 from ..examples import Example, View
 from ..normalize import Normalize
 from ..objects import Objects, decode_masks
-from .labelled_crop import Probability
+from .labelled_crop import Probability, require_rgb_of_8_bits
 
 OPTIONS_FOR = 800
 """The data.image_size that the sides in conf/augment are for. For another one they change in proportion."""
@@ -94,6 +95,8 @@ class MultiScaleObjects(View):
 
     def __init__(self, policy: Policy, preprocessing: Preprocessing) -> None:
         self.policy, self.interpolation = policy, InterpolationMode(preprocessing.interpolation)
+        sides = (*policy.shorter_sides, *policy.crop_shorter_sides)
+        self.with_side = {side: replace(preprocessing, size=(side, policy.longest_side)) for side in sides}
         self.normalize = Normalize(preprocessing.mean, preprocessing.std)
 
     def sample(self, example: Example) -> Sample:
@@ -114,7 +117,7 @@ class MultiScaleObjects(View):
 
         # Resize, then flip.
         side = random.choice(self.policy.shorter_sides)
-        size = list(resized(*crop[2:], side, self.policy.longest_side))
+        size = list(self.with_side[side].resized_size(*crop[2:]))
         image = F.resize(image, size, interpolation=self.interpolation, antialias=True)
         boxes = F.resize(boxes, size)
         masks = F.resize(masks, size, interpolation=InterpolationMode.NEAREST_EXACT)
@@ -136,7 +139,7 @@ class MultiScaleObjects(View):
         if random.random() >= self.policy.crop_prob:
             return 0, 0, height, width
         side = random.choice(self.policy.crop_shorter_sides)
-        h, w = resized(height, width, side, self.policy.longest_side)
+        h, w = self.with_side[side].resized_size(height, width)
         low, high = self.policy.crop_size
         crop_h, crop_w = random.randint(min(h, low), min(h, high)), random.randint(min(w, low), min(w, high))
         crop_h, crop_w = max(1, round(crop_h * height / h)), max(1, round(crop_w * width / w))
@@ -223,12 +226,6 @@ def as_boxes(boxes: Tensor, height: int, width: int) -> tv_tensors.BoundingBoxes
     return tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width))
 
 
-def resized(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
-    """(height, width) of an image whose shorter side becomes `side`, unless the longer one would exceed `longest`."""
-    scale = min(side / min(height, width), longest / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of different shapes, one after the other."""
     return torch.cat([tensor.flatten() for tensor in tensors])
@@ -290,10 +287,6 @@ def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> Who
 
 def require_whole_rgb(preprocessing: Preprocessing) -> None:
     """Refuse a preprocessing that this view does not follow."""
-    if (preprocessing.channels, preprocessing.bit_depth) != (3, 8):
-        raise InputError(
-            f"images of {preprocessing.channels} channels with {preprocessing.bit_depth} bits: "
-            "must be RGB images with 8 bits a channel"
-        )
+    require_rgb_of_8_bits(preprocessing)
     if preprocessing.resize != "shortest":
         raise InputError(f"resize={preprocessing.resize}: must be shortest, since objects are found in whole images")

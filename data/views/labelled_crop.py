@@ -170,13 +170,18 @@ def training_view(
 
 def require_rgb(preprocessing: Preprocessing) -> None:
     """Refuse images that this view cannot make yet."""
+    require_rgb_of_8_bits(preprocessing)
+    if preprocessing.size[0] != preprocessing.size[1]:
+        raise InputError(f"images of {preprocessing.size[0]} × {preprocessing.size[1]} pixels: must be square")
+
+
+def require_rgb_of_8_bits(preprocessing: Preprocessing) -> None:
+    """Refuse other channels and bit depths; the images may have any shape."""
     if (preprocessing.channels, preprocessing.bit_depth) != (3, 8):
         raise InputError(
             f"images of {preprocessing.channels} channels with {preprocessing.bit_depth} bits: "
             "must be RGB images with 8 bits a channel"
         )
-    if preprocessing.size[0] != preprocessing.size[1]:
-        raise InputError(f"images of {preprocessing.size[0]} × {preprocessing.size[1]} pixels: must be square")
 
 
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> CenterLabelledCrop:

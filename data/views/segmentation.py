@@ -22,7 +22,7 @@ from ..examples import Example, View
 from ..index_mask import IGNORED
 from ..normalize import Normalize
 from ..shared_memory import SharedBuffers
-from .labelled_crop import NonNegative, Pair, Probability, check_ratio, require_rgb
+from .labelled_crop import NonNegative, Pair, Probability, check_ratio, require_rgb_of_8_bits
 
 Pixels = tuple[Tensor, Tensor]
 """An image, (H, W, 3), uint8; and its mask, int16."""
@@ -255,7 +255,7 @@ def training_view(
     """
     if decode == "gpu":
         raise InputError("data.decode=gpu: not for this task, whose images have masks; use cpu")
-    require_rgb(replace(preprocessing, size=(1, 1)))  # the images need not be square
+    require_rgb_of_8_bits(preprocessing)
     distort = PhotometricDistortion(
         probability=photometric, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
     )
@@ -271,5 +271,5 @@ def training_view(
 
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> WholeMaskedImages:
     """Build the evaluation view at the resolution of `preprocessing`."""
-    require_rgb(replace(preprocessing, size=(1, 1)))
+    require_rgb_of_8_bits(preprocessing)
     return WholeMaskedImages(preprocessing)

@@ -78,10 +78,10 @@ def make_schedule(
         )
     lr: Schedule
     if schedule == "step":
-        # timm's milestones count from 1: with 10, the tenth update is the first one with the lower rate.
         late = [milestone for milestone in milestones if milestone >= epochs]
         if late and distributed.is_main():
             print_note(f"optim.milestones={list(milestones)}: the run ends after epoch {epochs:g}, before {late[0]:g}")
+        # timm's milestones count from 1: with 10, the tenth update is the first one with the lower rate.
         decay_t = [round(milestone * updates_per_epoch) + 1 for milestone in milestones]
         del options["t_initial"], options["lr_min"]
         options["warmup_prefix"] = False  # milestones count from the start of the run

@@ -80,19 +80,17 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.neck = FeaturePyramidNetwork([width] * len(STRIDES), channels, extra_blocks=LastLevelMaxPool())
         anchors = Anchors([*STRIDES, 2 * STRIDES[-1]], anchor_scale)
-        before_nms, after_nms = {"training": 2 * proposals, "testing": proposals}, dict.fromkeys(MODES, proposals)
-        self.rpn = Proposals(
-            anchors, AnchorHead(channels, len(RATIOS)), 0.7, 0.3, 256, 0.5, before_nms, after_nms, nms_thresh=0.7
-        )
+        self.rpn = Proposals(anchors, AnchorHead(channels, len(RATIOS)), proposals)
         self.roi_heads = Heads(
-            AlignedPool(BOX_SIZE, STRIDES),
-            TwoMLPHead(channels * BOX_SIZE**2, BOX_CHANNELS),
-            FastRCNNPredictor(BOX_CHANNELS, num_classes + 1),
-            *(0.5, 0.5, 512, 0.25, (10.0, 10.0, 5.0, 5.0)),
-            *(score_threshold, nms_threshold, max_detections),
-            AlignedPool(MASK_SIZE // 2, STRIDES),
-            MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
-            MaskRCNNPredictor(channels, channels, num_classes + 1),
+            box_roi_pool=AlignedPool(BOX_SIZE, STRIDES),
+            box_head=TwoMLPHead(channels * BOX_SIZE**2, BOX_CHANNELS),
+            box_predictor=FastRCNNPredictor(BOX_CHANNELS, num_classes + 1),
+            mask_roi_pool=AlignedPool(MASK_SIZE // 2, STRIDES),
+            mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+            mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            detections_per_img=max_detections,
         )
 
     def losses(
@@ -131,9 +129,6 @@ class MaskRCNN(nn.Module):
         return ImageList(maps[0], list(sizes))  # only the sizes are read
 
 
-MODES = ("training", "testing")
-
-
 class AnchorHead(RPNHead):
     """torchvision's, with outputs in fp32 under autocast: in half precision, boxes would be off by several pixels."""
 
@@ -145,10 +140,13 @@ class AnchorHead(RPNHead):
 class Proposals(RegionProposalNetwork):
     """The region proposal network: which anchors hold an object, and where its box is."""
 
-    def __init__(self, anchors: nn.Module, head: nn.Module, *values: object, nms_thresh: float) -> None:
-        super().__init__(anchors, head, *values, nms_thresh=nms_thresh)
-        self.proposal_matcher = AnchorMatcher(0.7, 0.3, allow_low_quality_matches=True)
-        self.fg_bg_sampler = SeededSampler(256, positive_share=0.5, use=0)
+    def __init__(self, anchors: nn.Module, head: nn.Module, proposals: int) -> None:
+        """proposals: the largest number of regions of an image; twice as many of each map are looked at in training."""
+        thresholds, sampled = (0.7, 0.3), (256, 0.5)
+        before_nms, after_nms = ({"training": n * proposals, "testing": proposals} for n in (2, 1))
+        super().__init__(anchors, head, *thresholds, *sampled, before_nms, after_nms, nms_thresh=0.7)
+        self.proposal_matcher = AnchorMatcher(*thresholds, allow_low_quality_matches=True)
+        self.fg_bg_sampler = SeededSampler(*sampled, use=0)
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
@@ -181,9 +179,18 @@ class Proposals(RegionProposalNetwork):
 class Heads(RoIHeads):
     """The heads for classes, boxes and masks of the proposed regions."""
 
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*parts)
-        self.fg_bg_sampler = SeededSampler(512, positive_share=0.25, use=1)
+    def __init__(self, **parts: Any) -> None:
+        """parts: the pools, the heads and the filters of torchvision's RoIHeads."""
+        sampled = (512, 0.25)
+        super().__init__(
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=sampled[0],
+            positive_fraction=sampled[1],
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            **parts,
+        )
+        self.fg_bg_sampler = SeededSampler(*sampled, use=1)
 
     def postprocess_detections(self, logits: Tensor, deltas: Tensor, *rest: Any) -> tuple[list[Tensor], ...]:
         return super().postprocess_detections(logits.float(), deltas.float(), *rest)
