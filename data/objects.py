@@ -1,5 +1,6 @@
 """The objects of an image: boxes, classes and masks, as a data set for detection knows them."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,9 @@ import numpy as np
 
 Rle = dict[str, Any]
 """A mask as COCO's compressed run-length encoding: {"size": [height, width], "counts": bytes}."""
+FARTHEST = 100_000
+"""The largest coordinate of a polygon in pixels. The mask coder computes every point of an outline."""
+NUMBERS = {int, float}
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,58 @@ def mask_coder() -> Any:
     from faster_coco_eval.core import mask
 
     return mask
+
+
+def with_packed_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+    """Store polygons as arrays as soon as they are read: a list of numbers takes four times as much memory."""
+    shape = entry.get("segmentation")
+    if type(shape) is list:
+        entry["segmentation"] = [array("d", points) if is_list_of_numbers(points) else points for points in shape]
+    return entry
+
+
+def is_list_of_numbers(points: Any) -> bool:
+    return type(points) is list and set(map(type, points)) <= NUMBERS
+
+
+class MaskReader:
+    """Reads segmentations. It raises a ValueError with the reason for one that is not in COCO's format."""
+
+    def __init__(self) -> None:
+        self.coder = mask_coder()
+
+    def read(self, shape: Any, height: int, width: int) -> Rle:
+        """Polygons, or a run-length encoding that is compressed or not, as a compressed run-length encoding."""
+        if not shape:
+            raise ValueError("has no segmentation; every object needs a mask, as polygons or a run-length encoding")
+        if isinstance(shape, dict):
+            return self.compressed(shape, height, width)
+        if not (isinstance(shape, list) and all(map(is_polygon, shape))):
+            raise ValueError(
+                "segmentation must be a list of polygons, each [x1, y1, x2, y2, x3, y3, …], or a run-length encoding"
+            )
+        if not all(-FARTHEST <= min(points) <= max(points) <= FARTHEST for points in shape):
+            raise ValueError(f"its polygons reach farther than {FARTHEST:,} pixels")
+        parts = self.coder.frPyObjects([points.tolist() for points in shape], height, width)
+        return parts[0] if len(parts) == 1 else self.coder.merge(parts)
+
+    def compressed(self, rle: Rle, height: int, width: int) -> Rle:
+        """Compress a run-length encoding, unless it is compressed, and check it."""
+        size, counts = [height, width], rle.get("counts")
+        if rle.get("size") != size:
+            raise ValueError(f"the size of its mask is {rle.get('size')}; must be {size}, the image's height and width")
+        try:
+            if isinstance(counts, list):
+                if all(type(run) is int and run >= 0 for run in counts) and sum(counts) == height * width:
+                    return self.coder.frPyObjects(rle, height, width)
+            elif isinstance(counts, str):
+                mask = {"size": size, "counts": counts.encode()}
+                self.coder.decode(mask)
+                return mask
+        except (ValueError, RuntimeError):  # what the decoder raises for damaged encodings
+            pass
+        raise ValueError(f"the runs of its mask must add up to the {height} × {width} pixels of the image")
+
+
+def is_polygon(points: Any) -> bool:
+    return type(points) is array and len(points) >= 6 and len(points) % 2 == 0

@@ -1,10 +1,11 @@
 """Reads a JSON file in COCO's format, checks it, and converts it to arrays, whose memory forked workers share."""
 
+import gc
 import json
 import math
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,9 @@ import numpy as np
 
 from xcit.errors import InputError
 
-from ..objects import Objects, Rle, mask_coder
+from ..objects import NUMBERS, MaskReader, Objects, with_packed_polygons
 from .packed_strings import PackedStrings
 
-FARTHEST = 100_000
-"""The largest coordinate of a polygon in pixels. The mask coder computes every point of an outline."""
-NUMBERS = {int, float}
 BEYOND = 1.0
 """A box that reaches farther out of its image than this, in pixels, is counted. COCO's own boxes are rounded."""
 
@@ -86,14 +84,20 @@ def read_coco_json(path: Path, *, for_training: bool) -> CocoJson:
     Raises:
         InputError: There is no such file, it is not JSON in COCO's format, or it contradicts itself.
     """
-    return Reader(path, for_training).read()
+    collects = gc.isenabled()
+    gc.disable()  # it would look through millions of new objects, and free none
+    try:
+        return Reader(path, for_training).read()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Reader:
     """Reads one file. Every error names the file, and the image or the annotation by its id."""
 
     def __init__(self, path: Path, for_training: bool) -> None:
-        self.path, self.for_training, self.coder = path, for_training, mask_coder()
+        self.path, self.for_training, self.masks = path, for_training, MaskReader()
 
     def read(self) -> CocoJson:
         content = self.load()
@@ -107,12 +111,12 @@ class Reader:
         if len(image_of) < len(images):
             twice = Counter(image["id"] for image in images).most_common(1)[0][0]
             raise self.wrong("image", twice, "is listed twice; each image id must be unique")
-        sizes = np.array([self.size_of(image) for image in images], dtype=np.int64)
+        sizes = [self.size_of(image) for image in images]
         file_names = PackedStrings.pack(self.file_name_of(image) for image in images)
 
-        # Read the annotations one by one; only boxes and masks, as bytes, are kept.
-        belongs, labels, crowd, areas, mask_areas, counts = [], [], [], [], [], []
-        boxes = np.empty((len(annotations), 4))
+        # Read the annotations one by one, and free each one.
+        belongs, labels, crowd, counts = [], [], [], []
+        boxes, areas = np.empty((len(annotations), 4)), np.empty(len(annotations))
         for row, annotation in enumerate(annotations):
             image_id = self.integer(annotation, "image_id", "annotation")
             number = image_of.get(image_id, -1)
@@ -121,24 +125,30 @@ class Reader:
             category = self.integer(annotation, "category_id", "annotation")
             if category not in class_of:
                 raise self.wrong_annotation(annotation, f"category_id {category} is not among its categories")
-            height, width = sizes[number].tolist()
-            mask = self.mask_of(annotation, height, width)
             boxes[row] = self.box_of(annotation)
             belongs.append(number)
             labels.append(class_of[category])
             crowd.append(bool(annotation.get("iscrowd", 0)))
-            areas.append(self.area_of(annotation, mask))
-            counts.append(mask["counts"])
-            mask_areas.append(self.coder.area(mask))
+            areas[row] = self.area_of(annotation)
+            try:
+                counts.append(self.masks.read(annotation.get("segmentation"), *sizes[number])["counts"])
+            except ValueError as error:
+                raise self.wrong_annotation(annotation, str(error)) from None
+            annotations[row] = {}
         del annotations
+        # Count the pixels of many masks in one call, which is faster. All in one call would need much memory.
+        masks = ({"size": sizes[number], "counts": runs} for number, runs in zip(belongs, counts, strict=True))
+        parts = iter(lambda: list(islice(masks, 1000)), [])
+        mask_areas = np.array([area for part in parts for area in self.masks.coder.area(part)], dtype=float)
+        areas = np.where(np.isnan(areas), mask_areas, areas)
 
         # For training, clip the boxes to their images and drop those without area. Sort the others by image.
         boxes[:, 2:] += boxes[:, :2]
         inside, has_area = boxes, np.ones(len(boxes), dtype=bool)
         if self.for_training:
-            inside = boxes.clip(0, np.tile(sizes[belongs][:, ::-1], 2))
+            inside = boxes.clip(0, np.tile(np.array(sizes)[belongs][:, ::-1], 2))
             has_area = np.all(inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32), axis=1)
-            has_area &= np.array(mask_areas) > 0
+            has_area &= mask_areas > 0
         order = np.argsort(belongs, kind="stable")
         order = order[has_area[order]]
         return CocoJson(
@@ -146,12 +156,12 @@ class Reader:
             classes,
             file_names,
             image_ids=np.array(list(image_of), dtype=np.int64),
-            sizes=sizes,
+            sizes=np.array(sizes, dtype=np.int64),
             starts=np.searchsorted(np.array(belongs)[order], np.arange(len(sizes) + 1)),
             boxes=inside[order].astype(np.float32),
             labels=np.array(labels, dtype=np.int64)[order],
             crowd=np.array(crowd, dtype=bool)[order],
-            areas=np.array(areas, dtype=np.float32)[order],
+            areas=areas[order].astype(np.float32),
             counts=np.frombuffer(b"".join(counts[row] for row in order), dtype=np.uint8),
             counts_ends=np.cumsum([len(counts[row]) for row in order], dtype=np.int64),
             without_area=int(np.count_nonzero(~has_area)),
@@ -163,7 +173,7 @@ class Reader:
             raise ValueError(f"it holds {constant}, which is no number in JSON")
 
         try:
-            return json.loads(self.path.read_bytes(), parse_constant=refuse)
+            return json.loads(self.path.read_bytes(), parse_constant=refuse, object_hook=with_packed_polygons)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         except (ValueError, RecursionError) as error:
@@ -210,60 +220,21 @@ class Reader:
 
     def box_of(self, annotation: dict[str, Any]) -> list[float]:
         box = annotation.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0):
+        if not (type(box) is list and len(box) == 4 and all(map(is_number, box)) and box[2] >= 0 and box[3] >= 0):
             raise self.wrong_annotation(
                 annotation,
                 f"bbox is {box!r}; must be [left, top, width, height] in pixels, none of the last two below 0",
             )
         return box
 
-    def area_of(self, annotation: dict[str, Any], mask: Rle) -> float:
-        """The stated area. COCO's format demands it, but other tools leave it out: then it is that of the mask."""
+    def area_of(self, annotation: dict[str, Any]) -> float:
+        """The stated area. COCO's format demands it, but other tools leave it out: NaN, for the area of the mask."""
         area = annotation.get("area")
         if area is None:
-            return float(self.coder.area(mask))
+            return math.nan
         if not is_number(area):
             raise self.wrong_annotation(annotation, f"area is {area!r}; must be a number")
         return area
-
-    def mask_of(self, annotation: dict[str, Any], height: int, width: int) -> Rle:
-        """Polygons, or a run-length encoding that is compressed or not, as a compressed run-length encoding."""
-        shape = annotation.get("segmentation")
-        if not shape:
-            raise self.wrong_annotation(
-                annotation, "has no segmentation; every object needs a mask, as polygons or a run-length encoding"
-            )
-        if isinstance(shape, dict):
-            return self.compressed(annotation, shape, height, width)
-        if not (isinstance(shape, list) and all(map(is_polygon, shape))):
-            raise self.wrong_annotation(
-                annotation,
-                "segmentation must be a list of polygons, each [x1, y1, x2, y2, x3, y3, …], or a run-length encoding",
-            )
-        if not all(-FARTHEST <= min(points) <= max(points) <= FARTHEST for points in shape):
-            raise self.wrong_annotation(annotation, f"its polygons reach farther than {FARTHEST:,} pixels")
-        return self.coder.merge(self.coder.frPyObjects(shape, height, width))
-
-    def compressed(self, annotation: dict[str, Any], rle: Rle, height: int, width: int) -> Rle:
-        """Compress a run-length encoding, unless it is compressed, and check it."""
-        size, counts = [height, width], rle.get("counts")
-        if rle.get("size") != size:
-            raise self.wrong_annotation(
-                annotation, f"the size of its mask is {rle.get('size')}; must be {size}, the image's height and width"
-            )
-        try:
-            if isinstance(counts, list):
-                if all(type(run) is int and run >= 0 for run in counts) and sum(counts) == height * width:
-                    return self.coder.frPyObjects(rle, height, width)
-            elif isinstance(counts, str):
-                mask = {"size": size, "counts": counts.encode()}
-                self.coder.decode(mask)
-                return mask
-        except (ValueError, RuntimeError):  # what the decoder raises for damaged encodings
-            pass
-        raise self.wrong_annotation(
-            annotation, f"the runs of its mask must add up to the {height} × {width} pixels of the image"
-        )
 
     def integer(self, entry: dict[str, Any], key: str, what: str) -> int:
         value = entry.get(key)
@@ -280,8 +251,4 @@ class Reader:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def is_polygon(points: Any) -> bool:
-    return isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0 and set(map(type, points)) <= NUMBERS
+    return type(value) in NUMBERS and -math.inf < value < math.inf
