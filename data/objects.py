@@ -63,10 +63,13 @@ def is_list_of_numbers(points: Any) -> bool:
 
 
 class MaskReader:
-    """Reads segmentations. It raises a ValueError with the reason for one that is not in COCO's format."""
+    """Reads segmentations. It raises a ValueError with the reason for one that is not in COCO's format.
+
+    Polygons of fewer than three points are ignored and counted, as Detectron2 does: many tools export some.
+    """
 
     def __init__(self) -> None:
-        self.coder = mask_coder()
+        self.coder, self.ignored = mask_coder(), 0
 
     def read(self, shape: Any, height: int, width: int) -> Rle:
         """Polygons, or a run-length encoding that is compressed or not, as a compressed run-length encoding."""
@@ -78,9 +81,13 @@ class MaskReader:
             raise ValueError(
                 "segmentation must be a list of polygons, each [x1, y1, x2, y2, x3, y3, …], or a run-length encoding"
             )
-        if not all(-FARTHEST <= min(points) <= max(points) <= FARTHEST for points in shape):
+        polygons = [points.tolist() for points in shape if len(points) >= 6]
+        self.ignored += len(shape) - len(polygons)
+        if not polygons:
+            return self.coder.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+        if not all(-FARTHEST <= min(points) <= max(points) <= FARTHEST for points in polygons):
             raise ValueError(f"its polygons reach farther than {FARTHEST:,} pixels")
-        parts = self.coder.frPyObjects([points.tolist() for points in shape], height, width)
+        parts = self.coder.frPyObjects(polygons, height, width)
         return parts[0] if len(parts) == 1 else self.coder.merge(parts)
 
     def compressed(self, rle: Rle, height: int, width: int) -> Rle:
@@ -102,4 +109,4 @@ class MaskReader:
 
 
 def is_polygon(points: Any) -> bool:
-    return type(points) is array and len(points) >= 6 and len(points) % 2 == 0
+    return type(points) is array and len(points) % 2 == 0

@@ -50,8 +50,8 @@ class COCO:
     """COCO 2017 in its standard layout, or your own data in COCO's format.
 
     Categories may have gaps in their ids; classes are the categories in the order of their ids. Masks are polygons or
-    run-length encodings. For training, boxes are clipped to their images, and
-    objects without area there are dropped and counted.
+    run-length encodings; polygons of fewer than three points are ignored and counted. For training, boxes are clipped
+    to their images, and objects without area there are dropped and counted.
 
     Args:
         root: Folder that holds annotations/, train2017/ and val2017/, or what the other options name.
@@ -98,6 +98,9 @@ def listed(annotations: CocoJson, folder: Path, images: np.ndarray, empty: int =
     said = [f"{annotations.path.name}: {counted(len(annotations.labels), 'object')}"]
     if empty:
         said.append(f"{counted(empty, 'image')} without objects dropped")
+    if annotations.ignored:
+        polygons = counted(len(annotations.ignored), "polygon")
+        said.append(f"{polygons} with fewer than 3 points ignored, the first in annotation {annotations.ignored[0]}")
     if annotations.without_area:
         said.append(f"{counted(annotations.without_area, 'object')} without area in the image dropped")
     if annotations.clipped:

@@ -50,6 +50,8 @@ class CocoJson:
     """Objects that were dropped, because their boxes have no area within the image."""
     clipped: int
     """Objects whose boxes reached out of the image."""
+    ignored: list[Any]
+    """For each polygon of fewer than three points, which is ignored, the id of its annotation."""
 
     def objects(self, image: int) -> Objects:
         """Return the objects of an image, given by its number."""
@@ -116,6 +118,7 @@ class Reader:
 
         # Read the annotations one by one, and free each one.
         belongs, labels, crowd, counts = [], [], [], []
+        ignored: list[Any] = []
         boxes, areas = np.empty((len(annotations), 4)), np.empty(len(annotations))
         for row, annotation in enumerate(annotations):
             image_id = self.integer(annotation, "image_id", "annotation")
@@ -134,6 +137,7 @@ class Reader:
                 counts.append(self.masks.read(annotation.get("segmentation"), *sizes[number])["counts"])
             except ValueError as error:
                 raise self.wrong_annotation(annotation, str(error)) from None
+            ignored += [annotation.get("id", "without id")] * (self.masks.ignored - len(ignored))
             annotations[row] = {}
         del annotations
         # Count the pixels of many masks in one call, which is faster. All in one call would need much memory.
@@ -166,6 +170,7 @@ class Reader:
             counts_ends=np.cumsum([len(counts[row]) for row in order], dtype=np.int64),
             without_area=int(np.count_nonzero(~has_area)),
             clipped=int(np.count_nonzero((np.abs(boxes - inside) > BEYOND).any(1) & has_area)),
+            ignored=ignored,
         )
 
     def load(self) -> Any:

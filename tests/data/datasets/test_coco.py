@@ -151,6 +151,28 @@ def test_boxes_are_clipped_and_those_without_area_are_dropped_and_counted(coco: 
     assert "2 objects without area in the image dropped; 1 box clipped to the image" in train.about.choice
 
 
+def test_polygons_of_fewer_than_three_points_are_ignored_and_counted(coco: Path) -> None:
+    """An object stays with its other polygons. One without them has an empty mask, and is not trained on."""
+    good = [[5, 5, 40, 5, 40, 30], [50, 40, 70, 40, 70, 60, 50, 60]]
+
+    def shorten(content: dict[str, Any]) -> None:
+        of_first = next(a for a in content["annotations"] if a["image_id"] == 7)
+        shapes = {901: [good[0], [1, 2, 3, 4], good[1]], 902: [[], [9, 9], [1, 2, 30, 40]]}
+        added = [dict(of_first, id=i, segmentation=shape) for i, shape in shapes.items()]
+        content["annotations"] = added + [a for a in content["annotations"] if a["image_id"] != 7]
+
+    for split in ("train", "val"):
+        change(coco, shorten, split)
+    train, val = COCO(root=str(coco)).train(), COCO(root=str(coco)).val()
+    expected = oracle.decode(oracle.merge(oracle.frPyObjects(good, 72, 96)))
+    assert np.array_equal(decode_masks(train[0].target.masks, 72, 96), expected[None])
+    masks = decode_masks(val[0].target.masks, 72, 96)
+    assert np.array_equal(masks[0], expected) and not masks[1].any() and len(masks) == 2
+    said = "4 polygons with fewer than 3 points ignored, the first in annotation 901"
+    assert f"{said}; 1 object without area in the image dropped" in train.about.choice
+    assert val.about.choice.endswith(said)
+
+
 def test_validation_keeps_every_object_as_it_is(coco: Path) -> None:
     """COCO's metrics count boxes beyond the image and objects without area, too."""
     odd = [[-20.5, -5, 60, 30], [200, 10, 5, 5], [10, 10, 0, 20]]
@@ -223,11 +245,12 @@ RUNS = r"the runs of its mask must add up to the 72 × 96 pixels of the image$"
 WRONG: dict[str, tuple[Change, str]] = {
     "no mask": (first(segmentation=None), r"annotation 1: has no segmentation; every object needs a mask"),
     "boxes alone": (first(segmentation=[]), r"annotation 1: has no segmentation; every object needs a mask"),
-    "two points": (
-        first(segmentation=[[1, 2, 3, 4]]),
-        r"annotation 1: segmentation must be a list of polygons, each \[x1",
+    "odd": (
+        first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
+        r"annotation 1: segmentation must be a list of polygons, each",
     ),
-    "odd": (first(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1: segmentation must be a list of polygons"),
+    "odd and short": (first(segmentation=[[1, 2, 3]]), r"annotation 1: segmentation must be a list of polygons, each"),
+    "logical": (first(segmentation=[[True] * 6]), r"annotation 1: segmentation must be a list of polygons"),
     "flat": (first(segmentation=[1, 2, 3, 4, 5, 6]), r"annotation 1: segmentation must be a list of polygons"),
     "text": (first(segmentation=[["a"] * 6]), r"annotation 1: segmentation must be a list of polygons"),
     "far": (
