@@ -11,9 +11,9 @@ import numpy as np
 
 from xcit.errors import InputError
 
-from ..about import About, counted
+from ..about import About, counted, listed
 from ..examples import Example
-from .coco_json import CocoJson, read_coco_json
+from .coco_json import CocoJson, name_with_id, read_coco_json
 from .image_files import ImageFiles, require_folder
 from .packed_strings import PackedStrings
 
@@ -83,21 +83,23 @@ class COCO:
         if not len(trainable):
             raise InputError(f"{self.train_annotations}: holds no object to learn from: each is a crowd or has no area")
         images = trainable if self.empty == "drop" else every
-        return listed(annotations, self.train_images, images, len(every) - len(images))
+        return examples_of(annotations, self.train_images, images, len(every) - len(images))
 
     def val(self, classes: list[str] | None = None) -> CocoImages:
         require_folder(self.val_images, "data.val_images")
         annotations = read_coco_json(self.val_annotations, for_training=False)
         if classes is not None:
             annotations = relabelled(annotations, classes)
-        return listed(annotations, self.val_images, np.arange(len(annotations.sizes)))
+        return examples_of(annotations, self.val_images, np.arange(len(annotations.sizes)))
 
 
-def listed(annotations: CocoJson, folder: Path, images: np.ndarray, empty: int = 0) -> CocoImages:
+def examples_of(annotations: CocoJson, folder: Path, images: np.ndarray, empty: int = 0) -> CocoImages:
     """Make the examples of a split, and say what was left out. empty: the number of images that were."""
     said = [f"{annotations.path.name}: {counted(len(annotations.labels), 'object')}"]
     if empty:
         said.append(f"{counted(empty, 'image')} without objects dropped")
+    if annotations.renamed:
+        said.append(f"categories of the same name are told apart by their ids: {listed(annotations.renamed)}")
     if annotations.ignored:
         polygons = counted(len(annotations.ignored), "polygon")
         said.append(f"{polygons} with fewer than 3 points ignored, the first in annotation {annotations.ignored[0]}")
@@ -111,16 +113,23 @@ def listed(annotations: CocoJson, folder: Path, images: np.ndarray, empty: int =
 
 
 def relabelled(annotations: CocoJson, classes: list[str]) -> CocoJson:
-    """Return the same objects with labels that are indices into `classes`, the training split's."""
+    """Return the same objects with labels that are indices into `classes`, the training split's.
+
+    A category is the class of its name, or of its name and id if the training split tells classes apart so.
+    """
     indices = {name: index for index, name in enumerate(classes)}
-    unknown = [name for name in annotations.classes if name not in indices]
+    own = [
+        name if name in indices else name_with_id(name, number)
+        for name, number in zip(annotations.classes, annotations.category_ids, strict=True)
+    ]
+    unknown = [name for name, class_ in zip(annotations.classes, own, strict=True) if class_ not in indices]
     if unknown:
         known = f"{', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
         raise InputError(
             f"{annotations.path}: category {unknown[0]} is not a class of the training split "
             f"({counted(len(unknown), 'such category', 'such categories')}); known classes: {known}"
         )
-    labels = np.array([indices[name] for name in annotations.classes], dtype=np.int64)[annotations.labels]
+    labels = np.array([indices[class_] for class_ in own], dtype=np.int64)[annotations.labels]
     return replace(annotations, classes=classes, labels=labels)
 
 

@@ -26,7 +26,11 @@ class CocoJson:
 
     path: Path
     classes: list[str]
-    """The names of the categories in the order of their ids, which may have gaps."""
+    """The names of the categories in the order of their ids, which may have gaps. Categories of the same name are told
+    apart as "name (id 7)"."""
+    category_ids: list[int]
+    renamed: list[str]
+    """The classes that are told apart so."""
     file_names: PackedStrings
     image_ids: np.ndarray
     """(num_images,), int64."""
@@ -105,7 +109,8 @@ class Reader:
         content = self.load()
         images, annotations, categories = (self.listed(content, key) for key in ("images", "annotations", "categories"))
         del content
-        classes, class_of = self.read_categories(categories)
+        classes, category_ids, renamed = self.read_categories(categories)
+        class_of = {category: index for index, category in enumerate(category_ids)}
         images.sort(key=lambda image: self.integer(image, "id", "image"))
         image_of: dict[int, int] = {}
         for number, image in enumerate(images):
@@ -158,6 +163,8 @@ class Reader:
         return CocoJson(
             self.path,
             classes,
+            category_ids,
+            renamed,
             file_names,
             image_ids=np.array(list(image_of), dtype=np.int64),
             sizes=np.array(sizes, dtype=np.int64),
@@ -195,8 +202,8 @@ class Reader:
             raise InputError(f"{self.path}: its list {key!r} must contain only JSON objects")
         return found
 
-    def read_categories(self, categories: list[dict[str, Any]]) -> tuple[list[str], dict[int, int]]:
-        """The names in the order of the ids, and category id → index into them."""
+    def read_categories(self, categories: list[dict[str, Any]]) -> tuple[list[str], list[int], list[str]]:
+        """The classes and their ids in the order of the ids, and the classes that shared a name before."""
         categories.sort(key=lambda category: self.integer(category, "id", "category"))
         ids, names = [], []
         for category in categories:
@@ -205,11 +212,13 @@ class Reader:
                 raise self.wrong("category", category["id"], f"name is {name!r}; must be a text")
             ids.append(category["id"])
             names.append(name)
-        for values, key in ((ids, "id"), (names, "name")):
+        shared = {name for name, times in Counter(names).items() if times > 1}
+        classes = [name_with_id(*pair) if pair[0] in shared else pair[0] for pair in zip(names, ids, strict=True)]
+        for values, key in ((ids, "id"), (classes, "name")):
             value, times = Counter(map(str, values)).most_common(1)[0]
             if times > 1:
                 raise InputError(f"{self.path}: has {times} categories of {key} {value}; each {key} must be unique")
-        return names, {number: index for index, number in enumerate(ids)}
+        return classes, ids, [new for new, name in zip(classes, names, strict=True) if name in shared]
 
     def size_of(self, image: dict[str, Any]) -> tuple[int, int]:
         height, width = image.get("height"), image.get("width")
@@ -253,6 +262,11 @@ class Reader:
 
     def wrong_annotation(self, annotation: dict[str, Any], reason: str) -> InputError:
         return self.wrong("annotation", annotation.get("id", "without id"), reason)
+
+
+def name_with_id(name: str, number: int) -> str:
+    """The class of a category whose name others have, too."""
+    return f"{name} (id {number})"
 
 
 def is_number(value: Any) -> bool:

@@ -216,6 +216,30 @@ def test_validation_counts_classes_as_training_does(coco: Path) -> None:
         COCO(root=str(coco)).val(["circle", "kite"])
 
 
+def test_categories_of_the_same_name_are_told_apart(coco: Path) -> None:
+    """In the validation file, too, which may hold only one of them: its id tells which."""
+
+    def rename(content: dict[str, Any]) -> None:
+        content["categories"][1]["name"] = "circle"  # id 5
+
+    def without_first(content: dict[str, Any]) -> None:
+        content["categories"] = content["categories"][1:]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 2]
+
+    before = COCO(root=str(coco)).train()
+    for split in ("train", "val"):
+        change(coco, rename, split)
+    train = COCO(root=str(coco)).train()
+    assert train.classes == ["circle (id 2)", "circle (id 5)", "triangle"]
+    assert np.array_equal(train.annotations.labels, before.annotations.labels)
+    assert "categories of the same name are told apart by their ids: circle (id 2), circle (id 5)" in train.about.choice
+    whole = COCO(root=str(coco)).val(train.classes).annotations.labels
+    change(coco, without_first, "val")
+    val = COCO(root=str(coco)).val(train.classes)
+    assert val.classes == train.classes and val.annotations.labels.tolist() == whole[whole != 0].tolist()
+    assert "told apart" not in val.about.choice
+
+
 def test_a_worker_gets_arrays_and_no_list_of_objects(pristine: Path) -> None:
     """What a worker started by spawn gets is small, and Python counts no references for each object."""
     train = COCO(root=str(pristine)).train()
@@ -282,7 +306,10 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no annotations": (lambda c: c.update(annotations=[]), r"its list 'annotations' is empty$"),
     "no list": (lambda c: c.pop("categories"), r"has no list 'categories'; COCO's format: must be an object with"),
     "no dictionaries": (lambda c: c.update(images=[1]), r"its list 'images' must contain only JSON objects$"),
-    "two names": (lambda c: c["categories"][1].update(name="circle"), r"has 2 categories of name circle; each name"),
+    "two names": (
+        lambda c: [one.update(name=n) for one, n in zip(c["categories"], ["a", "a", "a (id 5)"], strict=True)],
+        r"has 2 categories of name a \(id 5\); each name must be unique$",
+    ),
     "two ids": (lambda c: c["categories"][1].update(id=2), r"has 2 categories of id 2; each id must be unique$"),
     "no class name": (lambda c: c["categories"][0].pop("name"), r"category 2: name is None; must be a text$"),
     "crowds": (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], r"holds no object to learn from: each is"),
