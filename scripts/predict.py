@@ -25,14 +25,16 @@ docs/predict.md.
 import argparse
 import os
 import re
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import torch
 import yaml
@@ -40,6 +42,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
 
 from data.about import counted
+from data.datasets.listing import skipped_below
 from data.encoded_image import MAX_PIXELS, EncodedImage
 from data.workers import default_workers
 from scripts.embed import files_of
@@ -50,6 +53,7 @@ from xcit.command.printing import print_notices
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError, print_note, unknown
+from xcit.signals import SIGNALS, Stopped, stop_at_signals
 from xcit.tasks.load import LoadedTask, load_task
 
 SMALLEST_TILE = 32
@@ -64,9 +68,12 @@ def main() -> None:
     folder = RunFolder(new_path(arguments.run_dir, "predict"))
     folder.require_free()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Progress() as progress, ExitStack() as at_end:
+    with Progress() as progress, stop_at_signals(), ExitStack() as at_end:
         progress.begin("listing the images")
         files = named(arguments.images)
+        for given in filter(Path.is_dir, arguments.images):
+            if skipped := str(skipped_below(given.absolute())):
+                print_note(f"{given}: skipped {skipped}")
 
         progress.begin(f"reading {arguments.checkpoint}")
         loaded = load_task(arguments.checkpoint, arguments.weights)
@@ -84,19 +91,43 @@ def main() -> None:
         output = Output(folder, yaml.safe_dump(asked), predictor, overlays=settings.overlays, few=len(files) <= FEW)
         step = progress.begin("predicting", len(files))
         items = read_ahead(files.items(), partial(read, predictor, arguments.max_pixels))
-        while batch := list(islice(items, arguments.batch_size if predictor.together else 1)):
-            readable = [item for item in batch if item]
-            predicted = predict(predictor, readable, settings)
-            for item, prediction in zip(readable[: len(predicted)], predicted, strict=True):
-                output.add(item.name, prediction)
-            step.advance(len(batch))
-        progress.end()
+        with noted_signals() as received:
+            while not received and (batch := list(islice(items, arguments.batch_size if predictor.together else 1))):
+                readable = [item for item in batch if item]
+                predicted = predict(predictor, readable, settings)
+                for item, prediction in zip(readable[: len(predicted)], predicted, strict=True):
+                    output.add(item.name, prediction)
+                step.advance(len(batch))
+            progress.end()
+            if output.images:
+                output.finish()
+        if received:
+            raise Stopped(
+                f"{received[0]}; {folder.path}: predictions of {output.images} of {counted(len(files), 'image')}"
+            )
         if not output.images:
             raise InputError("none of the images can be predicted")
-        output.finish()
     left_out = len(files) - output.images
     rest = f", without {counted(left_out, 'image')} that cannot be read or predicted" if left_out else ""
     print(f"{folder.path}: predictions of {counted(output.images, 'image')}{rest}")
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[str]]:
+    """In this context signals do not interrupt, so that predictions.json is written. Their names are yielded."""
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        if len(received) == 1:
+            os.write(2, f"{received[0]}: stopping after the images at hand\n".encode())  # print() may be interrupted
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """scripts/predict.py predicts images in folders, as the task's own evaluation does, and draws what it found."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,7 @@ def opened(photos: Path, name: str) -> Image.Image:
 def check(result: Result) -> None:
     assert result.status == 0, result.stderr
     assert result.stderr.count("photos/a/broken.jpg: cannot be decoded") == 1
+    assert result.stderr.count("photos: skipped 1 file that Pillow cannot read as an image (1 .txt)\n") == 1
     assert "out: predictions of 5 images, without 1 image that cannot be read or predicted\n" in result.stdout
 
 
@@ -220,6 +222,39 @@ def test_an_image_that_does_not_fit_into_memory_is_left_out_and_tiles_are_propos
     line = f"deep.png: its 90 × 70 pixels do not fit into memory; {remedy}; left out"
     assert line in result.stderr
     assert len(read(tmp_path / "out")["images"]) == 3
+
+
+@pytest.mark.parametrize(("number", "images"), [(signal.SIGTERM, 3), (signal.SIGINT, 1)])
+def test_a_signal_ends_the_command_with_what_was_predicted(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, images: int
+) -> None:
+    write_checkpoint(tmp_path / "run", "detect")
+    predict = Detect.predict
+    calls: list[int] = []
+
+    def interrupted(*arguments: Any) -> Detections:
+        calls.append(1)
+        if len(calls) == images:
+            signal.raise_signal(number)
+            signal.raise_signal(number)  # as torchrun and terminals may do
+        return predict(*arguments)
+
+    monkeypatch.setattr(Detect, "predict", interrupted)
+    result = command(SCRIPT, "photos", "checkpoint=run", "run_dir=out")
+    line = f"error: stopped by {number.name}; out: predictions of {images} of 6 images"
+    assert (result.status, result.stderr.splitlines()[-1]) == (1, line)
+    written = read(tmp_path / "out")
+    assert len(written["images"]) == images == len([name for name in files(tmp_path / "out") if "overlays/" in name])
+
+
+def test_a_signal_before_the_first_prediction_writes_nothing(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "run", "classify")
+    monkeypatch.setattr("xcit.tasks.load.load_task", lambda *_: signal.raise_signal(signal.SIGTERM))
+    result = command(SCRIPT, "photos", "checkpoint=run", "run_dir=out")
+    assert (result.status, result.stderr.splitlines()[-1]) == (1, "error: stopped by SIGTERM")
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_images_are_summed_up(command: Command, image_tree: Callable[..., Path], tmp_path: Path) -> None:
