@@ -264,7 +264,7 @@ def training_view(
         crop_size: Height and width of that part, smallest and largest, each drawn on its own.
 
     Raises:
-        InputError: decode is "gpu", or the model does not take RGB images of 8 bits.
+        InputError: decode is "gpu", the model does not take RGB of 8 bits, or a shorter side exceeds the longest.
     """
     require_whole_rgb(preprocessing)
     if decode == "gpu":
@@ -273,6 +273,13 @@ def training_view(
     def scaled(sides: Sequence[int]) -> list[int]:
         return [max(1, round(side * preprocessing.size[0] / OPTIONS_FOR)) for side in sides]
 
+    for option, sides in (("shorter_sides", shorter_sides), ("crop_shorter_sides", crop_shorter_sides)):
+        if scaled([max(sides)])[0] > preprocessing.size[1]:
+            limit = round(preprocessing.size[1] * OPTIONS_FOR / preprocessing.size[0])
+            raise InputError(
+                f"augment.{option}: holds {max(sides)}; must be {limit} at most, the longest side of an image for "
+                f"data.image_size={OPTIONS_FOR} (task.longest)"
+            )
     policy = Policy(
         hflip, scaled(shorter_sides), preprocessing.size[1], crop_prob, scaled(crop_shorter_sides), scaled(crop_size)
     )

@@ -308,6 +308,14 @@ def test_an_image_of_another_size_than_its_annotations_is_broken(orientation: in
         (lambda: VIEWS["detection"].training(AT_800, [], "gpu", **OPTIONS), r"^data\.decode=gpu: not for this task"),
         (lambda: view_with(resize="crop"), r"^resize=crop: must be shortest, since objects are found in whole images$"),
         (lambda: view_with(bit_depth=16), r"^images of 3 channels with 16 bits: must be RGB images with 8 bits"),
+        (
+            lambda: view(160, shorter_sides=[480, 1400]),
+            r"^augment\.shorter_sides: holds 1400; must be 13\d\d at most, the longest side of an image",
+        ),
+        (
+            lambda: view(800, crop_shorter_sides=[2000]),
+            r"^augment\.crop_shorter_sides: holds 2000; must be 1333 at most",
+        ),
     ],
 )
 def test_what_the_view_cannot_do_is_refused(make: Callable[[], Any], line: str) -> None:
