@@ -149,6 +149,7 @@ class Way:
 def by_task(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) -> Way:
     """By the evaluator of the task, for classification top-1. of_run: on the data of the run."""
     task_class, source = TASKS[whole.task.name], DATASETS[whole.data.name](**whole.data.options)
+    task_class.check_options(whole.task.options, {})
     examples = examples_to_evaluate(source, saved.weights.classes, of_run=of_run)
     require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
     target = Target(examples.target_kind, tuple(examples.classes))

@@ -200,9 +200,10 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
-    config.train.batch_size(distributed.world_size())
+    images_per_pass = config.train.batch_size(distributed.world_size()) * distributed.world_size()
     task = TASKS[config.task.name]
     task.check_options(config.task.options, config.augment.options)
+    task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
     size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []
     sizes_of = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
     further = VIEWS[task.view].sizes(config.augment.options)
@@ -238,10 +239,9 @@ def new_state(
     device: torch.device,
 ) -> TrainingState:
     """The state before the first update."""
-    lr = peak_lr(config.optim.lr, config.train.global_batch_size)
     return TrainingState(
         task,
-        make_optimizer(task, lr=lr, **config.optim.optimizer),
+        make_optimizer(task, lr=peak_lr(config.optim.lr, config.train.global_batch_size), **config.optim.optimizer),
         scaler=grad_scaler(device, config.train.precision),
         ema=make_ema(task, config.train.ema_decay),
         preprocessing=preprocessing,

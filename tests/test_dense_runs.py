@@ -150,6 +150,18 @@ def test_a_run_is_evaluated_as_its_validation_says(
     assert (tmp_path / "out/predictions/64_raw/per_class.csv").is_file()
 
 
+def test_wrong_options_of_an_evaluation_are_refused_before_its_folder_is_made(
+    arguments: Sequence[str], trained: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, line = ["task.inference=slide", "task.stride=600"], "task.stride=600: must be at most task.window=512"
+    if "data=coco" in arguments:
+        monkeypatch.setattr("xcit.evaluation.detection.find_spec", lambda name: None)
+        options, line = [], "task=detect: needs faster-coco-eval, which is not installed"
+    result = command("eval.py", f"checkpoint={trained}", "run_dir=out", *options)
+    assert result.status == 2 and line in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
@@ -166,6 +178,10 @@ def test_a_run_is_evaluated_as_its_validation_says(
         (
             ("data=masks", "data.root=.", "data.classes=3", "optim.schedule=step"),
             "optim.milestones=[]: must hold epochs",
+        ),
+        (
+            ("data=masks", "data.root=.", "data.classes=3", "task.head=upernet", "train.global_batch_size=1"),
+            "train.global_batch_size: task.head=upernet needs at least 2 images in each pass",
         ),
     ],
 )

@@ -188,8 +188,30 @@ def test_wrong_options_are_refused() -> None:
         Segment.check_options(slides, {})
     Segment.check_options(slides | {"stride": 64}, {})
     Segment.check_options(slides | {"inference": "whole"}, {})
-    with pytest.raises(InputError, match=r"train.global_batch_size: task.head=upernet needs at least 2 images"):
-        task(head="upernet")(batch(1))
+
+
+@pytest.mark.parametrize(
+    ("head", "images", "size", "is_enough"),
+    [
+        ("upernet", 1, 64, False),
+        ("upernet", 2, 32, True),
+        ("semantic_fpn", 1, 32, False),
+        ("semantic_fpn", 1, 33, True),
+        ("semantic_fpn", 2, 32, True),
+    ],
+)
+def test_passes_in_which_a_batchnorm_sees_one_value_are_refused(
+    head: str, images: int, size: int, is_enough: bool
+) -> None:
+    segment, one = task(head=head), batch(images, size, size)
+    if is_enough:
+        Segment.check_pass({"head": head}, images, size)
+        assert segment(one)["loss"].isfinite()
+    else:
+        with pytest.raises(InputError, match=rf"task.head={head}.* needs at least 2 images in each pass"):
+            Segment.check_pass({"head": head}, images, size)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            segment(one)
 
 
 def test_names_are_those_that_the_engine_and_others_load() -> None:

@@ -112,7 +112,14 @@ class Task(nn.Module):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
-        """Raise an InputError if the task's options contradict the view's."""
+        """Raise an InputError if the options contradict each other or the view's, or need what is not installed."""
+
+    @classmethod
+    def check_pass(cls, options: Mapping[str, Any], images: int, size: int) -> None:
+        """Raise an InputError if the task cannot learn from passes of so many images, over all processes.
+
+        size: the smallest of the training sizes, in pixels.
+        """
 
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
         """What the task expects of its images, made from what its model expects: another resize rule, for example."""

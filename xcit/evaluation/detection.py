@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..engine import distributed
 from ..engine.task import Details
+from ..errors import InputError
 from ..models.dense.mask_rcnn import Detections, paste
 from .drawing import draw_objects
 
@@ -95,6 +97,12 @@ class CocoMetrics:
                 row |= {f"{kind}_map": average(own), f"{kind}_map50": average(own, iou=0.5)}
             rows.append(row | {"objects": int(self.objects[number])})
         return Details(rows, [drawn(*shown, self.classes) for shown in self.shown])
+
+
+def require_coco_eval() -> None:
+    """Raise an InputError if faster-coco-eval is not installed, which is needed after the first epoch."""
+    if find_spec("faster_coco_eval") is None:
+        raise InputError("task=detect: needs faster-coco-eval, which is not installed; pip install faster-coco-eval")
 
 
 def precision_of(results: Sequence[ImageResult], classes: Sequence[str], kind: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Detection and instance segmentation: Mask R-CNN (He et al., arXiv 1703.06870) with the model as its backbone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import distributed
 from ..engine.task import Losses, Target, Task
-from ..evaluation.detection import CocoMetrics
+from ..evaluation.detection import CocoMetrics, require_coco_eval
 from ..models.dense.mask_rcnn import Detections, MaskRCNN
 from ..models.dense.pyramid import FeaturePyramid
 from ..preprocessing import Preprocessing
@@ -71,6 +72,10 @@ class Detect(Task):
     @classmethod
     def num_outputs(cls, target: Target) -> int:
         return 0
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any], view_options: Mapping[str, Any]) -> None:
+        require_coco_eval()
 
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
         size = (SHORTER_SIDE, max(self.longest, SHORTER_SIDE))

@@ -98,6 +98,16 @@ class Segment(Task):
                 "windows cover the image"
             )
 
+    @classmethod
+    def check_pass(cls, options: Mapping[str, Any], images: int, size: int) -> None:
+        head = options.get("head")
+        if images == 1 and (head == "upernet" or size <= STRIDES[-1]):
+            at_size = "" if head == "upernet" else f" at {size} pixels"
+            raise InputError(
+                f"train.global_batch_size: task.head={head}{at_size} needs at least 2 images in each pass, because a "
+                "BatchNorm takes its statistics over one value of each image"
+            )
+
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
         size = (SHORTER_SIDE, self.longest)
         return replace(of_model, resize="shortest", size=size, crop_ratio=1.0, interpolation="bilinear")
@@ -106,11 +116,6 @@ class Segment(Task):
 
     def forward(self, batch: Any) -> Losses:
         masks = batch.masks
-        if isinstance(self.decode_head, UperNet) and self.training and len(masks) * distributed.world_size() == 1:
-            raise InputError(
-                "train.global_batch_size: task.head=upernet needs at least 2 images in each pass, because a BatchNorm "
-                "takes statistics over the means of images"
-            )
         # DDP averages the gradients of processes, whose shares may have more or fewer labelled pixels.
         labelled = distributed.total((masks != IGNORED).sum()).clamp(min=1)
         share = distributed.world_size() / labelled
