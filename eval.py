@@ -30,13 +30,22 @@ from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import guarded, run
 from xcit.config import EvalConfig, ResolvedEvalConfig, TrainConfig
-from xcit.config.composition import is_part, make_tables, read_config, section_for, to_yaml, with_known, without_parts
+from xcit.config.composition import (
+    is_part,
+    make_tables,
+    read_config,
+    require_target,
+    section_for,
+    to_yaml,
+    with_known,
+    without_parts,
+)
 from xcit.config.sections import DataConfig
 from xcit.engine import distributed
 from xcit.engine.numerics import warn_of_slow_precision
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
-from xcit.engine.task import Target, Task, require_target
+from xcit.engine.task import Target, Task
 from xcit.errors import InputError, given_as
 from xcit.evaluation import EVALUATIONS
 from xcit.evaluation.features import OfFeatures, by_features
@@ -151,7 +160,7 @@ def by_task(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) -> Way:
     task_class, source = TASKS[whole.task.name], DATASETS[whole.data.name](**whole.data.options)
     task_class.check_options(whole.task.options, {})
     examples = examples_to_evaluate(source, saved.weights.classes, of_run=of_run)
-    require_target(whole.task.name, task_class, whole.data.name, examples.target_kind)
+    require_target(whole.task.name, task_class.target_kinds, whole.data.name, examples.target_kind)
     target = Target(examples.target_kind, tuple(examples.classes))
 
     def module(model: nn.Module, kind: str) -> Task:

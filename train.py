@@ -28,7 +28,7 @@ from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import JobResult, choices_and_typed_keys, guarded, run
 from xcit.config import ScaledTrainConfig, TrainConfig
-from xcit.config.composition import Choices, continued, make_tables, read_config, to_yaml
+from xcit.config.composition import Choices, continued, make_tables, read_config, require_target, to_yaml
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
 from xcit.engine.ema import make_ema
@@ -42,7 +42,7 @@ from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
-from xcit.engine.task import Target, Task, require_target
+from xcit.engine.task import Target, Task
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
@@ -79,7 +79,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         config = given.scaled(len(examples), distributed.world_size())
         held_out = source.val(examples.classes)
         task_class = TASKS[config.task.name]
-        require_target(config.task.name, task_class, config.data.name, examples.target_kind)
+        require_target(config.task.name, task_class.target_kinds, config.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes))
 
         # 3. The run's folder. A finished run is left as it is.

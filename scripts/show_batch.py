@@ -28,10 +28,9 @@ from train import TABLES, check, train_batches
 from xcit import summary
 from xcit.command import guarded, run
 from xcit.config import TrainConfig
-from xcit.config.composition import read_config
+from xcit.config.composition import read_config, require_target
 from xcit.engine import distributed
 from xcit.engine.length import Length
-from xcit.engine.task import require_target
 from xcit.errors import InputError
 from xcit.models.dry_run import dry_run
 from xcit.preprocessing import Preprocessing
@@ -51,7 +50,7 @@ def show(given: TrainConfig) -> None:
         source = DATASETS[given.data.name](**given.data.options)
         examples = source.train()
         config = given.scaled(len(examples), distributed.world_size())
-        require_target(config.task.name, TASKS[config.task.name], config.data.name, examples.target_kind)
+        require_target(config.task.name, TASKS[config.task.name].target_kinds, config.data.name, examples.target_kind)
 
         # One batch needs no workers. Workers would also load the next batches, which are not used.
         alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})

@@ -169,6 +169,24 @@ def test_wrong_options_of_an_evaluation_are_refused_before_its_folder_is_made(
             ("task=detect", "data=digits"),
             "task=detect: learns from targets of kind boxes; those of data=digits are class",
         ),
+        # The data set's recipe has the augmentation of another task, and the data have not been read yet.
+        (
+            ("task=detect", "data=masks", "data.root=.", "data.classes=3"),
+            "task=detect: learns from targets of kind boxes; those of data=masks are mask",
+        ),
+        (
+            ("task=segment", "data=coco", "data.root=small"),
+            "task=segment: learns from targets of kind mask; those of data=coco are boxes",
+        ),
+        (
+            ("task=classify", "data=ade20k", "data.root=small"),
+            "task=classify: learns from targets of kind class; those of data=ade20k are mask",
+        ),
+        (
+            ("task=detect", "data=flowers", "data.root=small"),
+            "task=detect: learns from targets of kind boxes; those of data=flowers are class",
+        ),
+        (("task=dino", "data=flowers", "data.root=small"), "augment.global_scale: must be given; task=dino takes"),
         (("data=coco", "data.root=missing"), "missing: no such folder"),
         (
             ("data=coco", "data.root=small", "model=timm", "model.name=resnet18"),

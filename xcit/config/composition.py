@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
@@ -80,7 +80,29 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
     try:
         return complete.model_validate(plain)
     except ValidationError as invalid:
+        if invalid.errors()[0]["loc"][:1] == ("augment",):  # which may be that of the data set's own task
+            require_declared_kind(plain["task"]["name"], plain["data"]["name"], tables)
         raise InputError(describe(invalid, complete, plain)) from None
+
+
+def require_target(task: str, kinds: Sequence[str], data: str, kind: str) -> None:
+    """Refuse a data set whose targets are of a kind that the task does not learn from.
+
+    task, data: their names. kinds: those that the task learns from.
+    """
+    if kind not in kinds:
+        accepted = " or ".join(kinds)
+        raise InputError(f"task={task}: learns from targets of kind {accepted}; those of data={data} are {kind}")
+
+
+def require_declared_kind(task: str, data: str, tables: Tables) -> None:
+    """`require_target` without reading the data: the return type of the data set's `train` may declare the kind."""
+    source: Any = tables.get("data", {}).get(data)
+    examples: Any = inspect.get_annotations(source.train).get("return") if hasattr(source, "train") else None
+    kind = getattr(examples, "target_kind", None)
+    if kind and Protocol not in examples.__bases__:  # Examples itself says nothing of the kind
+        chosen: Any = tables["task"][task]
+        require_target(task, chosen.target_kinds, data, kind)
 
 
 FROM_SIGNATURES = {"extra": "forbid", "use_attribute_docstrings": False}

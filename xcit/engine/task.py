@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..preprocessing import Preprocessing
 
 Losses = dict[str, Tensor]
@@ -148,10 +147,3 @@ class Task(nn.Module):
     def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
         """Called after each validation with its metrics. Return what the user should know, in lines to print."""
         return []
-
-
-def require_target(name: str, task: type[Task], data_name: str, kind: str) -> None:
-    """Refuse a data set whose targets the task does not learn from."""
-    if kind not in task.target_kinds:
-        accepted = " or ".join(task.target_kinds)
-        raise InputError(f"task={name}: learns from targets of kind {accepted}; those of data={data_name} are {kind}")
