@@ -56,6 +56,28 @@ def test_every_metric_has_a_panel_with_a_line_for_each_kind_of_weights() -> None
     assert entropies[0] != entropies[0] and entropies[1:] == [3.0] * 3
 
 
+def test_a_detector_has_a_panel_for_each_headline_metric_and_each_loss() -> None:
+    losses = ("rpn_objectness", "rpn_boxes", "classes", "boxes", "masks")
+    train = {"step": 1, "epoch": 1, "split": "train", "loss": 1.0, "lr": 1e-3, **dict.fromkeys(losses, 0.2)}
+    kinds = ("_map", "_map50", "_map75", "_map_small", "_map_medium", "_map_large")
+    metrics = {f"{of}{kind}": 1.0 for of in ("box", "mask") for kind in kinds}
+    panels = draw({"": [train, {"step": 1, "epoch": 1, "split": "val", "weights": "raw", **metrics}]}).axes
+    assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "box_map", "mask_map", *losses]
+
+
+def test_each_loss_of_a_validation_has_a_panel() -> None:
+    panels = draw({"": [{"step": 1, "epoch": 1, "split": "val", "loss": 2.0, "loss_boxes": 1.0}]}).axes
+    assert [axes.get_title() for axes in panels][:3] == ["loss", "learning rate", "loss_boxes"]
+
+
+def test_a_picture_with_too_many_metrics_says_so_in_its_legend() -> None:
+    rows = rows_of(1)
+    rows[0] |= {f"loss_{number}": 1.0 for number in range(20)}
+    figure = draw({"": rows})
+    assert figure.legends[0].get_title().get_text() == "15 of 24 metrics"
+    assert not figure.get_suptitle()
+
+
 def test_several_runs_are_told_apart() -> None:
     panels = draw({"a": rows_of(1), "b": rows_of(3)}).axes
     assert list(lines(panels[0])) == ["a: training", "b: training"]

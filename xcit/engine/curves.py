@@ -113,21 +113,27 @@ def draw(runs: Mapping[str, Sequence[Row]]) -> "Figure":
         axes.set_xlim(0, 1.02 * last)
     for axes in grid[max(0, len(shown) - columns) : len(shown)]:
         axes.set_xlabel("epoch")
-    if len(panels) > len(shown):
-        figure.suptitle(f"{len(shown)} of {len(panels)} metrics", fontsize=9)
 
     # One legend for all panels: no panel needs to have every kind of line.
     handles = {line.get_label(): line for axes in grid for line in axes.get_lines()}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    title = f"{len(shown)} of {len(panels)} metrics" if len(panels) > len(shown) else None
+    place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
+    figure.legend(handles.values(), handles.keys(), title=title, fontsize=9, title_fontsize=9, **place)
     return figure
 
 
 def names(rows: Iterator[Row]) -> list[str]:
-    """The metrics, in the order of their panels."""
+    """The metrics, in the order of their panels.
+
+    Validation metrics whose names begin with another one's, as box_map50 and box_map, have none.
+    """
     found = {"val": dict.fromkeys(FIRST), "train": {}}
     for row in rows:
         found[row["split"]] |= dict.fromkeys(row)
-    return [name for name in found["val"] | found["train"] if name not in NO_CURVE]
+    measured = [name for name in found["val"] if name not in NO_CURVE]
+    heads = [name for name in measured if name not in FIRST]
+    drawn = [name for name in measured if not any(name != head and name.startswith(head) for head in heads)]
+    return list(dict.fromkeys(drawn + [name for name in found["train"] if name not in NO_CURVE]))
 
 
 def draw_metric(axes: "Axes", name: str, runs: Mapping[str, Sequence[Row]]) -> None:
