@@ -148,6 +148,21 @@ def test_a_run_is_evaluated_as_its_validation_says(
     # The folded model rounds differently.
     assert after[headline] == pytest.approx(before[headline], abs=0.5)
     assert (tmp_path / "out/predictions/64_raw/per_class.csv").is_file()
+    assert "inference" not in after
+
+
+def test_results_say_how_images_were_segmented(
+    arguments: Sequence[str], trained: Path, command: Command, tmp_path: Path
+) -> None:
+    if "data=ade20k" not in arguments:
+        pytest.skip("a detector has one way")
+    options = ("task.inference=slide", "task.window=48", "task.stride=32", "task.scales=[0.5,1]", "task.flip=true")
+    result = command("eval.py", f"checkpoint={trained}", "run_dir=out", *options)
+    note = "slide 48/32, scales 0.5 1, flip"
+    assert result.status == 0, result.stderr
+    assert note in " ".join(result.stdout.split())
+    assert rows(tmp_path / "out")[0]["inference"] == note
+    assert next(csv.DictReader((tmp_path / "out/results.csv").open()))["inference"] == note
 
 
 def test_wrong_options_of_an_evaluation_are_refused_before_its_folder_is_made(

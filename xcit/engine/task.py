@@ -130,6 +130,10 @@ class Task(nn.Module):
     def evaluator(self) -> Evaluator:
         raise NotImplementedError
 
+    def inference_note(self) -> str:
+        """How images are evaluated, for the results, if that is not the default; otherwise an empty string."""
+        return ""
+
     # Hooks, which the engine calls without knowing why.
 
     def begin_training(self, device: torch.device) -> None:

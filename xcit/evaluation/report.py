@@ -95,19 +95,23 @@ def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure"
     axes.set_xlabel("test resolution (pixels)")
     axes.set_ylabel(PRINTED.get(headline, headline))
     first = rows[0]
-    axes.set_title(
-        f"{first['model']} on {first['eval_set']}, {first['images']:,} images, crop ratio {first['crop_ratio']}"
-    )
+    axes.set_title(f"{title_of(first)}, crop ratio {first['crop_ratio']}")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
+def title_of(row: Row) -> str:
+    """What the rows of an evaluation share."""
+    note = f", {row['inference']}" if "inference" in row else ""
+    return f"{row['model']} on {row['eval_set']}, {row['images']:,} images{note}"
+
+
 def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
     first = rows[0]
-    labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "images")
+    labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "inference", "images")
     measured = [key for key in first if key not in labels and VARIANT not in key and not key.endswith(IN_FILES_ONLY)]
-    printed = Table(title=f"{first['model']} on {first['eval_set']}, {first['images']:,} images")
+    printed = Table(title=title_of(first))
     for column in ("resolution", "weights", *measured):
         printed.add_column(PRINTED.get(column, column), justify="right")
     for row in rows:

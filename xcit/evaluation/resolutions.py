@@ -33,8 +33,9 @@ class Measured(NamedTuple):
 # Measures a module: (module, size of the images in pixels, description for the progress).
 Measure = Callable[[Any, int, str], Measured]
 
-# A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, the evaluator's
-# metrics (for classification top1 and top5 in percent, loss, images), images_per_second, peak_memory_mb.
+# A row of results.json and results.csv: model, checkpoint, weights, eval_set, resolution, crop_ratio, inference if the
+# task has a note about it, the evaluator's metrics (for classification top1 and top5 in percent, loss, images),
+# images_per_second, peak_memory_mb.
 Row = dict[str, Any]
 
 
@@ -74,6 +75,8 @@ def sweep(
             if details and folder and distributed.is_main():
                 write_details(folder, details, resolution, weights)
             conditions = {"eval_set": subject.eval_set, "resolution": resolution, "crop_ratio": subject.crop_ratio}
+            if isinstance(module, Task) and (note := module.inference_note()):
+                conditions["inference"] = note
             cost = {
                 "images_per_second": measured["images"] / meter.seconds,
                 "peak_memory_mb": meter.peak_memory_mb,

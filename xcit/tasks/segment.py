@@ -132,6 +132,11 @@ class Segment(Task):
     def evaluator(self) -> Segmentation:
         return Segmentation(self.predict_bands, self.target.classes, next(self.parameters()).device)
 
+    def inference_note(self) -> str:
+        windows = f"slide {self.window}/{self.stride}" if self.inference == "slide" else ""
+        scales = f"scales {' '.join(f'{scale:g}' for scale in self.scales)}" if self.scales != (1.0,) else ""
+        return ", ".join(filter(None, [windows, scales, "flip" if self.flip else ""]))
+
     @torch.no_grad()
     def predict(self, image: Tensor, original: tuple[int, int]) -> Tensor:
         """The probabilities of the classes at the original size, (H, W), of an image, (1, C, h, w): (K, H, W).
