@@ -17,11 +17,13 @@ from xcit.models.dense.pyramid import STRIDES
 from xcit.models.dense.regions import AlignedPool, AnchorMatcher, Anchors, SeededSampler, cut_masks, on_image
 
 WIDTH = 6
+OPTIONS = {"channels": 8, "anchor_scale": 4.0, "proposals": 20}
+OPTIONS |= {"score_threshold": 0.05, "nms_threshold": 0.5, "max_detections": 100}
 
 
 def detector(**options: Any) -> MaskRCNN:
     torch.manual_seed(0)
-    model = MaskRCNN(WIDTH, 3, **{"channels": 8, "anchor_scale": 4.0, "proposals": 20} | options)
+    model = MaskRCNN(WIDTH, 3, **OPTIONS | options)
     model.rpn.fg_bg_sampler.number, model.roi_heads.fg_bg_sampler.number = 16, 12
     return model
 
@@ -225,7 +227,7 @@ def test_detections_are_in_the_image_best_first() -> None:
 
 def test_the_authors_weights_fit() -> None:
     """The shapes of mmdetection's Mask R-CNN with 3 classes, without the background's rows."""
-    shapes = {name: tuple(p.shape) for name, p in MaskRCNN(384, 3).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in MaskRCNN(384, 3, **OPTIONS | {"channels": 256}).named_parameters()}
     expected = {
         "neck.inner_blocks.3.0.weight": (256, 384, 1, 1),
         "neck.layer_blocks.0.0.weight": (256, 256, 3, 3),

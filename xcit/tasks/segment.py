@@ -21,7 +21,6 @@ from ..models.dense.windows import Segmented, at_scales, bands, slide, whole
 from ..preprocessing import Preprocessing
 
 HEADS = {"semantic_fpn": SemanticFPN, "upernet": UperNet}
-CHANNELS = {"semantic_fpn": 128, "upernet": 512}
 AUX_WEIGHT = 0.4
 SHORTER_SIDE = 512
 
@@ -77,7 +76,8 @@ class Segment(Task):
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
         num_classes = len(target.classes)
         # The names of the heads are those of the authors' files.
-        self.decode_head = HEADS[head](pyramid.width, num_classes, channels=channels or CHANNELS[head], dropout=dropout)
+        width = {"channels": channels} if channels else {}  # each head has its own default
+        self.decode_head = HEADS[head](pyramid.width, num_classes, dropout=dropout, **width)
         self.aux_weight = 0.0
         if head == "upernet":
             self.aux_weight = AUX_WEIGHT if aux_weight is None else aux_weight

@@ -54,7 +54,7 @@ class Detections(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """The maps of a FeaturePyramid → losses in training, detections in evaluation.
+    """The maps of a FeaturePyramid → losses in training, detections in evaluation. `Detect` has the default values.
 
     Args:
         width: channels of the maps.
@@ -70,12 +70,12 @@ class MaskRCNN(nn.Module):
         width: int,
         num_classes: int,
         *,
-        channels: int = 256,
-        anchor_scale: float = 8.0,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        proposals: int = 1000,
+        channels: int,
+        anchor_scale: float,
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        proposals: int,
     ) -> None:
         super().__init__()
         self.neck = FeaturePyramidNetwork([width] * len(STRIDES), channels, extra_blocks=LastLevelMaxPool())
