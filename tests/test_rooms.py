@@ -23,6 +23,7 @@ ALLOWED = {
     "xcit.class_names": set(),
     "xcit.credentials": set(),
     "xcit.errors": {"xcit.credentials"},
+    "xcit.number_types": set(),
     "xcit.orientation": set(),
     "xcit.preprocessing": {"xcit.errors", "xcit.orientation"},
     "xcit.checksum": set(),
@@ -33,15 +34,18 @@ ALLOWED = {
     "xcit.openmp": set(),
     "xcit.signals": set(),
     "xcit.engine": SHARED | {"xcit.signals"},
-    "xcit.tasks": SHARED | {"xcit.models", "xcit.weights", "xcit.engine", "xcit.evaluation"},
-    "xcit.evaluation": SHARED | {"xcit.engine", "xcit.models"},
+    "xcit.tasks": SHARED | {"xcit.number_types", "xcit.models", "xcit.weights", "xcit.engine", "xcit.evaluation"},
+    "xcit.evaluation": SHARED | {"xcit.number_types", "xcit.engine", "xcit.models"},
     "xcit.checkpoint": {"xcit.errors"},
-    "xcit.config": {"xcit.credentials", "xcit.errors"},
+    "xcit.config": {"xcit.credentials", "xcit.errors", "xcit.number_types"},
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config"},
     "xcit.start": {"xcit.signals", "xcit.command"},
     "xcit.saved": SHARED | {"xcit.config", "xcit.models", "xcit.weights"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
-    "data": {"xcit.class_names", "xcit.credentials", "xcit.errors", "xcit.orientation", "xcit.preprocessing"},
+    "data": {
+        *("xcit.class_names", "xcit.credentials", "xcit.errors", "xcit.number_types"),
+        *("xcit.orientation", "xcit.preprocessing"),
+    },
 }
 
 # Third parties that one place alone may know.

@@ -19,13 +19,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from xcit.errors import InputError
+from xcit.number_types import Probability
 from xcit.preprocessing import Preprocessing
 
 from ..encoded_image import BrokenImageError, EncodedImage, rgb
 from ..examples import Example, View
 from ..normalize import Normalize
 from ..objects import Objects, decode_masks
-from .labelled_crop import Probability, require_rgb_of_8_bits
+from .labelled_crop import require_rgb_of_8_bits
 
 OPTIONS_FOR = 800
 """The data.image_size that the sides in conf/augment are for. For another one they change in proportion."""

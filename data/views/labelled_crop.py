@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from xcit.errors import InputError
+from xcit.number_types import NonNegative, PositiveFloat, Probability
 from xcit.preprocessing import Preprocessing
 
 from ..encoded_image import rgb
@@ -41,9 +42,7 @@ def check_policy(policy: str) -> str:
     return policy
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Pair = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
+Pair = Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
 
 
 class LabelledImages(NamedTuple):

@@ -15,13 +15,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from xcit.errors import InputError
+from xcit.number_types import Probability
 from xcit.preprocessing import Preprocessing
 
 from ..crops import Crop, random_resized_crops
 from ..examples import Example, View
 from ..normalize import Normalize
 from ..shared_memory import SharedBuffers
-from .labelled_crop import CenterLabelledCrop, Pair, Probability, check_ratio, check_scale, require_rgb
+from .labelled_crop import CenterLabelledCrop, Pair, check_ratio, check_scale, require_rgb
 from .labelled_crop import evaluation_view as labelled_evaluation_view
 
 GLOBAL_CROPS = 2

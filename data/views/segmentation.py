@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from xcit.errors import InputError
+from xcit.number_types import NonNegative, Probability
 from xcit.preprocessing import Preprocessing
 
 from ..encoded_image import rgb
@@ -22,7 +23,7 @@ from ..examples import Example, View
 from ..index_mask import IGNORED
 from ..normalize import Normalize
 from ..shared_memory import SharedBuffers
-from .labelled_crop import NonNegative, Pair, Probability, check_ratio, require_rgb_of_8_bits
+from .labelled_crop import Pair, check_ratio, require_rgb_of_8_bits
 
 Pixels = tuple[Tensor, Tensor]
 """An image, (H, W, 3), uint8; and its mask, int16."""

@@ -12,12 +12,12 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
+from ..number_types import PositiveInt
 from .sections import (
     AugmentConfig,
     DataConfig,
     EvaluateConfig,
     ModelConfig,
-    Positive,
     Section,
     TaskConfig,
 )
@@ -67,7 +67,7 @@ class TrainConfig(Section):
     """Initial weights: a published name, a file or a run folder; true: the model's; null: none."""
     deterministic: bool
     """Whether to refuse operations whose results vary from run to run."""
-    resolutions: Annotated[list[Positive], Field(min_length=1)] | None = None
+    resolutions: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     """Sizes in pixels of the final evaluation; null: seven around data.image_size."""
 
     @property
@@ -106,9 +106,9 @@ class EvalConfig(Section):
     """Image size / short side to which the image is resized before the center crop; null: the run's, or 1."""
     weights: Literal["raw", "ema", "both"]
     """Weights that are evaluated: raw, ema (their moving average) or both."""
-    resolutions: Annotated[list[Positive], Field(min_length=1)] | None
+    resolutions: Annotated[list[PositiveInt], Field(min_length=1)] | None
     """Image sizes in pixels; null: the run's list, or up to seven around the training size."""
-    batch_size: Positive
+    batch_size: PositiveInt
     """Images per batch in each process."""
     precision: Precision
     """Data type of the forward pass."""
@@ -124,5 +124,5 @@ class ResolvedEvalConfig(EvalConfig):
     model: ModelConfig
     data: DataConfig
     task: TaskConfig
-    resolutions: list[Positive]
+    resolutions: list[PositiveInt]
     crop_ratio: float

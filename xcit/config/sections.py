@@ -9,10 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from ..number_types import PositiveInt, Share
 
 
 class Section(BaseModel):
@@ -96,13 +93,13 @@ class DataConfig(NamedSection):
 
     name: str
     """Data set: an entry of DATASETS in data/datasets."""
-    image_size: Positive = 224
+    image_size: PositiveInt = 224
     """Height and width of the images in pixels, in training and validation."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that load images, for each training process; null: one for each of its cores, at most 8."""
     max_broken: Share = 0.001
     """Largest share of broken training images, which are replaced by others; above it the run stops."""
-    max_pixels: Positive = 178_956_970
+    max_pixels: PositiveInt = 178_956_970
     """Largest image in pixels (width × height); a larger one is refused as broken."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where training JPEGs are decoded: cpu, or gpu without RandAugment, color jitter and 3-Augment."""
@@ -112,9 +109,9 @@ class AugmentConfig(OpenSection):
     """conf/augment: the options are those of the task's view (data/views); these keys are the same for all."""
 
     chosen_by = "task"
-    repeats: Positive = 1
+    repeats: PositiveInt = 1
     """Copies of each image in an epoch, each with its own augmentation (repeated augmentation)."""
-    image_sizes: Annotated[list[Positive], Field(min_length=1)] | None = None
+    image_sizes: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     """Training sizes in pixels, each for an equal part of the run; null: data.image_size."""
 
 

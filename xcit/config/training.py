@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..errors import InputError, Notice
-from .sections import NonNegative, Positive, PositiveFloat, Section
+from ..number_types import NonNegative, PositiveFloat, PositiveInt
+from .sections import Section
 
 Auto = Literal["auto"]
 """A number that follows from the number of training images; see `LoopConfig.scaled`."""
@@ -87,13 +88,13 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     """train.*: the loop."""
 
-    epochs: Positive | Auto | None = None
+    epochs: PositiveInt | Auto | None = None
     """Passes over the training images; auto: 100, or more until there are 1,000 updates."""
-    updates: Positive | None = None
+    updates: PositiveInt | None = None
     """Length of the run in updates, instead of train.epochs; null: train.epochs sets it."""
-    global_batch_size: Positive | Auto
+    global_batch_size: PositiveInt | Auto
     """Images per update, over all processes; auto: at most 512 and half of the training images."""
-    accumulate: Positive
+    accumulate: PositiveInt
     """Forward passes per update in each process (gradient accumulation)."""
     precision: Precision
     """Data type of the forward pass: fp32, bf16 or fp16 (with a scaled loss)."""
@@ -109,13 +110,13 @@ class LoopConfig(Section):
     """Whether the model's BatchNorms keep the statistics that they start with, for batches of few images."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None
     """Decay per update of the moving average of the weights (EMA); null: no EMA."""
-    log_every: Positive
+    log_every: PositiveInt
     """Updates between two lines of metrics.jsonl."""
-    save_every: Positive | None = None
+    save_every: PositiveInt | None = None
     """Updates between two checkpoints within an epoch; null: only one after each epoch."""
-    keep_last: Positive = 2
+    keep_last: PositiveInt = 2
     """Number of the newest checkpoints that are kept: last.pt and the ones before it."""
-    keep_best: Positive = 1
+    keep_best: PositiveInt = 1
     """Number of the best checkpoints that are kept: best.pt and the next best ones."""
     best_by: Literal["better", "raw"] = "better"
     """Weights that decide which checkpoints are the best: the better of raw and EMA, or raw."""
@@ -178,5 +179,5 @@ class LoopConfig(Section):
 class ScaledLoopConfig(LoopConfig):
     """A loop whose length and batch are numbers."""
 
-    epochs: Positive | None = None
-    global_batch_size: Positive
+    epochs: PositiveInt | None = None
+    global_batch_size: PositiveInt

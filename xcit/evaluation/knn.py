@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..engine import distributed
 from ..errors import InputError
+from ..number_types import PositiveInt
 from .features import SIMILARITIES, Features, Kind
 
 DEFAULT_K = (20, 10, 100, 200)
@@ -33,7 +34,7 @@ class KNN:
         self,
         *,
         features: Kind = "class_token",
-        k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None,
+        k: Annotated[list[PositiveInt], Field(min_length=1)] | None = None,
         temperature: Annotated[float, Field(gt=0)] = 0.07,
     ) -> None:
         self.features, self.k, self.temperature = features, k or [], temperature

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..engine import distributed
 from ..errors import InputError
+from ..number_types import PositiveFloat, PositiveInt
 from .features import Features, Kind
 
 MOMENTUM, INIT_STD = 0.9, 0.01
 """DINO's."""
 CHUNK = 4096
 """Number of images that are classified at once."""
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class LinearProbe:
@@ -43,9 +43,9 @@ class LinearProbe:
         self,
         *,
         features: Kind = "class_token",
-        lr: Annotated[list[Rate], Field(min_length=1)] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],  # noqa: B006
-        epochs: Annotated[int, Field(ge=1)] = 100,
-        batch_size: Annotated[int, Field(ge=1)] = 256,
+        lr: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],  # noqa: B006
+        epochs: PositiveInt = 100,
+        batch_size: PositiveInt = 256,
         held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
     ) -> None:

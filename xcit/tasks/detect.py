@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine import distributed
@@ -13,11 +12,9 @@ from ..engine.task import Losses, Target, Task
 from ..evaluation.detection import CocoMetrics, require_coco_eval
 from ..models.dense.mask_rcnn import Detections, MaskRCNN
 from ..models.dense.pyramid import FeaturePyramid
+from ..number_types import PositiveFloat, PositiveInt, Share
 from ..preprocessing import Preprocessing
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 SHORTER_SIDE = 800
 """Shorter side in pixels for which `longest` is given."""
 

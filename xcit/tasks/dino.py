@@ -17,15 +17,12 @@ from ..engine.task import Losses, Position, Target, Task
 from ..errors import InputError
 from ..evaluation.collapse import entropy, feature_std
 from ..models.stochastic_depth import switch_off_dropout
+from ..number_types import NonNegative, PositiveFloat, PositiveInt, Share
 from .dino_head import DinoHead
 from .dino_loss import centered, coding_rate_loss, cross_view_entropy, koleo, masked_patch_entropy, sinkhorn
 from .dino_validation import FrozenFeatures, signs_of_collapse
 from .patch_masks import HiddenPatches, hide_blocks, hide_patches
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 FIRST_TEMPERATURE = 0.04
 GLOBAL_CROPS = 2
 

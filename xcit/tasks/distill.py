@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine.task import Losses, Target
 from ..errors import InputError
+from ..number_types import PositiveInt, Share
 from ..preprocessing import Preprocessing
 from .classify import Classify, Loss
 from .teacher import Teacher
@@ -42,9 +43,9 @@ class Distill(Classify):
         loss: Loss = "cross_entropy",
         teacher: str = "regnety_160.deit_in1k",
         teacher_weights: str | None = None,
-        teacher_image_size: Annotated[int, Field(ge=1)] | None = None,
+        teacher_image_size: PositiveInt | None = None,
         kind: Literal["hard", "soft"] = "hard",
-        alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        alpha: Share = 0.5,
         tau: Annotated[float, Field(gt=0)] = 1.0,
         divide_by: Literal["images", "images_and_classes"] = "images",
     ) -> None:

@@ -18,15 +18,12 @@ from ..models.dense.pyramid import STRIDES, FeaturePyramid
 from ..models.dense.semantic_fpn import SemanticFPN
 from ..models.dense.upernet import FCNHead, UperNet
 from ..models.dense.windows import Segmented, at_scales, bands, slide, whole
+from ..number_types import NonNegative, PositiveFloat, PositiveInt
 from ..preprocessing import Preprocessing
 
 HEADS = {"semantic_fpn": SemanticFPN, "upernet": UperNet}
 AUX_WEIGHT = 0.4
 SHORTER_SIDE = 512
-
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Segment(Task):
