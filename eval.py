@@ -58,7 +58,7 @@ from xcit.saved import Saved, is_published, model_of, not_given, read_checkpoint
 from xcit.storage import load_exactly
 from xcit.tasks import BARE_WEIGHTS, TASKS
 from xcit.tasks.load import ready
-from xcit.weights.loading import without_head
+from xcit.weights.loading import with_pruned_parts_of, without_head
 from xcit.weights.sources import locate
 
 FEATURES_VIEW = "labelled_crop"
@@ -192,7 +192,14 @@ def by_frozen_features(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) ->
     method.check(len(training))
 
     def module(model: nn.Module, kind: str) -> nn.Module:
-        load_exactly(model, without_head(model, saved.backbone.state(kind)), saved.backbone.origin)
+        state = without_head(model, saved.backbone.state(kind))
+        _, lacks = with_pruned_parts_of(model, state, saved.backbone.origin)
+        if lacks:
+            raise InputError(
+                f"evaluate={whole.evaluate.name}: {lacks.partition(';')[0]}, but frozen features come from there; "
+                f"train.py pretrained={whole.checkpoint} trains a classifier on this backbone"
+            )
+        load_exactly(model, state, saved.backbone.origin)
         return ready_for_inference(model)
 
     return Way(

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+import xcit
 from xcit.checkpoint import LAST
+from xcit.errors import Notice
 from xcit.storage import read_tensors
 
 from .conftest import Result, launch
@@ -149,6 +151,22 @@ def test_a_run_is_evaluated_as_its_validation_says(
     assert after[headline] == pytest.approx(before[headline], abs=0.5)
     assert (tmp_path / "out/predictions/64_raw/per_class.csv").is_file()
     assert "inference" not in after
+
+
+def test_the_backbone_of_a_run_loads_alone_but_has_no_features_of_whole_images(
+    trained: Path, command: Command, tmp_path: Path
+) -> None:
+    with pytest.warns(Notice, match=r"last\.pt: has no cls_attn_blocks, cls_token, norm, which detection and segm"):
+        model, _, classes = xcit.load(trained)
+    saved, own = read_tensors(trained / LAST)["task"], model.state_dict()
+    of_layers = [name for name in own if name.startswith(("blocks.", "patch_embed."))]
+    assert of_layers and all(torch.equal(own[name], saved[f"model.model.{name}"]) for name in of_layers)
+    assert (model.num_classes, classes) == (0, None)
+
+    result = command("eval.py", f"checkpoint={trained}", "evaluate=knn", "data=digits", "run_dir=out")
+    assert result.status == 2 and not (tmp_path / "out").exists()
+    line = result.stderr.splitlines()[-1]
+    assert "has no cls_attn_blocks, cls_token, norm" in line and f"pretrained={trained} trains a classifier" in line
 
 
 def test_results_say_how_images_were_segmented(

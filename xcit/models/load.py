@@ -1,6 +1,7 @@
 """Load a trained model in one line: the model, its preprocessing and the names of its classes."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +9,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..checkpoint import is_checkpoint, upgraded
-from ..errors import InputError
+from ..errors import InputError, Notice
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from ..weights.formats import State, Weights
-from ..weights.loading import describe, head_prefixes, weights_at
+from ..weights.loading import describe, head_prefixes, weights_at, with_pruned_parts_of
 from ..weights.published import find_published
 from ..weights.sources import locate, read_hub_config
 from . import create_model
@@ -39,6 +40,9 @@ def load(source: str | Path, kind: str | None = None) -> Loaded:
             hf-hub:OWNER/NAME, or a name of `list_pretrained()`. A run with model=timm needs timm.
         kind: "raw" or "ema". The default is the better one in the last validation of the run.
 
+    Of a detector or segmenter it is the backbone, without a classifier. What detection and segmentation do not train
+    stays newly initialized, and a `Notice` says so; `xcit.tasks.load.load_task` loads the whole task.
+
     The class names of published weights come from timm; without timm they are None.
 
     Raises:
@@ -55,6 +59,9 @@ def load_content(source: str, path: Path, content: Mapping[str, Any], kind: str 
         weights.warn_of_lag()
     state = weights.state(kind or weights.better())
     model = new_model(source, path, content, weights, state)
+    state, notice = with_pruned_parts_of(model, state, weights.origin)
+    if notice:
+        warnings.warn(notice, Notice, stacklevel=2)
     load_exactly(model, state, weights.origin)
     describe(model, weights)
     classes = weights.classes if getattr(model, "num_classes", 1) else None
