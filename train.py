@@ -196,12 +196,12 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
 def check(given: TrainConfig, device: torch.device) -> list[int]:
     """Raise an InputError for whatever is wrong, before the data are read. Return the resolutions to evaluate at."""
     config = given.scaled(1_000_000, distributed.world_size())  # the number of images is not known yet
-    require_determinism(given.deterministic)
+    task = TASKS[config.task.name]
+    require_determinism(given.deterministic, device, task.nondeterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     if config.data.decode == "gpu":
         require_gpu_decoding(device)
     images_per_pass = config.train.batch_size(distributed.world_size()) * distributed.world_size()
-    task = TASKS[config.task.name]
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
     size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []

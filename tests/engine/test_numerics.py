@@ -1,14 +1,15 @@
-"""Numerics: a precision that is slow on the device is told of."""
+"""Numerics: a precision that is slow on the device is told of, and determinism that a task cannot have is refused."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import xcit
-from xcit.engine.numerics import warn_of_slow_precision
+from xcit.engine.numerics import require_determinism, warn_of_slow_precision
+from xcit.tasks import TASKS
 
 from ..conftest import Result
 
@@ -20,6 +21,24 @@ def test_other_precisions_need_no_note(device: torch.device, precision: str) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_slow_precision(device, precision, "precision")
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_determinism_is_refused_at_the_start_where_a_task_cannot_have_it() -> None:
+    operation = TASKS["segment"].nondeterministic
+    with pytest.raises(xcit.InputError, match=r"^deterministic=true: the task needs torch\.nn\.NLLLoss of images"):
+        require_determinism(True, GPU, operation)
+    require_determinism(False, GPU, operation)
+    assert not torch.are_deterministic_algorithms_enabled()
+    for device, other in ((CPU, operation), (GPU, TASKS["classify"].nondeterministic)):
+        require_determinism(True, device, other)
+        assert torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="commands use the GPU, where fp16 is fast")

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from ..errors import Notice
+from ..errors import InputError, Notice
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,8 +31,18 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def require_determinism(required: bool) -> None:
-    """Refuse operations whose results vary from run to run; on a GPU that costs speed."""
+def require_determinism(required: bool, device: torch.device, nondeterministic: str = "") -> None:
+    """Refuse operations whose results vary from run to run; on a GPU that costs speed.
+
+    nondeterministic: an operation of the task that PyTorch would refuse on a GPU in the middle of the run.
+
+    Raises:
+        InputError: the task needs this operation, and the device is a GPU.
+    """
+    if required and nondeterministic and device.type == "cuda":
+        raise InputError(
+            f"deterministic=true: the task needs {nondeterministic}, which has no deterministic form on a GPU"
+        )
     if required:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
     torch.use_deterministic_algorithms(required)

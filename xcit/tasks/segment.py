@@ -48,6 +48,7 @@ class Segment(Task):
     headline = "miou"
     backbone = "model.model"
     networks: ClassVar = {"model": "model.model"}
+    nondeterministic = "torch.nn.NLLLoss of images"
     on_training_line = ("main", "aux")
     on_validation_line = ("pixel_accuracy", "mean_accuracy")
 
