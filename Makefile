@@ -27,7 +27,7 @@ test: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 test-slow: $(VENV)/test.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow -rP
 
 lint: $(VENV)/test.installed
 	$(RUN) -m ruff check .

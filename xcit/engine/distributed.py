@@ -128,6 +128,14 @@ def from_all(value: T) -> list[T]:
     return values
 
 
+def to_main(value: T) -> list[T]:
+    """Every process's value in the main process; an empty list in the others."""
+    values = [value] * world_size() if is_main() else []
+    if world_size() > 1:
+        dist.gather_object(value, values if is_main() else None)
+    return values
+
+
 def rows_of_all(own: Tensor) -> Tensor:
     """A tensor whose rows are spread over the processes, whole in every process.
 

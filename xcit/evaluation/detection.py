@@ -1,7 +1,6 @@
 """COCO's metrics of detection and instance segmentation, by faster-coco-eval, over the images of all processes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -74,19 +73,22 @@ class CocoMetrics:
                 self.shown.append((picture.clone(), size, truth, found))
 
     def compute(self) -> dict[str, float]:
-        results = sorted((r for own in distributed.from_all(self.results) for r in own), key=lambda r: r.image_id)
-        self.objects[:] = 0
-        for result in results:
-            labels = np.asarray(result.truth["labels"])[~np.asarray(result.truth["crowd"], dtype=bool)]
-            np.add.at(self.objects, labels.astype(int), 1)
-        measure = partial(precision_of, results, self.classes)
-        self.precision = distributed.on_main(lambda: {kind: measure(kind) for kind in KINDS})
+        results = sorted((r for own in distributed.to_main(self.results) for r in own), key=lambda r: r.image_id)
+
+        def measure() -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+            objects = np.zeros_like(self.objects)
+            for result in results:
+                labels = np.asarray(result.truth["labels"])[~np.asarray(result.truth["crowd"], dtype=bool)]
+                np.add.at(objects, labels.astype(int), 1)
+            return {kind: precision_of(results, self.classes, kind) for kind in KINDS}, objects, len(results)
+
+        self.precision, self.objects, images = distributed.on_main(measure)
         metrics: dict[str, float] = {}
         for kind, precision in self.precision.items():
             metrics[f"{kind}_map"] = average(precision)
             metrics |= {f"{kind}_map{suffix}": average(precision, iou=iou) for suffix, iou in THRESHOLDS.items()}
             metrics |= {f"{kind}_map_{area}": average(precision, area=area) for area in AREA_NAMES[1:]}
-        return metrics | {"images": len(results)}
+        return metrics | {"images": images}
 
     def details(self) -> Details:
         rows = []

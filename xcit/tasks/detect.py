@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..engine import distributed
@@ -44,7 +45,7 @@ class Detect(Task):
         model: nn.Module,
         target: Target,
         *,
-        longest: PositiveInt = 1333,
+        longest: Annotated[int, Field(ge=SHORTER_SIDE)] = 1333,
         channels: PositiveInt = 256,
         anchor_scale: PositiveFloat = 8.0,
         proposals: PositiveInt = 1000,
@@ -75,7 +76,7 @@ class Detect(Task):
         require_coco_eval()
 
     def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
-        size = (SHORTER_SIDE, max(self.longest, SHORTER_SIDE))
+        size = (SHORTER_SIDE, self.longest)
         return replace(of_model, resize="shortest", size=size, crop_ratio=1.0, interpolation="bilinear")
 
     def forward(self, batch: Any) -> Losses:
