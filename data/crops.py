@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .encoded_image import EncodedImage, rgb
+from xcit.encoded_image import EncodedImage, rgb
+
 from .jpeg import SCALES, read_jpeg
 
 ATTEMPTS = 10

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from xcit.encoded_image import EncodedImage
+
 from .about import About
-from .encoded_image import EncodedImage
 
 HELD_OUT = "the held-out images"
 """The key of `Examples.order` that says how the validation images were chosen, if the data set has no splits."""

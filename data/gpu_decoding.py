@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 
 from .crops import Box, random_box, resize
-from .encoded_image import EncodedImage
 from .jpeg import read_jpeg
 from .transforms import TrainTransform
 

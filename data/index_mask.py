@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.orientation import EXIF_ORIENTATION, upright
-
-from .encoded_image import BrokenImageError, EncodedImage
 
 IGNORED = -1
 """The label of pixels that belong to no class: they count neither in the loss nor in the metrics."""

@@ -13,9 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from xcit.encoded_image import EncodedImage
 from xcit.orientation import EXIF_ORIENTATION
-
-from .encoded_image import EncodedImage
 
 UPRIGHT = 1
 """The value of EXIF's orientation for an upright image."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
+from xcit.encoded_image import MAX_PIXELS, BrokenImageError
 from xcit.errors import InputError, TrainingError, print_note
 
-from .encoded_image import MAX_PIXELS, BrokenImageError
 from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
 from .shared_memory import PREFETCHED, HeldMappings, SharedMemoryError, require_shared_memory, share

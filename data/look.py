@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from xcit.encoded_image import BrokenImageError
 from xcit.errors import InputError
 
-from .encoded_image import BrokenImageError
 from .examples import Example, View
 from .loader import EvalLoader, batches_of, make_loader
 

@@ -14,11 +14,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.preprocessing import INTERPOLATIONS
 
 from .crops import random_resized_crop
-from .encoded_image import EncodedImage
 from .normalize import Normalize, one_thread
 from .rand_augment import use_fast_shifts
 from .shared_memory import SharedBuffers

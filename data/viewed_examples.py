@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from xcit.encoded_image import MAX_PIXELS, BrokenImageError, EncodedImage
 from xcit.errors import InputError
 
-from .encoded_image import MAX_PIXELS, BrokenImageError, EncodedImage
 from .examples import Examples, View
 
 REPLACEMENTS = 10

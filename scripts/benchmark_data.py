@@ -39,7 +39,6 @@ import xcit
 from data.crops import random_resized_crop
 from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
-from data.encoded_image import EncodedImage
 from data.examples import Example, View
 from data.jpeg import read_jpeg
 from data.loader import TrainLoader, make_loader
@@ -50,6 +49,7 @@ from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples
 from data.views.labelled_crop import RandomLabelledCrop
 from xcit.command import ArgumentParser, guarded
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.storage import write_text
 

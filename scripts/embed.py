@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not insta
 import xcit
 from data.about import counted
 from data.datasets.listing import images_below
-from data.encoded_image import EncodedImage
 from data.workers import default_workers
 from xcit.command import ArgumentParser, guarded
+from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, print_note
 from xcit.evaluation.features import Kind, features_of

@@ -43,13 +43,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/
 
 from data.about import counted
 from data.datasets.listing import skipped_below
-from data.encoded_image import MAX_PIXELS, EncodedImage
 from data.workers import default_workers
 from scripts.embed import files_of
 from scripts.prediction_files import FEW, Output
 from scripts.predictors import PREDICTORS, Item, Prediction, Predictor, Settings
 from xcit.command import ArgumentParser, guarded
 from xcit.command.printing import print_notices
+from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError, print_note, unknown

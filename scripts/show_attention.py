@@ -25,8 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
 
 import xcit
-from data.encoded_image import EncodedImage
 from xcit.command import ArgumentParser, guarded
+from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, print_note
 from xcit.evaluation.attention import class_attention_maps, draw, keep_mass, overlay_on_frames

@@ -26,6 +26,7 @@ ALLOWED = {
     "xcit.number_types": set(),
     "xcit.orientation": set(),
     "xcit.preprocessing": {"xcit.errors", "xcit.orientation"},
+    "xcit.encoded_image": {"xcit.errors", "xcit.orientation"},
     "xcit.checksum": set(),
     "xcit.storage": {"xcit.checksum", "xcit.errors"},
     "xcit.kernels": {"xcit.errors"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "xcit.saved": SHARED | {"xcit.config", "xcit.models", "xcit.weights"},
     "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
     "data": {
-        *("xcit.class_names", "xcit.credentials", "xcit.errors", "xcit.number_types"),
+        *("xcit.class_names", "xcit.credentials", "xcit.encoded_image", "xcit.errors", "xcit.number_types"),
         *("xcit.orientation", "xcit.preprocessing"),
     },
 }

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
 
 from ..about import About, Skipped
-from ..encoded_image import BrokenImageError, EncodedImage
 from ..examples import Example, Examples
 from .packed_strings import PackedStrings
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
 
 from ..about import About, counted
-from ..encoded_image import BrokenImageError, EncodedImage
 from ..examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, Example, Examples
 from ..index_mask import VALUES, IndexMask, Labels
 from .image_files import require_folder

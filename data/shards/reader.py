@@ -8,8 +8,8 @@ from typing import IO, Generic, TypeVar
 import numpy as np
 
 from xcit.credentials import without_credentials
+from xcit.encoded_image import EncodedImage
 
-from ..encoded_image import EncodedImage
 from .cache import Cache, Prefetcher
 from .index import HEADER, INDEX, LocatedShard, Positions, ShardError, find_samples, member_name
 

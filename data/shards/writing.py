@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 
-from ..encoded_image import EncodedImage
 from .index import Shard, find_samples
 
 

@@ -18,11 +18,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from xcit.encoded_image import BrokenImageError, EncodedImage, rgb
 from xcit.errors import InputError
 from xcit.number_types import Probability
 from xcit.preprocessing import Preprocessing
 
-from ..encoded_image import BrokenImageError, EncodedImage, rgb
 from ..examples import Example, View
 from ..normalize import Normalize
 from ..objects import Objects, decode_masks

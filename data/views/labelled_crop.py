@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from xcit.encoded_image import rgb
 from xcit.errors import InputError
 from xcit.number_types import NonNegative, PositiveFloat, Probability
 from xcit.preprocessing import Preprocessing
 
-from ..encoded_image import rgb
 from ..examples import Example, View
 from ..gpu_decoding import GpuTrainTransform
 from ..mixing import Mixing

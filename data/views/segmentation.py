@@ -14,11 +14,11 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from xcit.encoded_image import rgb
 from xcit.errors import InputError
 from xcit.number_types import NonNegative, Probability
 from xcit.preprocessing import Preprocessing
 
-from ..encoded_image import rgb
 from ..examples import Example, View
 from ..index_mask import IGNORED
 from ..normalize import Normalize

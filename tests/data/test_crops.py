@@ -15,9 +15,9 @@ from torch import Tensor
 
 from data import crops
 from data.crops import Box, random_box, random_resized_crop
-from data.encoded_image import BrokenImageError, EncodedImage
 from data.jpeg import Jpeg, read_jpeg
 from data.transforms import TrainTransform
+from xcit.encoded_image import BrokenImageError, EncodedImage
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

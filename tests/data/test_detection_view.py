@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from data.datasets.coco import COCO
-from data.encoded_image import BrokenImageError, EncodedImage
 from data.examples import Example
 from data.loader import EvalLoader, TrainLoader
 from data.objects import Objects, decode_masks, mask_coder
 from data.samplers import TrainBatches
 from data.views import VIEWS
 from data.views.detection import MultiScaleObjects, ObjectBatch, Sample, WholeImages
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

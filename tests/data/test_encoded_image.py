@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageOps
 
 from data.crops import random_resized_crop
-from data.encoded_image import BrokenImageError, EncodedImage, NotEnoughMemoryError, rgb
 from data.examples import Example
 from data.viewed_examples import ViewedExamples
+from xcit.encoded_image import BrokenImageError, EncodedImage, NotEnoughMemoryError, rgb
 from xcit.orientation import upright
 from xcit.preprocessing import Preprocessing
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
-from data.encoded_image import BrokenImageError
 from data.examples import Example, Examples, View
 from data.loader import EvalLoader, TrainLoader, WorkerKilledError
 from data.mixing import Mixing
@@ -30,6 +29,7 @@ from data.shared_memory import SharedBuffers
 from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples, ViewedSample
 from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
+from xcit.encoded_image import BrokenImageError
 from xcit.preprocessing import Preprocessing
 
 from ..conftest import ROOT

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from data.datasets.image_files import ImageFiles
-from data.encoded_image import BrokenImageError, EncodedImage
 from data.gpu_decoding import EncodedBatch, GpuTrainTransform, require_gpu_decoding
 from data.loader import TrainLoader
 from data.mixing import Mixing
 from data.samplers import TrainBatches
 from data.transforms import TrainTransform
 from data.views.labelled_crop import RandomLabelledCrop
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
 
 from ..conftest import TINY, Result

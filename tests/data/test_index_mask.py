@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.encoded_image import BrokenImageError, EncodedImage
 from data.index_mask import IGNORED, IndexMask, Labels
+from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.orientation import EXIF_ORIENTATION, upright
 
 INDICES = np.arange(12, dtype=np.uint8).reshape(3, 4)

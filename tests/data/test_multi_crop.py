@@ -12,10 +12,10 @@ from skimage import data as photographs
 
 from data import crops as crops_module
 from data.crops import Box, Crop, random_resized_crop, random_resized_crops
-from data.encoded_image import EncodedImage
 from data.examples import Example
 from data.views import VIEWS
 from data.views.multi_crop import Colors, MultiCrop
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

@@ -12,7 +12,6 @@ from PIL import Image
 from skimage import data as photographs
 
 from data.datasets.ade20k import ADE20k
-from data.encoded_image import EncodedImage
 from data.examples import Example
 from data.index_mask import IGNORED, IndexMask, Labels
 from data.loader import EvalLoader, TrainLoader
@@ -20,6 +19,7 @@ from data.samplers import TrainBatches
 from data.views import VIEWS
 from data.views import segmentation as segmentation_module
 from data.views.segmentation import MaskBatch, PhotometricDistortion, RandomMaskedCrop, WholeMasks
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

@@ -15,12 +15,12 @@ from data.about import About, Skipped
 from data.datasets.digits import Digits
 from data.datasets.folder import Folder, list_class_folders
 from data.datasets.image_files import ImageFiles
-from data.encoded_image import NotEnoughMemoryError
 from data.examples import Examples, examples_to_evaluate
 from data.loader import EvalLoader
 from data.look import Look, look_through, require_sound
 from data.start_up import data_facts, large_batch_notes, warn_of_other_split
 from data.views.labelled_crop import CenterLabelledCrop
+from xcit.encoded_image import NotEnoughMemoryError
 from xcit.errors import InputError, Notice
 from xcit.preprocessing import Preprocessing
 

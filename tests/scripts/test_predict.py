@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from skimage import data as photographs
 
-from data.encoded_image import EncodedImage
 from data.views.detection import evaluation_view as whole_objects
 from scripts.detection_tiles import detect_in_tiles
+from xcit.encoded_image import EncodedImage
 from xcit.evaluation.detection import CocoMetrics
 from xcit.evaluation.segmentation import Segmentation
 from xcit.models.dense.mask_rcnn import Detections

@@ -15,9 +15,9 @@ from pycocotools.coco import COCO as Oracle  # noqa: N811  two classes of one na
 
 from data.datasets import DATASETS
 from data.datasets.coco import COCO, CocoImages
-from data.encoded_image import BrokenImageError
 from data.objects import decode_masks
 from data.start_up import data_facts
+from xcit.encoded_image import BrokenImageError
 from xcit.errors import InputError
 
 from ..small_coco import write_small_coco

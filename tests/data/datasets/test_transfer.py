@@ -12,10 +12,10 @@ import torch
 from data.datasets import DATASETS
 from data.datasets.inaturalist import INat
 from data.datasets.transfer import CIFAR10, CIFAR100, Cars, Flowers
-from data.encoded_image import rgb
 from data.examples import DataSource
 from data.loader import EvalLoader
 from data.views.labelled_crop import CenterLabelledCrop
+from xcit.encoded_image import rgb
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from xcit.errors import InputError
-from xcit.orientation import upright
+from .errors import InputError
+from .orientation import upright
 
 
 class BrokenImageError(InputError):
