@@ -13,8 +13,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
-from .crops import Box, random_box, resize
+from .crops import Box, fit, random_box
 from .jpeg import read_jpeg
 from .transforms import TrainTransform
 
@@ -53,11 +54,14 @@ class GpuTrainTransform(TrainTransform):
 
     Raises:
         InputError: The options contain an augmentation of pixels that runs in workers: RandAugment, color jitter or
-            3-Augment.
+            3-Augment. Or the images are not RGB with 8 bits that are cropped to squares.
     """
 
-    def __init__(self, image_size: int, **options: Any) -> None:
-        super().__init__(image_size, **options)
+    def __init__(self, preprocessing: Preprocessing, **options: Any) -> None:
+        super().__init__(preprocessing, **options)
+        H, W = preprocessing.size
+        if not preprocessing.is_rgb_of_8_bits or H != W or preprocessing.resize != "crop":
+            raise InputError("data.decode=gpu: needs RGB images with 8 bits, cropped to squares; set data.decode=cpu")
         for name in ("rand_augment", "color_jitter", "three_augment"):
             if options.get(name):
                 raise InputError(
@@ -78,8 +82,7 @@ class GpuTrainTransform(TrainTransform):
             torch.from_numpy(np.frombuffer(bytearray().join(item.image.data for item in crops), dtype=np.uint8)),
             [len(item.image.data) for item in crops],
             [item if isinstance(item, Tensor) else item.without_bytes() for item in made],
-            self.image_size,
-            self.interpolation,
+            replace(self.preprocessing, crop_ratio=1.0),
         )
 
 
@@ -93,12 +96,11 @@ class EncodedBatch:
     """The number of bytes of each JPEG."""
     items: list[Tensor | EncodedCrop]
     """One item for each image of the batch: its pixels, or the crop of the next JPEG in `data`."""
-    size: int
-    """Height and width of the output in pixels."""
-    interpolation: str
+    preprocessing: Preprocessing
+    """Size of the output, and interpolation."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Tensor:
-        """Decode, crop and resize the images. Return them on the device as (B, size, size, 3), uint8.
+        """Decode, crop and resize the images. Return them on the device as (B, H, W, 3), uint8.
 
         Raises:
             BrokenImageError: An image cannot be decoded.
@@ -119,11 +121,9 @@ class EncodedBatch:
         return torch.stack([item.to(device) if isinstance(item, Tensor) else next(crops) for item in self.items])
 
     def crop(self, image: Tensor, encoded: EncodedCrop) -> Tensor:
-        """Crop, resize and flip one image: (3, H, W) → (size, size, 3), both uint8."""
+        """Crop, resize and flip one image: (3, h, w) → (H, W, 3), both uint8."""
         top, left, height, width = encoded.box
-        # torch resizes only floating-point tensors on a GPU.
-        pixels = image[:, top : top + height, left : left + width].permute(1, 2, 0).float()
-        resized = resize(pixels, self.size, self.interpolation).round().clamp(0, 255).to(torch.uint8)
+        resized = fit(image[:, top : top + height, left : left + width].permute(1, 2, 0), self.preprocessing)
         return resized.flip(1) if encoded.flip else resized
 
 

@@ -1,12 +1,14 @@
-"""Converts batches of uint8 images to normalized fp32. On a CPU it reuses memory and runs on one thread."""
+"""Converts batches of pixels to normalized fp32. On a CPU it reuses memory and runs on one thread."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from xcit.preprocessing import Preprocessing
 
 SAMPLE_LIST = [object()]
 UNUSED_REFCOUNT = sys.getrefcount(SAMPLE_LIST[0])
@@ -14,7 +16,7 @@ UNUSED_REFCOUNT = sys.getrefcount(SAMPLE_LIST[0])
 
 
 class Normalize:
-    """Normalizes a batch, (B, H, W, C) in uint8 → (B, C, H, W) in fp32 with the channels last in memory.
+    """Normalizes a batch, (B, H, W, C) → (B, C, H, W) in fp32 with the channels last in memory.
 
     The result equals that of `Preprocessing.normalize` bit for bit. On a CPU this class is faster, because
 
@@ -24,19 +26,17 @@ class Normalize:
     - it runs on one thread. Other threads would compete with the data workers for cores.
 
     Args:
-        mean: Mean of each channel, for pixels scaled to [0, 1].
-        std: Standard deviation of each channel, for pixels scaled to [0, 1].
-        max_value: The largest pixel value.
+        preprocessing: Has the mean and the standard deviation of each channel.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], max_value: int = 255) -> None:
-        self.mean, self.std = max_value * torch.tensor(mean), max_value * torch.tensor(std)
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.mean, self.std = preprocessing.pixel_statistics()
         self.buffers: list[np.ndarray] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.device.type != "cpu":
             mean, std = self.mean.to(images.device), self.std.to(images.device)
-            return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+            return images.to(torch.float32, copy=True).sub_(mean).div_(std).permute(0, 3, 1, 2)
         B, H, W, C = images.shape
         out = self.unused_buffer((B, H, W * C))
         mean, std = self.mean.repeat(W), self.std.repeat(W)

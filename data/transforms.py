@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
-from xcit.preprocessing import INTERPOLATIONS
+from xcit.preprocessing import Preprocessing
 
 from .crops import random_resized_crop
 from .normalize import Normalize, one_thread
@@ -28,26 +28,24 @@ class TrainTransform:
     """Random resized crop, flip, then 3-Augment, color jitter or RandAugment; on the device, random erasing.
 
     Args:
-        image_size: Height and width of the output in pixels.
+        preprocessing: Size of the output, how images are read and resized, mean and std.
         scale: Range of the crop's share of the image's area.
-        ratio: Range of the crop's aspect ratio, width / height.
+        ratio: Range of the crop's aspect ratio; see `random_resized_crops`.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of color jitter. As in DeiT and timm, it is not used together with RandAugment.
         rand_augment: timm's policy string, for example "rand-m9-mstd0.5-inc1", or None.
         erase_prob: Probability that a rectangle of the image is replaced by random pixels.
         three_augment: Whether to apply 3-Augment (see `gray_solarize_or_blur`) before color jitter. It excludes
             RandAugment.
-        mean: The model's mean of each channel, for pixels scaled to [0, 1].
-        std: The model's standard deviation of each channel, for pixels scaled to [0, 1].
-        interpolation: The model's interpolation: "bicubic" or "bilinear".
 
     Raises:
-        InputError: Both three_augment and rand_augment are given, or the interpolation is unknown.
+        InputError: Both three_augment and rand_augment are given, or one of the augmentations of colors for images that
+            are not RGB with 8 bits.
     """
 
     def __init__(
         self,
-        image_size: int,
+        preprocessing: Preprocessing,
         *,
         scale: Sequence[float],
         ratio: Sequence[float],
@@ -56,40 +54,37 @@ class TrainTransform:
         rand_augment: str | None,
         erase_prob: float,
         three_augment: bool = False,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
-        interpolation: str = "bicubic",
     ) -> None:
         if three_augment and rand_augment:
             raise InputError(
                 f"augment.three_augment=true: cannot be combined with augment.rand_augment={rand_augment}; "
                 "disable one of them"
             )
-        if interpolation not in INTERPOLATIONS:
-            raise InputError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
-        self.image_size, self.scale, self.ratio, self.hflip = image_size, scale, ratio, hflip
-        self.interpolation, self.erase_prob = interpolation, erase_prob
-        self.normalize = Normalize(mean, std)
+        if (color_jitter or rand_augment or three_augment) and not preprocessing.is_rgb_of_8_bits:
+            raise InputError("color_jitter, rand_augment and three_augment: need RGB images with 8 bits")
+        self.preprocessing, self.scale, self.ratio = preprocessing, scale, ratio
+        self.hflip, self.erase_prob = hflip, erase_prob
+        self.normalize = Normalize(preprocessing)
         self.buffers = SharedBuffers()
         # timm returns three stages. Only the second one, color jitter or RandAugment, is used.
         _, color, _ = create_transform(
-            image_size,
+            preprocessing.size,
             is_training=True,
             color_jitter=color_jitter or None,
             auto_augment=rand_augment,
-            interpolation=interpolation,
-            mean=tuple(mean),
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
             separate=True,
         )
         use_fast_shifts(color.transforms)
         self.color_transforms = [*([gray_solarize_or_blur] if three_augment else []), *color.transforms]
 
     def __call__(self, image: Image.Image | EncodedImage) -> Tensor:
-        """Crop and augment one image. Return (image_size, image_size, 3), uint8.
+        """Crop and augment one image. Return (H, W, C), in the type of the pixels.
 
         All random numbers come from the global generators of Python, numpy and torch.
         """
-        pixels = random_resized_crop(image, self.image_size, self.scale, self.ratio, self.interpolation)
+        pixels = random_resized_crop(image, self.preprocessing, self.scale, self.ratio)
         if self.draw_flip():
             pixels = pixels.flip(1)
         if self.color_transforms:
@@ -100,7 +95,7 @@ class TrainTransform:
         return pixels
 
     def stack(self, made: Sequence[Any]) -> Any:
-        """Combine results of `__call__` into one batch, whose `.to(device)` returns (B, H, W, 3), uint8."""
+        """Combine results of `__call__` into one batch, whose `.to(device)` returns (B, H, W, C)."""
         return self.buffers.stack(made)
 
     def draw_flip(self) -> bool:
@@ -108,7 +103,7 @@ class TrainTransform:
         return random.random() < self.hflip
 
     def on_device(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Normalize a batch and apply random erasing: (B, H, W, 3), uint8 → (B, 3, H, W), fp32.
+        """Normalize a batch and apply random erasing: (B, H, W, C) → (B, C, H, W), fp32.
 
         The seed of each image determines what is erased in it.
         """

@@ -51,9 +51,11 @@ from data.views.labelled_crop import RandomLabelledCrop
 from xcit.command import ArgumentParser, guarded
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 from xcit.storage import write_text
 
 SIZE = 224
+PREPROCESSING = Preprocessing(size=(SIZE, SIZE))
 CROP: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 PLAIN: dict[str, Any] = CROP | {"hflip": 0.5, "color_jitter": 0.0, "rand_augment": None, "erase_prob": 0.25}
 RAND_AUGMENT = PLAIN | {"rand_augment": "rand-m9-mstd0.5-inc1"}
@@ -154,7 +156,7 @@ def compare(
     mixing = Mixing(2, mixup=0, cutmix=0, switch_prob=0.5, label_smoothing=0.1)
     ours = TrainLoader(
         images,
-        [RandomLabelledCrop(TrainTransform(SIZE, **policy), mixing)],
+        [RandomLabelledCrop(TrainTransform(PREPROCESSING, **policy), mixing)],
         TrainBatches(len(images), arguments.batch_size, seed=0),
         epochs=1,
         workers=arguments.workers,
@@ -256,8 +258,8 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     """Print images/s of each stage on one core, of the whole loader, and of the model's training step."""
     # Each stage alone, on one core.
     torch.set_num_threads(1)
-    transform = TrainTransform(SIZE, **RAND_AUGMENT)
-    without_color = TrainTransform(SIZE, **PLAIN)
+    transform = TrainTransform(PREPROCESSING, **RAND_AUGMENT)
+    without_color = TrainTransform(PREPROCESSING, **PLAIN)
     paths = [path for path, _ in images.samples[:DISTINCT]]
     encoded = [EncodedImage(Path(path).read_bytes(), path) for path in paths]
     pixels = torch.stack([without_color(image) for image in encoded])
@@ -269,7 +271,7 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     if jpegs:
         rows["decode, whole"] = rate(lambda: [jpeg.decode_rows(jpeg.height, 1) for jpeg in jpegs], len(jpegs))
     rows["decode, crop and resize"] = rate(
-        lambda: [random_resized_crop(image, SIZE, interpolation="bicubic", **CROP) for image in encoded], len(encoded)
+        lambda: [random_resized_crop(image, PREPROCESSING, **CROP) for image in encoded], len(encoded)
     )
     rows["the same with RandAugment"] = rate(lambda: [transform(image) for image in encoded], len(encoded))
     rows["on the device: normalize, erase"] = rate(

@@ -118,7 +118,7 @@ def test_letterbox_keeps_the_whole_image_and_pads_with_zero(
     made = preprocessing([given])[0]
     outside = torch.ones(48, 48, dtype=torch.bool)
     outside[inside] = False
-    rounding = 0.5 / preprocessing.max_value / min(preprocessing.std)
+    rounding = 0.5 / preprocessing.bounds[1] / min(preprocessing.std)
     assert made[:, outside].abs().le(rounding * 1.001).all()
 
     shape = tuple(part.stop - part.start for part in inside)
@@ -254,7 +254,7 @@ def test_normalize_is_the_loaders_bit_for_bit(channels: int, bit_depth: int) -> 
     )
     pixels = pixels.to(torch.uint8) if bit_depth == 8 else pixels
     before = pixels.clone()
-    ours, loaders = own.normalize(pixels), Normalize(own.mean, own.std, own.max_value)(pixels)
+    ours, loaders = own.normalize(pixels), Normalize(own)(pixels)
     assert torch.equal(ours, loaders)
     assert ours.stride() == loaders.stride()
     assert torch.equal(pixels, before)

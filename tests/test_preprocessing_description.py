@@ -85,8 +85,16 @@ def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str
     [
         ({}, np.zeros((8, 8), np.uint8), "image of shape (8, 8, 1): must be (H, W, 3)"),
         ({}, np.zeros((3, 8, 8), np.uint8), "image of shape (3, 8, 8): must be (H, W, 3)"),
-        ({}, np.zeros((8, 8, 3), np.float32), "image of torch.float32: must hold integers from 0 to 255"),
-        ({}, np.zeros((8, 8, 3), bool), "image of torch.bool: must hold integers from 0 to 255"),
+        (
+            {},
+            np.zeros((8, 8, 3), np.float32),
+            "image of torch.float32: must hold integers from 0 to 255; or give value_range",
+        ),
+        (
+            {},
+            np.zeros((8, 8, 3), bool),
+            "image of torch.bool: must hold integers from 0 to 255; or give value_range",
+        ),
         ({}, np.full((8, 8, 3), 300, np.uint16), "image with values from 300 to 300: must be 0 to 255"),
         (
             {"bit_depth": 12},
@@ -97,7 +105,7 @@ def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str
         (
             {"bit_depth": 16, **GREY},
             Image.new("F", (8, 8)),
-            "image of torch.float32: must hold integers from 0 to 65535",
+            "image of torch.float32: must hold integers from 0 to 65535; or give value_range",
         ),
     ],
 )

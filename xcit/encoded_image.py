@@ -1,16 +1,19 @@
-"""An encoded image file, and how Pillow decodes it. This path works for every image format."""
+"""An encoded image file, and how it is decoded: by Pillow, or as an array if it is no photograph of 8 bits."""
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from .errors import InputError
 from .orientation import upright
+from .pixel_arrays import MissingPackageError, is_npy, is_tiff, read_array, with_channels
+from .preprocessing import PIL_MODES, Preprocessing
 
 
 class BrokenImageError(InputError):
@@ -52,8 +55,73 @@ class EncodedImage:
         Raises:
             BrokenImageError: The image cannot be decoded, or it has more than `max_pixels`.
         """
+        return self.converted("RGB")
+
+    def converted(self, mode: str) -> Image.Image:
+        """Decode the image with Pillow to "RGB", "L" (gray) or "RGBA". See `rgb`."""
+        if is_npy(self.data):
+            array = self.array(3)
+            if array.dtype != np.uint8 or array.shape[2:] not in ((1,), (3,)):
+                raise self.broken(f"it holds {array.dtype} of shape {array.shape}, not uint8 with 1 or 3 channels")
+            return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).convert(mode)
         with self.opened() as image:
-            return self.to_8_bits(upright(image)).convert("RGB")
+            return self.to_8_bits(upright(image)).convert(mode)
+
+    def picture(self, preprocessing: Preprocessing) -> "Image.Image | np.ndarray":
+        """Decode the image to what `preprocessing` takes: photographs to a Pillow image, all others to (H, W, C).
+
+        Raises:
+            BrokenImageError: The image cannot be decoded, has more than `max_pixels`, or other channels.
+            InputError: A package is missing that reads this format.
+        """
+        wanted = preprocessing.channels
+        in_8_bits = preprocessing.bit_depth == 8 and preprocessing.value_range is None
+        if in_8_bits and wanted in PIL_MODES and not self.holds_bands(wanted):
+            return self.converted(PIL_MODES[wanted])
+        array = self.array(wanted)
+        if array.ndim != 3 or array.shape[-1] != wanted:
+            found = f"{array.shape[-1]} channels" if array.ndim == 3 else f"the shape {array.shape}"
+            raise self.broken(f"it has {found}, not the {wanted} of data.channels")
+        return array
+
+    def array(self, channels: int) -> np.ndarray:
+        """Decode the image to (H, W, C) in the type of the file."""
+        try:
+            array = read_array(self.data, channels, self.max_pixels)
+        except InputError:
+            raise
+        except MemoryError:
+            raise self.too_little_memory() from None
+        except Exception as error:  # of every kind for damaged files
+            raise self.broken(str(error) or type(error).__name__) from None
+        if array is not None:
+            return array
+        with self.opened() as image:
+            image = upright(image)
+            return with_channels(np.array(image.convert("RGB") if image.mode == "P" else image))
+
+    def holds_bands(self, channels: int) -> bool:
+        """Whether Pillow would not see all channels of the file: they are pages or bands of a TIFF, or in an NPY."""
+        if not is_tiff(self.data) or channels == 4:  # to Pillow a fourth band is alpha, or black
+            return channels == 4 and (is_tiff(self.data) or is_npy(self.data))
+        with self.opened() as image:
+            return channels > 1 and getattr(image, "n_frames", 1) == channels and len(image.getbands()) == 1
+
+    def pixels(self, preprocessing: Preprocessing) -> Tensor:
+        """Decode the image and resize it: `Preprocessing.pixels`, with errors that name the file."""
+        return self.named(lambda: preprocessing.pixels(self.picture(preprocessing)))
+
+    def whole(self, preprocessing: Preprocessing) -> Tensor:
+        """Decode the image to (H, W, C) in the type of `preprocessing`, without resizing it."""
+        return self.named(lambda: preprocessing.as_tensor(self.picture(preprocessing)))
+
+    def named(self, make: Callable[[], Tensor]) -> Tensor:
+        try:
+            return make()
+        except (BrokenImageError, NotEnoughMemoryError, MissingPackageError):
+            raise
+        except InputError as error:
+            raise self.broken(str(error)) from None
 
     @contextmanager
     def opened(self) -> Iterator[Image.Image]:
@@ -76,9 +144,7 @@ class EncodedImage:
             # Pillow's message contains an object's address. It would differ each time, and an image is reported once.
             raise self.broken("unknown image format") from None
         except MemoryError:
-            raise NotEnoughMemoryError(
-                f"{self.origin}: memory is too short to decode it; lower data.workers, or data.max_pixels"
-            ) from None
+            raise self.too_little_memory() from None
         except Exception as error:  # Pillow's plugins raise errors of every kind for damaged files
             raise self.broken(str(error) or type(error).__name__) from None
 
@@ -102,6 +168,11 @@ class EncodedImage:
                 f"its {bits}-bit pixels are at most {values.max()}, as 8-bit values; convert it to 8 bits"
             )
         return Image.fromarray((values >> 8).astype(np.uint8))
+
+    def too_little_memory(self) -> NotEnoughMemoryError:
+        return NotEnoughMemoryError(
+            f"{self.origin}: memory is too short to decode it; lower data.workers, or data.max_pixels"
+        )
 
     def broken(self, reason: str) -> BrokenImageError:
         """Return the error for this image."""

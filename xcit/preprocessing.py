@@ -21,11 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZE_RULES = ("crop", "letterbox", "squash", "shortest")
 TIMM_CROP_MODES = {"crop": "center", "letterbox": "border", "squash": "squash", "shortest": "center"}
-PIL_MODES = {1: "L", 3: "RGB"}
-"""The mode of an 8-bit Pillow image by its number of channels.
-
-RGBA is excluded, because Pillow's resize multiplies colors by alpha.
-"""
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""The mode of an 8-bit Pillow image by its number of channels."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Preprocessing:
     Args:
         size: (height, width) of the model's input in pixels.
         channels: of an image.
-        bit_depth: bits of a pixel's channel; 8 means values from 0 to 255.
+        bit_depth: bits of a pixel's channel; 8 means integers from 0 to 255, which are scaled to [0, 1].
         resize: "crop" resizes until the image covers the size and cuts out the center, "letterbox" resizes until it
             fits into the size and pads with the mean color, "squash" ignores the aspect ratio. "shortest" keeps the
             whole image and its aspect ratio, for detection and segmentation: size is then (length of the shorter side,
@@ -43,6 +40,8 @@ class Preprocessing:
         crop_ratio: images are resized to size / crop_ratio before the center of `size` is cut out.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
         mean, std: of each channel, for pixels scaled to [0, 1].
+        value_range: lowest and highest value of a pixel's channel, which are scaled to 0 and 1, instead of `bit_depth`:
+            for floats, and for integers of another range. Values out of the range are scaled alike, not cut off.
 
     Raises:
         InputError: a value is out of range.
@@ -56,6 +55,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         sides = self.size if isinstance(self.size, tuple) else ()
@@ -67,6 +67,9 @@ class Preprocessing:
             raise InputError(f"crop_ratio={self.crop_ratio}: must be greater than 0 and at most 1")
         if not 1 <= self.bit_depth <= 16:
             raise InputError(f"bit_depth={self.bit_depth}: must be 1 to 16")
+        bounds = self.value_range or (0, 1)
+        if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] >= bounds[1]:
+            raise InputError(f"value_range={self.value_range}: must hold the lowest and the highest value, both finite")
         for key, value, accepted in (
             ("resize", self.resize, RESIZE_RULES),
             ("interpolation", self.interpolation, INTERPOLATIONS),
@@ -86,7 +89,7 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> "Preprocessing":
-        """From a dictionary with timm's keys, and with `resize` and `bit_depth`, which timm does not have."""
+        """From a dictionary with timm's keys, and with those of `as_timm` that timm does not have."""
         default = cls()
         channels, *size = cfg.get("input_size", (default.channels, *default.size))
         # If the channels differ from the cfg's, use the mean of its statistics. Users should give their own.
@@ -100,10 +103,11 @@ class Preprocessing:
             std=std,
             resize=cfg.get("resize", default.resize),
             bit_depth=cfg.get("bit_depth", default.bit_depth),
+            value_range=tuple(found) if (found := cfg.get("value_range")) else None,
         )
 
     def as_timm(self) -> dict[str, Any]:
-        """The inverse of `from_timm`: what timm's `resolve_model_data_config` reads, and `resize` and `bit_depth`."""
+        """The inverse of `from_timm`: what timm's `resolve_model_data_config` reads, and what it does not know."""
         return {
             "input_size": (self.channels, *self.size),
             "mean": self.mean,
@@ -113,6 +117,7 @@ class Preprocessing:
             "interpolation": self.interpolation,
             "resize": self.resize,
             "bit_depth": self.bit_depth,
+            "value_range": self.value_range,
         }
 
     @classmethod
@@ -132,17 +137,32 @@ class Preprocessing:
     def at(self, size: int | tuple[int, int], crop_ratio: float | None = None) -> "Preprocessing":
         """The same for another input size, and another crop ratio if one is given.
 
-        An int means a square. With resize="shortest" it is the shorter side, and the longer one changes in proportion.
+        An int is the shorter side, and the longer one changes in proportion.
         """
         if isinstance(size, int):
-            short, long = self.size if self.resize == "shortest" else (1, 1)
-            size = (size, round(size * long / short))
+            H, W = (max(1, round(size * side / min(self.size))) for side in self.size)
+            size = (H, W)
         return replace(self, size=size, crop_ratio=self.crop_ratio if crop_ratio is None else crop_ratio)
 
     @property
-    def max_value(self) -> int:
-        """The largest value of a pixel's channel."""
-        return 2**self.bit_depth - 1
+    def bounds(self) -> tuple[float, float]:
+        """The values of a pixel's channel that are scaled to 0 and 1."""
+        return self.value_range or (0, 2**self.bit_depth - 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of `pixels`: uint8, int32 above 8 bits, or fp32 with a value_range."""
+        return torch.float32 if self.value_range else torch.uint8 if self.bit_depth <= 8 else torch.int32
+
+    @property
+    def is_rgb_of_8_bits(self) -> bool:
+        """Whether the images are as photographs are."""
+        return (self.channels, self.bit_depth, self.value_range) == (3, 8, None)
+
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel in the values of the pixels, fp32."""
+        low, high = self.bounds
+        return low + (high - low) * torch.tensor(self.mean), (high - low) * torch.tensor(self.std)
 
     def __call__(self, images: Sequence[Any]) -> Tensor:
         """The model's input, (B, C, H, W) in fp32, for a list of pictures: Pillow images, arrays or tensors (H, W, C).
@@ -162,25 +182,33 @@ class Preprocessing:
         return self.normalize(torch.stack(pixels))
 
     def pixels(self, image: Any) -> Tensor:
-        """One picture, resized and cut to (H, W, C); uint8 or, above 8 bits, int32.
+        """One picture, resized and cut to (H, W, C), of `dtype`.
 
-        Pillow resizes 8-bit Pillow images, because the published accuracies were measured that way. torch resizes all
-        others.
+        Pillow resizes 8-bit Pillow images in gray or RGB, because the published accuracies were measured that way.
+        torch resizes all others. (Pillow would multiply the colors of RGBA by alpha.)
         """
         if hasattr(image, "convert"):
-            image = upright(image)
-            if self.bit_depth > 8 and image.mode in ("L", "RGB", "RGBA"):
-                raise InputError(f"image of mode {image.mode}: holds 8 bits, not the {self.bit_depth} of bit_depth")
-            if self.bit_depth == 8 and self.channels in PIL_MODES:
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
-                return self.resize_pillow(image.convert(PIL_MODES[self.channels]))
+            image = self.converted(upright(image))
+            if (self.bit_depth, self.value_range) == (8, None) and self.channels in (1, 3):
+                return self.resize_pillow(image)
         return self.resize_tensor(self.as_tensor(image))
 
+    def converted(self, image: Any) -> Any:
+        """A Pillow image in the mode of these channels, if they have 8 bits and there is such a mode."""
+        if self.value_range:
+            return image
+        if self.bit_depth > 8 and image.mode in ("L", "RGB", "RGBA"):
+            raise InputError(f"image of mode {image.mode}: holds 8 bits, not the {self.bit_depth} of bit_depth")
+        if self.bit_depth != 8 or self.channels not in PIL_MODES:
+            return image
+        if image.mode.startswith(("I", "F")):
+            raise InputError(f"image of mode {image.mode}: holds more than the 8 bits of bit_depth=8")
+        return image.convert(PIL_MODES[self.channels])
+
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, C), integers → (B, C, H, W), fp32 with the channels last in memory: (x / max - mean) / std."""
-        mean, std = (self.max_value * torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
-        return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+        """(B, H, W, C), pixels → (B, C, H, W), fp32 with the channels last in memory: (scaled - mean) / std."""
+        mean, std = (values.to(pixels.device) for values in self.pixel_statistics())
+        return pixels.to(torch.float32, copy=True).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W), fp32 → (B, H, W, C), uint8 from 0 to 255, for display. Out-of-range values are clipped."""
@@ -201,7 +229,7 @@ class Preprocessing:
         if tuple(pixels.shape[:2]) != resized:
             image = pixels.permute(2, 0, 1)[None].float()
             image = F.interpolate(image, resized, mode=self.interpolation, antialias=True)
-            pixels = image[0].permute(1, 2, 0).round().clamp(0, self.max_value).to(pixels.dtype)
+            pixels = self.as_pixels(image[0].permute(1, 2, 0))
         return self.cut_or_pad(pixels)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -229,52 +257,41 @@ class Preprocessing:
         cut = pixels[max(top, 0) : max(top, 0) + H, max(left, 0) : max(left, 0) + W]
         if cut.shape[:2] == (H, W):
             return cut
-        padded = (self.max_value * torch.tensor(self.mean)).round().to(pixels.dtype).expand(H, W, -1).clone()
+        padded = self.as_pixels(self.pixel_statistics()[0]).expand(H, W, -1).clone()
         top, left = (H - cut.shape[0]) // 2, (W - cut.shape[1]) // 2
         padded[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
         return padded
 
-    def as_tensor(self, image: Any) -> Tensor:
-        """(H, W, C) of an array, a tensor or a Pillow image that Pillow cannot convert by itself."""
-        if not isinstance(image, Tensor):
-            import numpy as np
+    def as_pixels(self, values: Tensor) -> Tensor:
+        """fp32 → `dtype`: integers are rounded, and cut off at the bounds; floats stay as they are."""
+        return values if self.value_range else values.round().clamp(*self.bounds).to(self.dtype)
 
-            try:
-                array = np.array(image)
-                # torch does not take every size and byte order.
-                wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
-                image = torch.from_numpy(array.astype(np.int64) if wide else array)
-            except (TypeError, ValueError):
-                accepted = "a Pillow image (of a file: PIL.Image.open), an array or a tensor"
-                raise InputError(f"image of type {type(image).__name__}: must be {accepted}") from None
+    def as_tensor(self, image: Any) -> Tensor:
+        """(H, W, C), of `dtype`, of an array, a tensor or a Pillow image that Pillow cannot convert by itself."""
+        from .pixel_arrays import to_tensor  # here, since `import xcit` must not need numpy
+
+        image = image if isinstance(image, Tensor) else to_tensor(image)
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or image.shape[-1] != self.channels:
             raise InputError(f"image of shape {tuple(image.shape)}: must be (H, W, {self.channels})")
+        if self.value_range and not image.is_complex():
+            if image.isfinite().all():
+                return image.float()
+            raise InputError("image with values that are infinite or not a number: must be finite")
+        high = self.bounds[1]
         if image.is_floating_point() or image.is_complex() or image.dtype == torch.bool:
-            raise InputError(f"image of {image.dtype}: must hold integers from 0 to {self.max_value}")
-        if image.numel() and not 0 <= int(image.min()) <= int(image.max()) <= self.max_value:
-            raise InputError(
-                f"image with values from {int(image.min())} to {int(image.max())}: must be 0 to {self.max_value}"
-            )
-        return image.to(torch.uint8 if self.bit_depth <= 8 else torch.int32)
+            raise InputError(f"image of {image.dtype}: must hold integers from 0 to {high}; or give value_range")
+        if image.dtype == torch.uint8 and self.bit_depth > 8:
+            raise InputError(f"image of {image.dtype}: holds 8 bits, not the {self.bit_depth} of bit_depth")
+        if image.numel() and not 0 <= int(image.min()) <= int(image.max()) <= high:
+            raise InputError(f"image with values from {int(image.min())} to {int(image.max())}: must be 0 to {high}")
+        return image.to(self.dtype)
 
 
 def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
     """timm's dictionary of a model; empty if the model has none."""
     cfg: Any = getattr(model, "pretrained_cfg", None)
     return cfg or {}
-
-
-def describe_input(model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str] | None) -> None:
-    """Make the model's `pretrained_cfg` say what the model expects of its images, and the names of its classes.
-
-    classes: the names in the order of the outputs; None if they are unknown.
-    """
-    cfg = {key: value for key, value in pretrained_cfg(model).items() if not key.startswith("label_")}
-    cfg |= preprocessing.as_timm()
-    if classes is not None:
-        cfg |= {"num_classes": len(classes), "label_names": list(classes)}
-    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
 
 
 def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:

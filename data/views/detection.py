@@ -98,7 +98,7 @@ class MultiScaleObjects(View):
         self.policy, self.interpolation = policy, InterpolationMode(preprocessing.interpolation)
         sides = (*policy.shorter_sides, *policy.crop_shorter_sides)
         self.with_side = {side: replace(preprocessing, size=(side, policy.longest_side)) for side in sides}
-        self.normalize = Normalize(preprocessing.mean, preprocessing.std)
+        self.normalize = Normalize(preprocessing)
 
     def sample(self, example: Example) -> Sample:
         objects: Objects = example.target

@@ -1,16 +1,18 @@
 """A view of one image and its class: an augmented random crop for training, the center crop for evaluation."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from xcit.encoded_image import rgb
-from xcit.errors import InputError
+from xcit.encoded_image import EncodedImage
+from xcit.errors import InputError, Notice
 from xcit.number_types import NonNegative, PositiveFloat, Probability
 from xcit.preprocessing import Preprocessing
 
@@ -86,11 +88,11 @@ class CenterLabelledCrop(View):
 
     def __init__(self, preprocessing: Preprocessing, num_classes: int) -> None:
         self.preprocessing, self.num_classes = preprocessing, num_classes
-        self.normalize = Normalize(preprocessing.mean, preprocessing.std, preprocessing.max_value)
+        self.normalize = Normalize(preprocessing)
         self.buffers = SharedBuffers()
 
     def sample(self, example: Example) -> tuple[Tensor, int]:
-        return self.preprocessing.pixels(rgb(example.image)), example.target
+        return pixels(example.image, self.preprocessing), example.target
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
         return self.buffers.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
@@ -128,7 +130,8 @@ def training_view(
         classes: Names of the classes.
         decode: Where JPEGs are decoded: "cpu" or "gpu".
         scale: Share of the image's area that the random crop takes, smallest and largest.
-        ratio: Width / height of the random crop, smallest and largest.
+        ratio: Width / height of the random crop, smallest and largest, relative to the result's with data.resize=crop,
+            otherwise relative to the image's.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of color jitter; ignored if rand_augment is set, as in timm.
         rand_augment: A policy of timm, such as rand-m9-mstd0.5-inc1; null: no RandAugment.
@@ -140,11 +143,12 @@ def training_view(
         label_smoothing: Share of the target that is spread evenly over all classes.
         mix_draws: Draws of mixup or CutMix in a global batch; each one is for an equal share of the images, on average.
     """
-    require_rgb(preprocessing)
+    if not preprocessing.is_rgb_of_8_bits:
+        color_jitter, rand_augment, three_augment = without_colors(color_jitter, rand_augment, three_augment)
     transform = GpuTrainTransform if decode == "gpu" else TrainTransform
     return RandomLabelledCrop(
         transform(
-            preprocessing.size[0],
+            preprocessing,
             scale=scale,
             ratio=ratio,
             hflip=hflip,
@@ -152,9 +156,6 @@ def training_view(
             rand_augment=rand_augment,
             three_augment=three_augment,
             erase_prob=erase_prob,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            interpolation=preprocessing.interpolation,
         ),
         Mixing(
             len(classes),
@@ -167,8 +168,21 @@ def training_view(
     )
 
 
+def without_colors(color_jitter: float, rand_augment: str | None, three_augment: bool) -> tuple[float, None, bool]:
+    """Leave out the augmentations that are for RGB images with 8 bits, and say so."""
+    given = {"color_jitter": color_jitter, "rand_augment": rand_augment, "three_augment": three_augment}
+    if left_out := [f"augment.{key}={value}" for key, value in given.items() if value]:
+        warnings.warn(f"{', '.join(left_out)}: left out, since they need RGB images with 8 bits", Notice, 2)
+    return 0.0, None, False
+
+
+def pixels(image: Image.Image | EncodedImage, preprocessing: Preprocessing) -> Tensor:
+    """Decode the image and resize it for evaluation."""
+    return image.pixels(preprocessing) if isinstance(image, EncodedImage) else preprocessing.pixels(image)
+
+
 def require_rgb(preprocessing: Preprocessing) -> None:
-    """Refuse images that this view cannot make yet."""
+    """Refuse images other than square RGB images with 8 bits."""
     require_rgb_of_8_bits(preprocessing)
     if preprocessing.size[0] != preprocessing.size[1]:
         raise InputError(f"images of {preprocessing.size[0]} × {preprocessing.size[1]} pixels: must be square")
@@ -176,7 +190,7 @@ def require_rgb(preprocessing: Preprocessing) -> None:
 
 def require_rgb_of_8_bits(preprocessing: Preprocessing) -> None:
     """Refuse other channels and bit depths; the images may have any shape."""
-    if (preprocessing.channels, preprocessing.bit_depth) != (3, 8):
+    if not preprocessing.is_rgb_of_8_bits:
         raise InputError(
             f"images of {preprocessing.channels} channels with {preprocessing.bit_depth} bits: "
             "must be RGB images with 8 bits a channel"
@@ -185,5 +199,4 @@ def require_rgb_of_8_bits(preprocessing: Preprocessing) -> None:
 
 def evaluation_view(preprocessing: Preprocessing, classes: Sequence[str]) -> CenterLabelledCrop:
     """Build the evaluation view at the resolution of `preprocessing`."""
-    require_rgb(preprocessing)
     return CenterLabelledCrop(preprocessing, len(classes))

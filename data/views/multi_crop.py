@@ -75,14 +75,13 @@ class MultiCrop(View):
     def __init__(
         self, crops: Sequence[Crop], colors: Sequence[Colors], ratio: Sequence[float], preprocessing: Preprocessing
     ) -> None:
-        self.crops, self.colors, self.ratio = crops, colors, ratio
-        self.interpolation = preprocessing.interpolation
+        self.crops, self.colors, self.ratio, self.preprocessing = crops, colors, ratio, preprocessing
         # One for each size, since both reuse memory of one shape.
         self.buffers = (SharedBuffers(), SharedBuffers())
-        self.normalize = tuple(Normalize(preprocessing.mean, preprocessing.std) for _ in range(2))
+        self.normalize = tuple(Normalize(preprocessing) for _ in range(2))
 
     def sample(self, example: Example) -> list[Tensor]:
-        cut = random_resized_crops(example.image, self.crops, self.ratio, self.interpolation)
+        cut = random_resized_crops(example.image, self.crops, self.ratio, self.preprocessing)
         return [augment(pixels) for augment, pixels in zip(self.colors, cut, strict=True)]
 
     def collate(self, samples: Sequence[list[Tensor]]) -> list[Tensor]:
@@ -171,8 +170,8 @@ def training_view(
     def colors(blur: float, solarize: float) -> Colors:
         return Colors(hflip=hflip, color_jitter=color_jitter, grayscale=grayscale, blur=blur, solarize=solarize)
 
-    globals_ = [Crop(preprocessing.size[0], global_scale)] * GLOBAL_CROPS
-    locals_ = [Crop(local_size, local_scale)] * local_crops
+    globals_ = [Crop(preprocessing.size, global_scale)] * GLOBAL_CROPS
+    locals_ = [Crop((local_size, local_size), local_scale)] * local_crops
     of_each = [colors(blur[0], 0.0), colors(blur[1], solarize), *[colors(blur[2], 0.0)] * local_crops]
     return MultiCrop([*globals_, *locals_], of_each, ratio, preprocessing)
 

@@ -122,7 +122,7 @@ class RandomMaskedCrop(View):
         self.preprocessing, self.size, self.ratio = preprocessing, preprocessing.size[0], ratio
         self.cat_max_ratio, self.crop_attempts, self.hflip, self.distort = cat_max_ratio, crop_attempts, hflip, distort
         self.resample = Image.Resampling[preprocessing.interpolation.upper()]
-        self.normalize = Normalize(preprocessing.mean, preprocessing.std)
+        self.normalize = Normalize(preprocessing)
         self.buffers = (SharedBuffers(), SharedBuffers())
         self.mean_color = [round(255 * mean) for mean in preprocessing.mean]
 

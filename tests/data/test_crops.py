@@ -18,6 +18,7 @@ from data.crops import Box, random_box, random_resized_crop
 from data.jpeg import Jpeg, read_jpeg
 from data.transforms import TrainTransform
 from xcit.encoded_image import BrokenImageError, EncodedImage
+from xcit.preprocessing import Preprocessing
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -38,7 +39,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> EncodedIm
 
 def crop(image: EncodedImage, size: int, seed: int) -> Tensor:
     random.seed(seed)
-    return random_resized_crop(image, size, SCALE, RATIO, "bicubic").int()
+    return random_resized_crop(image, Preprocessing(size=(size, size)), SCALE, RATIO).int()
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (40, 400)])
@@ -160,7 +161,15 @@ def test_other_formats_are_right_too(kind: str) -> None:
     if kind in ("gray JPEG", "16 bits"):
         expected = torch.from_numpy(np.array(picture.convert("L").resize((40, 40), Image.Resampling.BICUBIC)))
         expected = expected[..., None].expand(40, 40, 3).float()
-    transform = TrainTransform(40, scale=(1, 1), ratio=(1, 1), hflip=0, color_jitter=0, rand_augment=None, erase_prob=0)
+    transform = TrainTransform(
+        Preprocessing(size=(40, 40)),
+        scale=(1, 1),
+        ratio=(1, 1),
+        hflip=0,
+        color_jitter=0,
+        rand_augment=None,
+        erase_prob=0,
+    )
     found = transform(OTHERS[kind](picture)).float()
     assert (found - expected).abs().mean() < (6 if kind in ("palette", "animated") else 2)
 

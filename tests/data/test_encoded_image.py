@@ -36,7 +36,7 @@ def with_xmp(image: Image.Image, orientation: int) -> EncodedImage:
 
 def whole(image: EncodedImage) -> torch.Tensor:
     """The whole image as training sees it, 12 × 12."""
-    return random_resized_crop(image, 12, (1, 1), (0.01, 100), "bicubic").float()
+    return random_resized_crop(image, Preprocessing(size=(12, 12)), (1, 1), (0.01, 100)).float()
 
 
 def evaluated(image: EncodedImage) -> torch.Tensor:

@@ -61,7 +61,9 @@ def damaged(image_tree: Tree, count: int, damage: Callable[[Path], None] = trunc
 
 
 def augmented(images: Examples) -> RandomLabelledCrop:
-    return RandomLabelledCrop(TrainTransform(16, **DEIT), Mixing(len(images.classes), **NEITHER))
+    return RandomLabelledCrop(
+        TrainTransform(Preprocessing(size=(16, 16)), **DEIT), Mixing(len(images.classes), **NEITHER)
+    )
 
 
 def loader(

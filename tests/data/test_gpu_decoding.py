@@ -17,6 +17,7 @@ from data.transforms import TrainTransform
 from data.views.labelled_crop import RandomLabelledCrop
 from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
 from ..conftest import TINY, Result
 from .test_crops import encoded, photograph
@@ -57,9 +58,10 @@ def batches(images: ImageFiles, transform: TrainTransform, workers: int, device:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_other_way(tmp_path: Path, workers: int, device: str) -> None:
-    images, own = files(tmp_path), {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "erase_prob": 0.0}
-    there = batches(images, GpuTrainTransform(32, **LIGHT | own), workers, torch.device(device))
-    here = batches(images, TrainTransform(32, **LIGHT | own), workers)
+    images, own = files(tmp_path), {"erase_prob": 0.0}
+    unscaled = Preprocessing(size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+    there = batches(images, GpuTrainTransform(unscaled, **LIGHT | own), workers, torch.device(device))
+    here = batches(images, TrainTransform(unscaled, **LIGHT | own), workers)
     for one, other in zip(there, here, strict=True):
         difference = (one.images - other.images).abs()
         assert difference.max() <= (2 if device == "cpu" else 8)  # nvjpeg computes the IDCT in another way
@@ -70,7 +72,7 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
     picture = photograph(64, 64)
     good = encoded(picture)
     odd = EncodedImage(good.data[:200] + b"\xff\xc8" + good.data[202:], "mine/odd.jpg")
-    transform = GpuTrainTransform(32, **LIGHT)
+    transform = GpuTrainTransform(Preprocessing(size=(32, 32)), **LIGHT)
     random.seed(0)
     made = transform.stack([transform(good), transform(good)])
     assert isinstance(made, EncodedBatch)
@@ -92,7 +94,7 @@ def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_los
 )
 def test_what_workers_do_to_pixels_is_refused(option: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=rf"^data\.decode=gpu: cannot be combined with {line}, which needs decoded"):
-        GpuTrainTransform(32, **LIGHT | option)
+        GpuTrainTransform(Preprocessing(size=(32, 32)), **LIGHT | option)
 
 
 def test_without_a_gpu_it_is_refused() -> None:

@@ -49,7 +49,10 @@ def loader(
     return TrainLoader(
         images,
         [
-            RandomLabelledCrop(TrainTransform(size, **DEIT), Mixing(len(images.classes), **(mixing or BOTH)))
+            RandomLabelledCrop(
+                TrainTransform(Preprocessing(size=(size, size)), **DEIT),
+                Mixing(len(images.classes), **(mixing or BOTH)),
+            )
             for size in sizes
         ],
         TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),

@@ -78,19 +78,21 @@ def test_each_crop_shows_its_part_of_the_image(encoded: bool, monkeypatch: pytes
     pixels = np.array(image.rgb() if isinstance(image, EncodedImage) else image)
     drawn = iter(boxes)
     monkeypatch.setattr(crops_module, "random_box", lambda *_: next(drawn))
-    made = random_resized_crops(image, [Crop(48, (0, 1)), Crop(48, (0, 1)), Crop(24, (0, 1))], (1, 1), "bicubic")
+    made = random_resized_crops(
+        image, [Crop((48, 48), (0, 1)), Crop((48, 48), (0, 1)), Crop((24, 24), (0, 1))], (1, 1), Preprocessing()
+    )
     for box, crop, size in zip(boxes, made, (48, 48, 24), strict=True):
         cut = torch.from_numpy(pixels[box.top : box.top + box.height, box.left : box.left + box.width])
-        expected = crops_module.resize(cut, size, "bicubic")
+        expected = crops_module.resize(cut, size, Preprocessing())
         assert (crop.float() - expected.float()).abs().mean() < (1.5 if encoded else 1e-6)
 
 
 def test_one_crop_of_several_is_the_crop_of_its_own_function() -> None:
     image = jpeg()
     random.seed(3)
-    (several,) = random_resized_crops(image, [Crop(48, (0.1, 1))], (0.75, 1.33), "bicubic")
+    (several,) = random_resized_crops(image, [Crop((48, 48), (0.1, 1))], (0.75, 1.33), Preprocessing())
     random.seed(3)
-    assert torch.equal(several, random_resized_crop(image, 48, (0.1, 1), (0.75, 1.33), "bicubic"))
+    assert torch.equal(several, random_resized_crop(image, Preprocessing(size=(48, 48)), (0.1, 1), (0.75, 1.33)))
 
 
 def test_the_smallest_crop_decides_the_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_the_smallest_crop_decides_the_reduction(monkeypatch: pytest.MonkeyPatch
     for boxes in ([large, large], [large, small]):
         drawn = iter(boxes)
         monkeypatch.setattr(crops_module, "random_box", lambda *_, drawn=drawn: next(drawn))
-        random_resized_crops(jpeg(), [Crop(48, (0, 1)), Crop(40, (0, 1))], (1, 1), "bicubic")
+        random_resized_crops(jpeg(), [Crop((48, 48), (0, 1)), Crop((40, 40), (0, 1))], (1, 1), Preprocessing())
     assert scales == [4, 1]
 
 

@@ -10,6 +10,7 @@ from timm.data import auto_augment
 
 from data.rand_augment import FAST_OPERATIONS
 from data.transforms import TrainTransform
+from xcit.preprocessing import Preprocessing
 
 from .test_crops import photograph
 
@@ -44,15 +45,17 @@ def test_one_color_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(("interpolation", "fast"), [("bicubic", 4), ("bilinear", 0)])
 def test_randaugment_slides_where_it_is_bicubic(interpolation: str, fast: int) -> None:
-    transform = TrainTransform(32, rand_augment="rand-m9-mstd0.5-inc1", interpolation=interpolation, **POLICY)
+    transform = TrainTransform(
+        Preprocessing(size=(32, 32), interpolation=interpolation), rand_augment="rand-m9-mstd0.5-inc1", **POLICY
+    )
     (policy,) = transform.color_transforms
     assert sum(op.aug_fn in FAST_OPERATIONS.values() for op in policy.ops) == fast
     assert len(policy.ops) == 15
 
 
 def test_randaugment_is_timms_but_for_rounding() -> None:
-    transform = TrainTransform(48, rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
-    plain = TrainTransform(48, rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
+    transform = TrainTransform(Preprocessing(size=(48, 48)), rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
+    plain = TrainTransform(Preprocessing(size=(48, 48)), rand_augment="rand-m9-mstd0.5-inc1-n1", **POLICY)
     for op in plain.color_transforms[0].ops:
         op.aug_fn = auto_augment.NAME_TO_OP[op.name]
     image = photograph(80, 60)

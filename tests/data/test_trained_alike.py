@@ -45,7 +45,7 @@ def accuracy_and_losses(train: ImageFiles, val: ImageFiles) -> tuple[float, list
         train,
         [
             RandomLabelledCrop(
-                TrainTransform(32, scale=(0.6, 1.0), ratio=(0.85, 1.18), **LIGHT),
+                TrainTransform(Preprocessing(size=(32, 32)), scale=(0.6, 1.0), ratio=(0.85, 1.18), **LIGHT),
                 Mixing(10, mixup=0.0, cutmix=0.0, switch_prob=0.5, label_smoothing=0.1),
             )
         ],

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -30,8 +31,6 @@ PLAIN = {
     "color_jitter": 0.0,
     "rand_augment": None,
     "erase_prob": 0.0,
-    "mean": (0.0, 0.0, 0.0),
-    "std": (1.0, 1.0, 1.0),
 }
 SIZE = 24
 CPU = torch.device("cpu")
@@ -40,6 +39,9 @@ CPU = torch.device("cpu")
 def picture() -> Image.Image:
     """Make an image of colored noise over the whole range, in which every kind of change is visible."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8))
+
+
+UNSCALED = Preprocessing(size=(SIZE, SIZE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -95,14 +97,14 @@ def kind(sample: Tensor) -> str:
 
 
 def test_three_augment_is_always_one_of_the_three_and_each_as_often() -> None:
-    counts = Counter(kind(sample) for sample in samples(TrainTransform(SIZE, **PLAIN, three_augment=True)))
+    counts = Counter(kind(sample) for sample in samples(TrainTransform(UNSCALED, **PLAIN, three_augment=True)))
     assert set(counts) == {"gray", "solarize", "blur"}
     assert min(counts.values()) > 75, "of 300; the expectation is 100 ± 8"
 
 
 def test_the_blur_has_radii_from_a_tenth_to_two() -> None:
     """A larger radius gives noise a lower contrast."""
-    blurred = [s for s in samples(TrainTransform(SIZE, **PLAIN, three_augment=True)) if kind(s) == "blur"]
+    blurred = [s for s in samples(TrainTransform(UNSCALED, **PLAIN, three_augment=True)) if kind(s) == "blur"]
     contrasts = sorted(sample.std().item() for sample in blurred)
     sharpest, softest = (pixels(picture().filter(ImageFilter.GaussianBlur(r))).std().item() for r in (0.1, 2.0))
     assert softest <= contrasts[0] < softest * 1.05
@@ -110,14 +112,14 @@ def test_the_blur_has_radii_from_a_tenth_to_two() -> None:
 
 
 def test_without_three_augment_the_pixels_are_the_images_own() -> None:
-    for sample in samples(TrainTransform(SIZE, **PLAIN), count=8):
+    for sample in samples(TrainTransform(UNSCALED, **PLAIN), count=8):
         assert torch.equal(sample, pixels(picture()))
 
 
 def test_three_augment_comes_after_the_flip_and_before_color_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Color jitter changes the brightness of the result of 3-Augment: a gray image stays gray, at another level."""
-    jittered = samples(TrainTransform(SIZE, **PLAIN | {"color_jitter": 0.4}, three_augment=True), count=60)
-    plain = samples(TrainTransform(SIZE, **PLAIN, three_augment=True), count=60)
+    jittered = samples(TrainTransform(UNSCALED, **PLAIN | {"color_jitter": 0.4}, three_augment=True), count=60)
+    plain = samples(TrainTransform(UNSCALED, **PLAIN, three_augment=True), count=60)
     grays = [(a, b) for a, b in zip(jittered, plain, strict=True) if kind(b) == "gray"]
     assert grays
     for with_jitter, without in grays:
@@ -127,14 +129,14 @@ def test_three_augment_comes_after_the_flip_and_before_color_jitter(monkeypatch:
 
     seen = []
     monkeypatch.setattr("data.transforms.gray_solarize_or_blur", lambda image: seen.append(image) or image)
-    samples(TrainTransform(SIZE, **PLAIN | {"hflip": 1.0, "color_jitter": 0.4}, three_augment=True), count=1)
+    samples(TrainTransform(UNSCALED, **PLAIN | {"hflip": 1.0, "color_jitter": 0.4}, three_augment=True), count=1)
     assert torch.equal(pixels(seen[0]), pixels(picture()).flip(-1))
 
 
 @pytest.mark.parametrize("three_augment", [False, True])
 def test_the_same_seed_gives_the_same_pixels(three_augment: bool) -> None:
     deit = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "color_jitter": 0.3, "erase_prob": 0.25}
-    transform = TrainTransform(SIZE, **PLAIN | deit, three_augment=three_augment)
+    transform = TrainTransform(UNSCALED, **PLAIN | deit, three_augment=three_augment)
     once, again = samples(transform, count=30), samples(transform, count=30)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     assert all(not torch.equal(a, b) for a, b in pairwise(once))
@@ -155,14 +157,16 @@ def test_three_augment_draws_from_pythons_generator_alone() -> None:
 
 def test_three_augment_and_rand_augment_contradict_each_other() -> None:
     with pytest.raises(InputError, match=r"^augment\.three_augment=true: cannot be combined with augment\.rand_a"):
-        TrainTransform(SIZE, **PLAIN | {"rand_augment": "rand-m9-inc1"}, three_augment=True)
+        TrainTransform(UNSCALED, **PLAIN | {"rand_augment": "rand-m9-inc1"}, three_augment=True)
 
 
 def test_normalization_is_the_models_own() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     expected = (pixels(picture()) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     own = {"mean": mean, "std": std}
-    torch.testing.assert_close(whole(view_of(TrainTransform(SIZE, **PLAIN | own)), picture()), expected)
+    torch.testing.assert_close(
+        whole(view_of(TrainTransform(Preprocessing(size=(SIZE, SIZE), **own), **PLAIN)), picture()), expected
+    )
     evaluated = Preprocessing(size=(SIZE, SIZE), **own)
     torch.testing.assert_close(whole(CenterLabelledCrop(evaluated, 1), picture()), expected)
     assert not torch.allclose(whole(CenterLabelledCrop(Preprocessing(size=(SIZE, SIZE)), 1), picture()), expected)
@@ -173,10 +177,9 @@ def test_interpolation_is_the_models_own(interpolation: str) -> None:
     image = Digits().train()[0].image
     method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     expected = pixels(image.resize((48, 48), method))
-    normalization = {key: PLAIN[key] for key in ("mean", "std")}
-    trained = whole(view_of(TrainTransform(48, **PLAIN, interpolation=interpolation)), image)
+    preprocessing = replace(UNSCALED, size=(48, 48), interpolation=interpolation)
+    trained = whole(view_of(TrainTransform(preprocessing, **PLAIN)), image)
     torch.testing.assert_close(trained, expected, atol=1.01 / 255, rtol=0)  # torch's resize rounds at another step
-    preprocessing = Preprocessing(size=(48, 48), **normalization, interpolation=interpolation)
     evaluated = whole(CenterLabelledCrop(preprocessing, 1), image)
     torch.testing.assert_close(evaluated, expected)
 
@@ -200,5 +203,5 @@ def test_what_is_erased_follows_from_the_seed_alone() -> None:
 
 def erase(seeds: Sequence[int], probability: float) -> Tensor:
     """Erase black images. Only erased pixels of the result differ from 0."""
-    transform = TrainTransform(16, **PLAIN | {"erase_prob": probability})  # type: ignore[arg-type]
+    transform = TrainTransform(replace(UNSCALED, size=(16, 16)), **PLAIN | {"erase_prob": probability})  # type: ignore[arg-type]
     return transform.on_device(torch.zeros(len(seeds), 16, 16, 3, dtype=torch.uint8), seeds)

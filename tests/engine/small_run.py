@@ -31,6 +31,7 @@ from xcit.engine.state import TrainingState, read_state
 from xcit.engine.task import Target
 from xcit.engine.trackers import NullTracker
 from xcit.errors import TrainingError
+from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def go_on(
     images = Few()
     order = TrainBatches(len(images), 8 // accumulate, seed=3, repeats=3, accumulate=accumulate)
     mixing = Mixing(10, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
-    transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **AUGMENT)
+    transform = TrainTransform(Preprocessing(size=(16, 16)), rand_augment="rand-m9-mstd0.5-inc1", **AUGMENT)
     views = [RandomLabelledCrop(transform, mixing)]
     epochs = length.num_epochs(UPDATES)
     loader = Noting(TrainLoader(images, views, order, epochs=epochs, workers=workers, device=CPU))

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import Notice
-from ..preprocessing import Preprocessing, describe_input, pretrained_cfg
+from ..preprocessing import Preprocessing, pretrained_cfg
 from ..storage import load_exactly, read_tensors
 from .dense import backbone_alone, is_dense
 from .formats import State, Weights, hub_weights, weights_in
@@ -169,3 +169,15 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 def num_outputs(head: State) -> int:
     return next(iter(head.values())).shape[0]
+
+
+def describe_input(model: nn.Module, preprocessing: Preprocessing, classes: Sequence[str] | None) -> None:
+    """Make the model's `pretrained_cfg` say what the model expects of its images, and the names of its classes.
+
+    classes: the names in the order of the outputs; None if they are unknown.
+    """
+    cfg = {key: value for key, value in pretrained_cfg(model).items() if not key.startswith("label_")}
+    cfg |= preprocessing.as_timm()
+    if classes is not None:
+        cfg |= {"num_classes": len(classes), "label_names": list(classes)}
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]

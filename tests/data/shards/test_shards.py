@@ -16,6 +16,7 @@ from data.samplers import EvalBatches, TrainBatches
 from data.transforms import TrainTransform
 from data.views.labelled_crop import RandomLabelledCrop
 from xcit.errors import InputError
+from xcit.preprocessing import Preprocessing
 
 from .servers import Faults, serving
 from .sharded import contents, record_requests, seen, source, unpadded
@@ -127,7 +128,7 @@ def test_augmented_batches_are_the_same_from_a_failing_server(shards: Path, tmp_
     options = {"scale": (0.1, 1.0), "ratio": (0.7, 1.4), "hflip": 0.5, "color_jitter": 0.4, "erase_prob": 0.3}
 
     def first_epoch(images: ShardImages, workers: int) -> list[torch.Tensor]:
-        transform = TrainTransform(16, rand_augment="rand-m9-mstd0.5-inc1", **options)
+        transform = TrainTransform(Preprocessing(size=(16, 16)), rand_augment="rand-m9-mstd0.5-inc1", **options)
         mixing = Mixing(2, mixup=0.8, cutmix=1.0, switch_prob=0.5, label_smoothing=0.1)
         order = TrainBatches(len(images), 4, seed=2, shuffled=images.shuffled)
         view = RandomLabelledCrop(transform, mixing)
