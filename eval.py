@@ -93,8 +93,9 @@ def evaluate(raw: DictConfig) -> list[Row]:
         # 4. What is evaluated, with each kind of weights, ready for inference.
         progress.begin("building the model")
         modules: dict[str, nn.Module] = {}
+        options: dict[str, Any] = whole.model.options | {"in_chans": saved.weights.channels}
         for kind in saved.weights.kinds if config.weights == "both" else [config.weights]:
-            model = create_model(whole.model.entry, num_classes=way.num_outputs, **whole.model.options)
+            model = create_model(whole.model.entry, num_classes=way.num_outputs, **options)
             module = modules[kind] = way.module(model, kind).to(device)
         preprocessing = saved.weights.preprocessing(model)
         if isinstance(module, Task):  # its options may have been changed
@@ -106,6 +107,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         facts = [
             summary.device(device, config.precision),
             summary.model(whole.model.name, model, whole.model.side_of_patch, whole.resolutions),
+            *summary.images(preprocessing),
             way.fact,
             ("weights", f"{' and '.join(modules)} of {path}"),
             *data_facts(way.splits),
@@ -132,7 +134,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         # 6. The report.
         if distributed.is_main():
             folder.describe(to_yaml(whole))
-            trained_at = saved.config.data.image_size if saved.config else None
+            trained_at = saved.config.data.resolution if saved.config else None
             write_report(folder.path, rows, way.headline, trained_at)
         return rows
 
@@ -240,7 +242,7 @@ def completed(
     model, data = config.model, config.data
     assert model and data
     made_for = known["model"].options.get("image_size") if known["model"] else None
-    trained_at = trained.data.image_size if trained else made_for or data.image_size
+    trained_at = trained.data.resolution if trained else made_for or data.resolution
     resolutions = config.resolutions or (trained.resolutions if trained else [trained_at] if task else None)
     dry = dry_run(model.entry, model.options, {"resolutions": resolutions or [trained_at]})
     resolutions = resolutions or resolutions_for(dry, trained_at, model.side_of_patch)

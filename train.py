@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from data.datasets import DATASETS
 from data.examples import Examples
-from data.gpu_decoding import require_gpu_decoding
+from data.gpu_decoding import require_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
 from data.samplers import TrainBatches
@@ -42,7 +42,7 @@ from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
-from xcit.engine.task import Target, Task
+from xcit.engine.task import Target, Task, input_of
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
@@ -88,7 +88,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         if origin and origin.is_finished and origin.is_complete(length):
             summary.announce_end(origin.folder.path, changed)
             headline = task_class.headline_for(target)
-            score = read_score(origin.folder.results, headline, config.data.image_size)
+            score = read_score(origin.folder.results, headline, config.data.resolution)
             return JobResult(score, headline, origin.folder.path)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
         folder.keep(last=config.train.keep_last, best=config.train.keep_best)
@@ -96,11 +96,11 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
 
         # 4. The model, and the task that says what it learns.
         progress.begin("building the model" + (" and reading its weights" if config.pretrained else ""))
-        model = new_model(config, target, pretrained=None if origin else config.pretrained)
+        model = new_model(config, task_class.num_outputs(target), None if origin else config.pretrained)
         task = task_class(model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
-        preprocessing = task.preprocessing(Preprocessing.of_model(model)).at(config.data.image_size, config.crop_ratio)
+        preprocessing = input_of(task, model, config.data.input_values, config.data.size, config.crop_ratio)
 
         # 5. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, choices, task, examples, preprocessing, device)
@@ -127,6 +127,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         facts = [
             summary.device(device, config.train.precision),
             summary.model(config.model.name, model, config.model.side_of_patch, config.training_sizes),
+            *summary.images(preprocessing),
             ("task", config.task.name),
             *data_facts({"training": examples, "validation": held_out}),
             summary.training(length, updates_per_epoch, config.train.global_batch_size, config.optim.lr),
@@ -136,9 +137,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         ]
         notes = large_batch_notes(len(examples), config.train.global_batch_size)
         if not config.pretrained and not origin:
-            notes += few_images_notes(examples, config.data.image_size, config.optim.layer_decay)
+            notes += few_images_notes(examples, config.data.resolution, config.optim.layer_decay)
         summary.say(facts, notes)
-        validation = batches_at(config.data.image_size)
+        validation = batches_at(config.data.resolution)
         progress.begin("looking through the validation images")
         summary.say([], require_sound(distributed.from_all(look_through(validation)), len(held_out)))
 
@@ -189,8 +190,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             rows = sweep(state.weights(), measure, resolutions, subject, device, folder.path)
         if distributed.is_main():
             print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
-            write_report(folder.path, rows, state.headline, trained_at=config.data.image_size)
-        return JobResult(score_of(rows, state.headline, config.data.image_size), state.headline, folder.path)
+            write_report(folder.path, rows, state.headline, trained_at=config.data.resolution)
+        return JobResult(score_of(rows, state.headline, config.data.resolution), state.headline, folder.path)
 
 
 def check(given: TrainConfig, device: torch.device) -> list[int]:
@@ -199,18 +200,18 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     task = TASKS[config.task.name]
     require_determinism(given.deterministic, device, task.nondeterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
-    if config.data.decode == "gpu":
-        require_gpu_decoding(device)
+    require_decoding(config.data.decode, device)
     images_per_pass = config.train.batch_size(distributed.world_size()) * distributed.world_size()
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
-    size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []
-    sizes_of = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
+    resolutions, sizes = config.resolutions or [], {"data.image_size": [config.data.size]}
+    sizes_of = {"augment.image_sizes": config.training_sizes, "resolutions": resolutions}
     further = VIEWS[task.view].sizes(config.augment.options)
-    model = dry_run(config.model.entry, config.model.options, {**sizes_of, **further})
+    model = dry_run(config.model.entry, config.model_options, {**sizes, **sizes_of, **further})
     set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)
     make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
+    size = config.data.resolution
     return sorted({size, *(resolutions or resolutions_for(model, size, config.model.side_of_patch))})
 
 
@@ -220,12 +221,11 @@ def check_job(raw: DictConfig) -> None:
         check(read_config(TrainConfig, raw, TABLES), device)
 
 
-def new_model(config: TrainConfig, target: Target, pretrained: str | bool | None) -> torch.nn.Module:
-    """The model before the first update, with as many outputs as the task needs."""
+def new_model(config: TrainConfig, num_classes: int, pretrained: str | bool | None) -> torch.nn.Module:
+    """The model before the first update. num_classes: the outputs that the task needs."""
     torch.manual_seed(config.seed)
-    num_classes = TASKS[config.task.name].num_outputs(target)
     with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
-        model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model.options)
+        model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model_options)
     set_checkpointing(model, config.train.grad_checkpointing)
     return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
 

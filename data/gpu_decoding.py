@@ -20,8 +20,10 @@ from .jpeg import read_jpeg
 from .transforms import TrainTransform
 
 
-def require_gpu_decoding(device: torch.device) -> None:
+def require_decoding(decode: str, device: torch.device) -> None:
     """Raise an InputError if data.decode=gpu cannot run: without a CUDA device or without nvjpeg in torchvision."""
+    if decode == "cpu":
+        return
     if device.type != "cuda":
         raise InputError(
             f"data.decode=gpu: needs a CUDA GPU, and this run is on the {device.type}; set data.decode=cpu"

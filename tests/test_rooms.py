@@ -43,7 +43,7 @@ ALLOWED = {
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config"},
     "xcit.start": {"xcit.signals", "xcit.command"},
     "xcit.saved": SHARED | {"xcit.config", "xcit.models", "xcit.weights"},
-    "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine"},
+    "xcit.summary": {"xcit.credentials", "xcit.errors", "xcit.engine", "xcit.preprocessing"},
     "data": {
         *("xcit.class_names", "xcit.credentials", "xcit.encoded_image", "xcit.errors", "xcit.number_types"),
         *("xcit.orientation", "xcit.preprocessing"),

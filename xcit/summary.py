@@ -15,6 +15,7 @@ from .engine import distributed
 from .engine.length import Length
 from .engine.optimizer import peak_lr
 from .errors import print_note
+from .preprocessing import Preprocessing
 
 Fact = tuple[str, str]
 """A label, as "device", and its text."""
@@ -70,6 +71,21 @@ def model(name: str, network: nn.Module, patch_size: int, image_sizes: Sequence[
     return "model", ", ".join([*parts, f"images of {listed(image_sizes)} pixels"])
 
 
+def images(preprocessing: Preprocessing) -> Iterator[Fact]:
+    """As ("images", "4 channels, …"); nothing for square RGB images of 8 bits that are cropped."""
+    H, W = preprocessing.size
+    parts = []
+    if preprocessing.resize != "shortest" and (H != W or preprocessing.resize != "crop"):
+        parts.append(f"{H} × {W} pixels (height × width) by {preprocessing.resize}")
+    if not preprocessing.is_rgb_of_8_bits:
+        low, high = preprocessing.bounds
+        parts += [counted(preprocessing.channels, "channel"), f"values from {low:g} to {high:g}"]
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            parts.append(f"{name} {listed([f'{value:.4g}' for value in values])}")
+    if parts:
+        yield "images", ", ".join(parts)
+
+
 def training(length: Length, updates_per_epoch: int, global_batch_size: int, lr: float) -> Fact:
     """As ("training", "16 epochs of 22 updates, 64 images per update, learning rate 0.00025").
 
@@ -105,7 +121,7 @@ def start(pretrained: str | bool | None, resumed: Path | None) -> Fact:
     return "start", f"from pretrained={pretrained}" if pretrained else "from scratch"
 
 
-def listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[object]) -> str:
     """As "24, 28 and 32"."""
     *others, last = map(str, numbers)
     return f"{', '.join(others)} and {last}" if others else last

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.datasets.image_files import ImageFiles
-from data.gpu_decoding import EncodedBatch, GpuTrainTransform, require_gpu_decoding
+from data.gpu_decoding import EncodedBatch, GpuTrainTransform, require_decoding
 from data.loader import TrainLoader
 from data.mixing import Mixing
 from data.samplers import TrainBatches
@@ -99,7 +99,7 @@ def test_what_workers_do_to_pixels_is_refused(option: dict[str, Any], line: str)
 
 def test_without_a_gpu_it_is_refused() -> None:
     with pytest.raises(InputError, match=r"^data\.decode=gpu: needs a CUDA GPU, and this run is on the cpu; set data"):
-        require_gpu_decoding(CPU)
+        require_decoding("gpu", CPU)
 
 
 def test_what_torchvision_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_what_torchvision_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("data.gpu_decoding.decode", refuse)
     with pytest.raises(InputError, match=r"^data\.decode=gpu: torchvision cannot decode here \(nvjpeg is missing\);"):
-        require_gpu_decoding(torch.device("cuda"))
+        require_decoding("gpu", torch.device("cuda"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -8,7 +8,7 @@ there only. scripts/write_reference.py copies the line into conf/ and docs/confi
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -72,8 +72,13 @@ class TrainConfig(Section):
 
     @property
     def training_sizes(self) -> list[int]:
-        """The image sizes in training, one after the other."""
-        return self.augment.image_sizes or [self.data.image_size]
+        """The resolutions in training, one after the other."""
+        return self.augment.image_sizes or [self.data.resolution]
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The options of the model, with the channels of its images."""
+        return self.model.options | {"in_chans": self.data.channels}
 
     def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..number_types import PositiveInt, Share
+from ..number_types import Finite, PositiveFloat, PositiveInt, Share
 
 
 class Section(BaseModel):
@@ -93,8 +93,20 @@ class DataConfig(NamedSection):
 
     name: str
     """Data set: an entry of DATASETS in data/datasets."""
-    image_size: PositiveInt = 224
-    """Height and width of the images in pixels, in training and validation."""
+    image_size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 224
+    """Height and width of the images in pixels, in training and validation; [height, width] if they differ."""
+    channels: PositiveInt = 3
+    """Channels of an image: 1 for gray, 3 for RGB, 4 for RGBA, or the bands or pages of a TIFF."""
+    bit_depth: Annotated[int, Field(ge=1, le=16)] = 8
+    """Bits of a pixel's channel; the integers from 0 to the largest one are scaled to [0, 1]."""
+    value_range: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
+    """Values that are scaled to 0 and 1, for floats and for integers of another range; null: those of bit_depth."""
+    mean: Annotated[list[Finite], Field(min_length=1)] | None = None
+    """Mean of each channel, scaled; null: the model's (scripts/measure_data.py measures yours)."""
+    std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """Standard deviation of each channel, scaled; null: the model's."""
+    resize: Literal["crop", "letterbox", "squash"] | None = None
+    """How images get their size: crop (null) cuts off what is too long, letterbox pads, squash stretches."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that load images, for each training process; null: one for each of its cores, at most 8."""
     max_broken: Share = 0.001
@@ -103,6 +115,24 @@ class DataConfig(NamedSection):
     """Largest image in pixels (width × height); a larger one is refused as broken."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where training JPEGs are decoded: cpu, or gpu without RandAugment, color jitter and 3-Augment."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        H, W = self.image_size if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        return H, W
+
+    @property
+    def resolution(self) -> int:
+        """The shorter side in pixels. Resolutions are shorter sides; the longer ones change in proportion."""
+        return min(self.size)
+
+    @property
+    def input_values(self) -> dict[str, Any]:
+        """The values of `Preprocessing` that are given here."""
+        keys = ("bit_depth", "value_range", "mean", "std", "resize")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
 class AugmentConfig(OpenSection):

@@ -1,12 +1,13 @@
 """Interfaces of the training loop: Task, Evaluator, Target, Position."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..preprocessing import Preprocessing
 
 Losses = dict[str, Tensor]
@@ -153,3 +154,25 @@ class Task(nn.Module):
     def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
         """Called after each validation with its metrics. Return what the user should know, in lines to print."""
         return []
+
+
+def input_of(
+    task: Task, model: nn.Module, given: Mapping[str, Any], size: tuple[int, int], crop_ratio: float
+) -> Preprocessing:
+    """What a run makes of its images: what the model expects, changed by the configuration, and then by the task.
+
+    Args:
+        given: values of `Preprocessing` from the section `data`.
+        size: (height, width) in pixels.
+
+    Raises:
+        InputError: a value is out of range, or the task does not resize images in the given way.
+    """
+    try:
+        wanted = replace(Preprocessing.of_model(model), **given)
+    except InputError as error:
+        raise InputError(f"data.{error}") from None
+    found = task.preprocessing(wanted)
+    if "resize" in given and found.resize != given["resize"]:
+        raise InputError(f"data.resize={given['resize']}: not for this task, which keeps the whole image; leave it out")
+    return found.at(size if found.resize != "shortest" else min(size), crop_ratio)

@@ -16,7 +16,7 @@ from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
 from .features import FeatureMaps, default_taps
-from .options import check_how, check_names
+from .options import check_how, check_names, height_and_width
 from .timm_arguments import find_by_full_name, in_our_terms
 from .timm_models import timm_model
 from .variants import VARIANTS
@@ -108,8 +108,8 @@ def new_model(name: str, num_classes: int, pretrained: str | Path | bool | None,
     if source:
         load_weights(model, source)
         if isinstance(model, XCiT) and options.get("image_size"):  # it counts, not that of the weights' run
-            size = options["image_size"]
-            model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], size, size)
+            size = height_and_width(options["image_size"])
+            model.pretrained_cfg["input_size"] = (model.pretrained_cfg["input_size"][0], *size)
     return model
 
 

@@ -7,16 +7,19 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..preprocessing import Preprocessing
 from . import create_model
+from .options import height_and_width
 from .xcit import XCiT
 
 
-def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[int]]) -> nn.Module:
+def dry_run(name: str, options: Mapping[str, Any], sizes: Mapping[str, Iterable[int | tuple[int, int]]]) -> nn.Module:
     """Build the model on PyTorch's meta device, where tensors have a shape but no content, and try the image sizes.
 
     Args:
         name, options: see `create_model`.
-        sizes: key of the configuration → sizes of square images, in pixels, that the model must take.
+        sizes: key of the configuration → sizes of images, in pixels, that the model must take: of squares, or
+            (height, width).
 
     Raises:
         InputError: an option is out of range, or the model does not take a size. The message names the key.
@@ -42,12 +45,15 @@ def takes_size(model: nn.Module, size: int) -> bool:
 
 
 @torch.inference_mode()
-def require_size(model: nn.Module, key: str, size: int) -> None:
+def require_size(model: nn.Module, key: str, size: int | tuple[int, int]) -> None:
+    H, W = height_and_width(size)
+    images = torch.empty(1, Preprocessing.of_model(model).channels, H, W, device="meta")
     try:
         # An XCiT's layers take any grid, so trying its stem is enough.
-        (model.embed if isinstance(model, XCiT) else model)(torch.empty(1, 3, size, size, device="meta"))
+        (model.embed if isinstance(model, XCiT) else model)(images)
     except NotImplementedError:
         pass  # an operator does not support the meta device, so the size cannot be tried
     except (InputError, AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{key}={size}: the model does not take images of this size ({reason})") from None
+        given = H if H == W else [H, W]
+        raise InputError(f"{key}={given}: the model does not take images of this size ({reason})") from None

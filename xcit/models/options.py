@@ -1,7 +1,7 @@
 """Checks the arguments of an XCiT, so that a wrong one is answered with what would be accepted."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
@@ -90,6 +90,17 @@ def whole_number(minimum: int) -> Check:
     return check
 
 
+def size_in_pixels(value: Any) -> str | None:
+    sides = value if isinstance(value, (tuple, list)) and len(value) == 2 else [value]
+    return "a whole number of at least 1, or two: (height, width)" if any(map(whole_number(1), sides)) else None
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of an image size, which is one number for squares."""
+    H, W = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return H, W
+
+
 def rate(value: Any) -> str | None:
     right = isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
     return None if right else "at least 0 and less than 1"
@@ -130,7 +141,7 @@ CHECKS: dict[str, Check] = {
     "proj_drop_rate": rate,
     "attn_drop_rate": rate,
     "in_chans": whole_number(1),
-    "image_size": whole_number(1),
+    "image_size": size_in_pixels,
     "class_depth": whole_number(1),
     "patch_embed": one_of(*PATCH_EMBEDS),
     "attention": one_of(*ATTENTIONS),

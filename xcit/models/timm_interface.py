@@ -26,7 +26,7 @@ class TimmInterface(nn.Module):
     num_classes: int
 
     def describe_for_timm(
-        self, image_size: int, in_chans: int, patch_size: int, first_conv: str, global_pool: str | None
+        self, image_size: tuple[int, int], in_chans: int, patch_size: int, first_conv: str, global_pool: str | None
     ) -> None:
         """Set the attributes that timm's tools read: `resolve_model_data_config`, feature extraction, fine-tuning."""
         has_class_token = self.pool == "class_attention"
@@ -37,7 +37,7 @@ class TimmInterface(nn.Module):
         self.init_options()["global_pool"] = self.global_pool
         self.grad_checkpointing = False
         self.pretrained_cfg = self.default_cfg = {
-            **Preprocessing.from_timm({"input_size": (in_chans, image_size, image_size)}).as_timm(),
+            **Preprocessing.from_timm({"input_size": (in_chans, *image_size)}).as_timm(),
             "num_classes": self.num_classes,
             "classifier": "head",
             "first_conv": first_conv,

@@ -15,7 +15,7 @@ def timm_model(
     in_chans: int = 3,
     pretrained: bool = False,
     drop_path_rate: float | None = None,
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
 ) -> nn.Module:
     """timm.create_model, with the arguments that a model with a fixed input size needs for image_size.
 
@@ -23,8 +23,8 @@ def timm_model(
         name: Any model of timm, with or without the tag of its weights, such as resnet50.a1_in1k.
         pretrained: Whether to load these weights from the hub. Position embeddings are resampled to image_size.
         drop_path_rate: Rate of stochastic depth; null: the model's default, or a model without this option.
-        image_size: Pixels, for models of one size; null: the size of their weights. Other models accept any size. ViT,
-            DeiT and Swin are built so that they accept other sizes later, too.
+        image_size: Pixels, or [height, width], for models of one size; null: the size of their weights. Other models
+            accept any size. ViT, DeiT and Swin are built so that they accept other sizes later, too.
 
     Raises:
         InputError: timm is not installed or has no such model, the model cannot be built with these arguments, or its

@@ -15,7 +15,7 @@ from .class_attention import ClassAttentionLayer
 from .fast.training import fuse_for_training, is_scripting
 from .initialization import initialize_linear, truncated_normal
 from .layer import XCiTLayer
-from .options import ChecksNames, check_values
+from .options import ChecksNames, check_values, height_and_width
 from .patch_embed import PATCH_EMBEDS
 from .position import POSITIONS
 from .timm_interface import TimmInterface
@@ -34,8 +34,8 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         num_classes: Outputs of the head. 0 means no head: `forward` then returns the features.
         drop_path_rate: Rate of stochastic depth, the same in every XCiT layer, at least 0 and less than 1.
         in_chans: Channels of the images.
-        image_size: Pixels, for the grid of position=learned; the model accepts other sizes, too. It also stands in
-            `pretrained_cfg`.
+        image_size: Pixels, or [height, width], for the grid of position=learned; the model accepts other sizes, too.
+            It also stands in `pretrained_cfg`.
         global_pool: Features before the head: token, avg (of patches) or "" (all tokens); null: token if there is one.
         drop_rate: Dropout before the head, at least 0 and less than 1.
         pos_drop_rate: Dropout after the position encoding, at least 0 and less than 1.
@@ -73,7 +73,7 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         in_chans: int = 3,
-        image_size: int = 224,
+        image_size: int | list[int] = 224,
         global_pool: str | None = None,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
@@ -94,9 +94,9 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         has_class_token = pool == "class_attention"
         rates = {"attn_drop_rate": attn_drop_rate, "proj_drop_rate": proj_drop_rate}
 
-        side = -(-image_size // patch_size)
+        H, W = height_and_width(image_size)
         self.patch_embed = PATCH_EMBEDS[patch_embed](patch_size, in_chans, dim)
-        self.pos_embed = POSITIONS[position](dim, (side, side))
+        self.pos_embed = POSITIONS[position](dim, (-(-H // patch_size), -(-W // patch_size)))
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.blocks = nn.ModuleList(
             XCiTLayer(
@@ -122,7 +122,7 @@ class XCiT(ChecksNames, HubMixin, TimmInterface):
         self.head = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
         self.init_weights()
         first_conv = "patch_embed.proj.0.0" if patch_embed == "conv" else "patch_embed.proj"
-        self.describe_for_timm(image_size, in_chans, patch_size, first_conv, global_pool)
+        self.describe_for_timm((H, W), in_chans, patch_size, first_conv, global_pool)
         fuse_for_training(self)  # the same layers and parameters, with fused operations
 
     def init_weights(self) -> None:

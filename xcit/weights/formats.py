@@ -60,6 +60,11 @@ class Weights:
         """What a model with these weights expects of its images; what the file does not say comes from the model."""
         return replace(Preprocessing.of_model(model), **self.input_values)
 
+    @property
+    def channels(self) -> int:
+        """Of the model's images."""
+        return self.input_values.get("channels", Preprocessing.channels)
+
     def better(self) -> str:
         """The kind that did better in the run's last validation.
 
