@@ -23,7 +23,7 @@ from data.gpu_decoding import require_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
 from data.samplers import TrainBatches
-from data.start_up import data_facts, few_images_notes, large_batch_notes, warn_of_other_split
+from data.start_up import bit_depth_notes, data_facts, few_images_notes, large_batch_notes, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import JobResult, choices_and_typed_keys, guarded, run
@@ -135,7 +135,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             summary.start(config.pretrained, origin.checkpoint if origin else None),
             ("folder", str(folder.path)),
         ]
-        notes = large_batch_notes(len(examples), config.train.global_batch_size)
+        notes = bit_depth_notes(examples, preprocessing)
+        notes += large_batch_notes(len(examples), config.train.global_batch_size)
         if not config.pretrained and not origin:
             notes += few_images_notes(examples, config.data.resolution, config.optim.layer_decay)
         summary.say(facts, notes)

@@ -30,11 +30,13 @@ SYSTEM_NAMES = frozenset(
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Return the extensions of all image formats that this Pillow can decode, in lower case, with the dot."""
+    """Return the extensions of all image formats that can be decoded here, in lower case, with the dot."""
     Image.init()
     decoded = Image.OPEN.keys() - NOT_DECODED
-    # MPO files are JPEGs with several images. Pillow opens them as JPEGs.
-    return frozenset({".mpo"} | {suffix for suffix, kind in Image.registered_extensions().items() if kind in decoded})
+    # MPO files are JPEGs with several images. Pillow opens them as JPEGs. NPY files are read by numpy.
+    return frozenset(
+        {".mpo", ".npy"} | {suffix for suffix, kind in Image.registered_extensions().items() if kind in decoded}
+    )
 
 
 def extension(name: str) -> str:

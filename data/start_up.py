@@ -2,15 +2,20 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError, Notice
+from xcit.preprocessing import Preprocessing
 
 from .about import About, Skipped, counted
 from .examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, Examples
 
 FEW_IMAGES = 3_000
 """Below this number of training images, a run from scratch prints a note."""
+LOOKED_AT = 8
+"""Number of images whose headers are read before training."""
 PHOTOGRAPHS = 64
 """The smallest image size in pixels for which it does."""
 
@@ -56,6 +61,21 @@ def large_batch_notes(num_images: int, global_batch_size: int) -> list[str]:
         f"train.global_batch_size={global_batch_size}: is more than the {counted(num_images, 'training image')}, so "
         "each epoch is one update, in which images repeat; lower it, or give auto"
     ]
+
+
+def bit_depth_notes(examples: Examples, preprocessing: Preprocessing) -> list[str]:
+    """A note if images have more bits than are used. It looks at the headers of a few images."""
+    if preprocessing.bit_depth > 8 or preprocessing.value_range:
+        return []
+    for index in range(0, len(examples), max(1, len(examples) // LOOKED_AT)):
+        image = examples[index].image
+        with suppress(InputError):  # a broken image, which is reported when it is used
+            if isinstance(image, EncodedImage) and image.has_more_than_8_bits():
+                return [
+                    f"{image.origin}: has more than 8 bits in a channel, and 8 are used; "
+                    "data.bit_depth=16 uses all, with images that have them"
+                ]
+    return []
 
 
 def few_images_notes(examples: Examples, image_size: int, layer_decay: float | None) -> list[str]:

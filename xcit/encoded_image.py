@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .orientation import upright
-from .pixel_arrays import MissingPackageError, is_npy, is_tiff, read_array, with_channels
+from .pixel_arrays import TIFF_BITS, MissingPackageError, is_deep_png, is_npy, is_tiff, read_array, with_channels
 from .preprocessing import PIL_MODES, Preprocessing
 
 
@@ -104,8 +104,22 @@ class EncodedImage:
         """Whether Pillow would not see all channels of the file: they are pages or bands of a TIFF, or in an NPY."""
         if not is_tiff(self.data) or channels == 4:  # to Pillow a fourth band is alpha, or black
             return channels == 4 and (is_tiff(self.data) or is_npy(self.data))
+        try:
+            with self.opened() as image:
+                pages = getattr(image, "n_frames", 1)
+                return len(image.getbands()) == 1 and pages > 1 and (pages == 3 or channels != 3)
+        except BrokenImageError:  # Pillow does not know some kinds of TIFF
+            return True
+
+    def has_more_than_8_bits(self) -> bool:
+        """Whether a channel has more than 8 bits, as the file's header says."""
+        if is_deep_png(self.data):
+            return True
+        if is_npy(self.data):
+            return False  # an array of another type than uint8 is refused with 8 bits
         with self.opened() as image:
-            return channels > 1 and getattr(image, "n_frames", 1) == channels and len(image.getbands()) == 1
+            bits = getattr(image, "tag_v2", {}).get(TIFF_BITS, (8,))
+            return image.mode.startswith("I") or max(bits if isinstance(bits, tuple) else (bits,)) > 8
 
     def pixels(self, preprocessing: Preprocessing) -> Tensor:
         """Decode the image and resize it: `Preprocessing.pixels`, with errors that name the file."""

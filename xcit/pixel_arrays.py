@@ -29,6 +29,8 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_BITS, PNG_COLORS = 24, 25
 """Offsets in bytes of the bits of a channel and of the kind of colors in a PNG."""
 PNG_WITH_ALPHA = (4, 6)
+TIFF_BITS = 258
+"""The number of TIFF's tag for the bits of a channel."""
 TIFF_ORIENTATION = 274
 """The number of TIFF's tag for the orientation. Its value is 1 for an upright image."""
 
