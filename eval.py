@@ -216,8 +216,9 @@ def by_frozen_features(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) ->
 
 
 def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
-    """Whether a run was trained on the folder of these data."""
-    here, there = data.options.get("root"), trained.data.options.get("root") if trained else None
+    """Whether a run was trained on the folder, or the table, of these data."""
+    runs = trained.data.options if trained else {}
+    here, there = (options.get("path") or options.get("root") for options in (data.options, runs))
     return here is not None and there is not None and Path(here).resolve() == Path(there).resolve()
 
 

@@ -1,6 +1,8 @@
 """The interfaces between data sets, views and the loader: `Example`, `Examples`, `DataSource` and `View`."""
 
-from collections.abc import Sequence
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +17,8 @@ HELD_OUT = "the held-out images"
 """The key of `Examples.order` that says how the validation images were chosen, if the data set has no splits."""
 VAL_FRACTION = "data.val_fraction"
 """The key of the share of the images that is held out."""
+DIGEST = "the digest of the held-out images"
+"""The key of `digest_of` the names of the validation images, if how they were chosen does not determine them."""
 NONE_HELD_OUT = "none"
 """The value of HELD_OUT if all images are evaluated."""
 
@@ -28,6 +32,8 @@ class Example(NamedTuple):
     """What the data set knows about the image. `Examples.target_kind` says which kind of target it is."""
     key: str
     """A path or a number that identifies the example in messages to the user."""
+    weight: float = 1.0
+    """How much the example counts in the loss. The mean over the training split is 1."""
 
 
 class Examples(Protocol):
@@ -56,6 +62,17 @@ class Examples(Protocol):
         return random.permutation(len(self))
 
     @property
+    def members(self) -> list[np.ndarray] | None:
+        """The indices of the images of each class, or with each label; None if they are unknown."""
+        return None
+
+    @property
+    def class_counts(self) -> np.ndarray | None:
+        """(num_classes,): the number of images of each class, or with each label; None if it is unknown."""
+        members = self.members
+        return None if members is None else np.array([len(images) for images in members])
+
+    @property
     def num_present(self) -> int | None:
         """The number of `classes` that have an image in this split; None if that is unknown."""
         return None
@@ -64,6 +81,18 @@ class Examples(Protocol):
     def order(self) -> dict[str, object]:
         """What decides which images there are, and their order, besides the length: configuration key → value."""
         return {}
+
+
+def members_of(labels: np.ndarray | Sequence[int], num_classes: int) -> list[np.ndarray]:
+    """Return the indices of the images of each class. labels: (num_images,), indices of classes."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1])
+
+
+def digest_of(names: Iterable[str]) -> str:
+    """Return a short text that tells one set of names from another."""
+    content = "\0".join(sorted(unicodedata.normalize("NFC", name) for name in names))
+    return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 class DataSource(Protocol):

@@ -10,7 +10,7 @@ from xcit.errors import InputError, Notice
 from xcit.preprocessing import Preprocessing
 
 from .about import About, Skipped, counted
-from .examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, Examples
+from .examples import DIGEST, HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, Examples
 
 FEW_IMAGES = 3_000
 """Below this number of training images, a run from scratch prints a note."""
@@ -30,10 +30,11 @@ def data_facts(splits: Mapping[str, Examples]) -> list[tuple[str, str]]:
     sources = [source_of(about) for about in abouts]
     shared = sources[0] if len(set(sources)) == 1 else ""
     classes = next(iter(splits.values())).classes
+    names = what_classes_are(splits)
     parts = []
     for (purpose, split), source in zip(splits.items(), sources, strict=True):
         lacks_some = split.num_present is not None and split.num_present < len(classes) and len(splits) > 1
-        of_classes = f" (of {counted(split.num_present or 0, 'class', 'classes')})" if lacks_some else ""
+        of_classes = f" (of {counted(split.num_present or 0, *names)})" if lacks_some else ""
         parts.append(counted(len(split), f"{purpose} image") + of_classes + ("" if shared else source))
     facts = [("data", f"{' and '.join(parts)}{in_classes(splits, len(classes))}{shared}")]
     # Two splits of one folder have counted the same files.
@@ -43,14 +44,21 @@ def data_facts(splits: Mapping[str, Examples]) -> list[tuple[str, str]]:
     return facts
 
 
+def what_classes_are(splits: Mapping[str, Examples]) -> tuple[str, str]:
+    """What `Examples.classes` are called, one of them and several."""
+    of_kind = {"classes": ("label", "labels"), "values": ("value", "values")}
+    return of_kind.get(next(iter(splits.values())).target_kind, ("class", "classes"))
+
+
 def in_classes(splits: Mapping[str, Examples], num_classes: int) -> str:
     """As " in 10 classes"; of a single split that lacks classes " in 8 of the 10 classes"."""
     if not num_classes:
         return ""
     present = [split.num_present for split in splits.values()]
+    classes = counted(num_classes, *what_classes_are(splits))
     if len(present) == 1 and present[0] is not None and present[0] < num_classes:
-        return f" in {present[0]:,} of the {counted(num_classes, 'class', 'classes')}"
-    return f" in {counted(num_classes, 'class', 'classes')}"
+        return f" in {present[0]:,} of the {classes}"
+    return f" in {classes}"
 
 
 def large_batch_notes(num_images: int, global_batch_size: int) -> list[str]:
@@ -119,9 +127,9 @@ def warn_of_other_split(
         return
     if now[HELD_OUT] == NONE_HELD_OUT:
         reason = "all images of the folder are evaluated"
-    elif HELD_OUT not in before:
+    elif before.get(HELD_OUT) != now[HELD_OUT] or before.get(DIGEST) != now.get(DIGEST):
         reason = f"the run held out other images for validation than those that are held out {now[HELD_OUT]} now"
-    elif now[VAL_FRACTION] > before[VAL_FRACTION]:
+    elif now.get(VAL_FRACTION, 0) > before.get(VAL_FRACTION, 0):
         reason = f"{VAL_FRACTION} was {before[VAL_FRACTION]} in training and is {now[VAL_FRACTION]} now"
     else:
         return

@@ -11,6 +11,7 @@ from .imagenet_shards import ImageNetShards
 from .images import Images
 from .inaturalist import INat
 from .masks import Masks
+from .table import LabelTable
 from .transfer import CIFAR10, CIFAR100, Cars, Flowers
 
 # Name → class. The class's keyword arguments are the options that conf/data/NAME.yaml may set.
@@ -19,6 +20,7 @@ DATASETS: dict[str, type[DataSource]] = {
     "imagenet": ImageNet,
     "imagenet_shards": ImageNetShards,
     "folder": Folder,
+    "table": LabelTable,
     "images": Images,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,

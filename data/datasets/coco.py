@@ -1,9 +1,7 @@
 """COCO (Lin et al., arXiv 1405.0312), and any data set in its format: images, and a JSON file with their objects."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,7 @@ from xcit.errors import InputError
 from ..about import About, counted, listed
 from ..examples import Example
 from .coco_json import CocoJson, name_with_id, read_coco_json
-from .image_files import ImageFiles, require_folder
+from .image_files import ImageFiles, missing_files, require_folder
 from .packed_strings import PackedStrings
 
 EXPECTED = "expected COCO's images and annotations in data.root"
@@ -134,13 +132,8 @@ def relabelled(annotations: CocoJson, classes: list[str]) -> CocoJson:
 
 
 def require_files(paths: Sequence[str] | PackedStrings, annotations: Path) -> None:
-    """Raise an InputError if image files are missing. Each folder is listed once, since that is fast for many files."""
-
-    @cache
-    def names_in(folder: str) -> set[str]:
-        return set(os.listdir(folder)) if Path(folder).is_dir() else set()  # noqa: PTH208  the names are enough
-
-    missing = [path for path in paths if (split := os.path.split(path))[1] not in names_in(split[0])]
+    """Raise an InputError if image files are missing."""
+    missing = missing_files(paths)
     if missing:
         several = f" and {counted(len(missing) - 1, 'other')}" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0]}: no such image{several}; {annotations} lists it")
+        raise InputError(f"{paths[missing[0]]}: no such image{several}; {annotations} lists it")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from xcit.errors import InputError
 
-from ..examples import Example, Examples
+from ..examples import Example, Examples, members_of
 
 
 class Digits:
@@ -63,6 +63,10 @@ class DigitImages(Examples):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def members(self) -> list[np.ndarray]:
+        return members_of(self.labels, len(self.classes))
 
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], self.labels[index], f"digit {index}")

@@ -5,16 +5,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from xcit.errors import InputError
 
 from ..about import About, counted
-from ..examples import HELD_OUT, NONE_HELD_OUT, VAL_FRACTION
+from ..examples import DIGEST, HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, digest_of
 from .image_files import ImageFiles, require_folder
 from .listing import list_images, skipped_below
-from .splits import find_splits_or_classes, held_out, split_named
+from .splits import find_splits_or_classes, held_out, require_fold, split_named
+from .stratified import fold_of
 
 EXPECTED = "expected CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE in it"
 
@@ -29,16 +32,31 @@ class Folder:
     Args:
         root: Folder of your images, as CLASS/IMAGE or as train/CLASS/IMAGE and val/CLASS/IMAGE.
         val_fraction: Share of each class that is held out if there is neither val/ nor test/, between 0 and 1.
+        folds: Number of folds of a cross-validation; null: val_fraction is held out.
+        fold: Number of the fold that is held out, from 0.
+        split_seed: Seed of the division into training and validation images.
     """
 
-    def __init__(self, *, root: str, val_fraction: float = 0.2) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        val_fraction: float = 0.2,
+        folds: Annotated[int, Field(ge=2)] | None = None,
+        fold: Annotated[int, Field(ge=0)] | None = None,
+        split_seed: Annotated[int, Field(ge=0)] = 0,
+    ) -> None:
         if not 0 < val_fraction < 1:
             raise InputError(
                 f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1, because a run needs "
                 "training and validation images; a folder with train/ and val/ is divided as it is"
             )
         self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
+        require_fold(folds, fold)
+        self.folds, self.fold, self.split_seed = folds, fold, split_seed
         self.splits, self.class_like_split = find_splits_or_classes(self.root)
+        if folds and (given := self.splits.val or self.splits.test):
+            raise InputError(f"data.folds={folds}: {given} holds the validation images; leave data.folds out")
 
     def train(self) -> ImageFiles:
         splits = self.splits
@@ -63,9 +81,9 @@ class Folder:
     def everything(self, classes: list[str] | None = None) -> ImageFiles:
         """Return all images of a folder without splits, otherwise the validation split.
 
-        It is for the evaluation of a model that was not trained on this folder.
+        It is for the evaluation of a model that was not trained on this folder. With folds, it is the held-out fold.
         """
-        if self.splits.found:
+        if self.splits.found or self.folds:
             return self.val(classes)
         choice = "all, because the folder has no splits" + self.about_classes()
         return list_class_folders(self.root, classes).described(choice, order={HELD_OUT: NONE_HELD_OUT})
@@ -75,17 +93,29 @@ class Folder:
         """The training images and the held-out images of a folder without splits, or of the training split."""
         folder = self.splits.train or self.root
         images = list_class_folders(folder)
-        names = [path[len(f"{folder}/") :].partition("/")[2] for path in images.paths]  # within the class folder
-        chosen = np.zeros(len(images), dtype=bool)
-        for label in range(len(images.classes)):
-            members = np.flatnonzero(images.labels == label)
-            chosen[members] = held_out([names[member] for member in members], self.val_fraction)
-        choice = f"held out by file name: {100 * self.val_fraction:g} %"
+        names = [path[len(f"{folder}/") :] for path in images.paths]
+        members = images.members or []
+        order: dict[str, object]
+        if self.folds:
+            chosen = fold_of(names, members, self.folds, self.split_seed) == self.fold
+            choice = f"fold {self.fold} of {self.folds} is held out"
+            key = f"in fold {self.fold} of {self.folds} by data.split_seed={self.split_seed}"
+            order = {HELD_OUT: key, DIGEST: digest_of(names[image] for image in np.flatnonzero(chosen))}
+        else:
+            chosen = np.zeros(len(images), dtype=bool)
+            for images_of in members:
+                within = [names[image].partition("/")[2] for image in images_of]  # the class folder
+                chosen[images_of] = held_out(within, self.val_fraction, self.split_seed)
+            choice = f"held out by file name: {100 * self.val_fraction:g} %"
+            seed = f" and data.split_seed={self.split_seed}" if self.split_seed else ""
+            order = {HELD_OUT: f"by file name{seed}", VAL_FRACTION: self.val_fraction}
         lacking = len(images.classes) - len(np.unique(images.labels[chosen]))
         if lacking:
-            choice += f"; {counted(lacking, 'class has', 'classes have')} a single image, for training"
+            choice += f"; {counted(lacking, 'class has', 'classes have')} " + (
+                "no image in it" if self.folds else "a single image, for training"
+            )
         choice += self.about_classes()
-        images = images.described(choice, order={HELD_OUT: "by file name", VAL_FRACTION: self.val_fraction})
+        images = images.described(choice, order=order)
         return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 
     def held_out(self, classes: list[str] | None) -> ImageFiles:

@@ -99,7 +99,7 @@ def holds_images(folder: Path) -> bool:
     return bool(images) or any(holds_images(folder / name) for name in subfolders)
 
 
-def held_out(names: Sequence[str], fraction: float) -> np.ndarray:
+def held_out(names: Sequence[str], fraction: float, seed: int = 0) -> np.ndarray:
     """Return which images of one class are held out for validation: (num_images,), bool.
 
     An image is held out if the hash of its name, a number from 0 to 1, is below the fraction. So it does not matter
@@ -116,8 +116,9 @@ def held_out(names: Sequence[str], fraction: float) -> np.ndarray:
     Args:
         names: The path of each image relative to its class folder.
         fraction: The share that is held out.
+        seed: Another seed chooses other images.
     """
-    hashes = np.array([hash_of(name) for name in names])
+    hashes = np.array([hash_of(name, seed) for name in names])
     chosen = hashes < fraction
     if len(names) > 1 and not chosen.any():
         chosen[hashes.argmin()] = True
@@ -126,7 +127,19 @@ def held_out(names: Sequence[str], fraction: float) -> np.ndarray:
     return chosen
 
 
-def hash_of(name: str) -> float:
-    """Return a number in [0, 1) that depends on the name alone, in any of the Unicode forms that macOS may give it."""
-    normalized = unicodedata.normalize("NFC", name).encode(errors="surrogateescape")
+def hash_of(name: str, seed: int = 0) -> float:
+    """Return a number in [0, 1) that depends on the name, in any of the Unicode forms that macOS may give it.
+
+    Another seed gives another number.
+    """
+    normalized = unicodedata.normalize("NFC", f"{seed}/{name}" if seed else name).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.sha256(normalized).digest()[:6]) / 2**48
+
+
+def require_fold(folds: int | None, fold: int | None) -> None:
+    """Raise an InputError unless `fold` is one of `folds`, or both are None."""
+    if folds is None and fold is not None:
+        raise InputError(f"data.fold={fold}: needs data.folds, the number of folds")
+    if folds is not None and (fold is None or fold >= folds):
+        given = "data.fold: must be given" if fold is None else f"data.fold={fold}: must be less"
+        raise InputError(f"{given} with data.folds={folds}; it is a number from 0 to {folds - 1}")

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from ..examples import Example, Examples
+from ..examples import Example, Examples, members_of
 from .image_files import ImageFiles, class_indices
 from .torchvision_readers import list_samples, read, require_files
 
@@ -125,6 +126,11 @@ class InMemoryImages(Examples):
 
     def __len__(self) -> int:
         return len(self.reader)  # type: ignore[arg-type]
+
+    @property
+    def members(self) -> list[np.ndarray]:
+        labels = [self.new_labels[label] for label in self.reader.targets]  # type: ignore[attr-defined]
+        return members_of(labels, len(self.classes))
 
     def __getitem__(self, index: int) -> Example:
         image, label = self.reader[index]

@@ -105,6 +105,8 @@ def split(order: dict[str, object]) -> ImageFiles:
 
 
 BY_NAME: dict[str, object] = {start_up.HELD_OUT: "by file name", "data.val_fraction": 0.2}
+FOLD: dict[str, object] = {start_up.HELD_OUT: "in fold 0 of 5", start_up.DIGEST: "0"}
+OTHER = "the run held out other images for validation than those that are held out"
 
 
 @pytest.mark.parametrize(
@@ -112,10 +114,14 @@ BY_NAME: dict[str, object] = {start_up.HELD_OUT: "by file name", "data.val_fract
     [
         ({}, {}, None),
         (BY_NAME, BY_NAME, None),
-        ({}, BY_NAME, "the run held out other images for validation than those that are held out by file name now"),
+        ({}, BY_NAME, f"{OTHER} by file name now"),
         (BY_NAME, {**BY_NAME, "data.val_fraction": 0.3}, "data.val_fraction was 0.2 in training and is 0.3 now"),
         (BY_NAME, {**BY_NAME, "data.val_fraction": 0.1}, None),
         (BY_NAME, {start_up.HELD_OUT: start_up.NONE_HELD_OUT}, "all images of the folder are evaluated"),
+        (FOLD, FOLD, None),
+        (FOLD, {**FOLD, start_up.HELD_OUT: "in fold 1 of 5"}, f"{OTHER} in fold 1 of 5 now"),
+        (FOLD, {**FOLD, start_up.DIGEST: "1"}, f"{OTHER} in fold 0 of 5 now"),
+        (BY_NAME, FOLD, f"{OTHER} in fold 0 of 5 now"),
     ],
 )
 def test_images_that_a_run_was_trained_on_are_told_of(

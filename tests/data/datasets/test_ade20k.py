@@ -30,7 +30,7 @@ def test_values_are_shifted_and_0_is_ignored(tmp_path: Path) -> None:
     )
     for split, name, first in ((train, "train", 0), (val, "val", 3)):
         for index in range(len(split)):
-            image, target, key = split[index]
+            image, target, key, _ = split[index]
             assert image.origin == key == f"{split.about.folder}/ADE_{name}_{first + index:08}.jpg"
             _, mask = picture(first + index, (64, 96))
             assert np.array_equal(target.decode(), np.where(mask == STRIP, IGNORED, mask.astype(np.int16)))

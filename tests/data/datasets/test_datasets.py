@@ -31,8 +31,8 @@ def test_digits_are_split_once_and_for_all() -> None:
     train, val = Digits().train(), Digits().val()
     assert (len(train), len(val)) == (1437, 360)
     assert train.classes == [str(digit) for digit in range(10)]
-    image, label, key = val[0]
-    assert (image.size, image.mode, label, key) == ((32, 32), "RGB", 7, "digit 0")
+    image, label, key, weight = val[0]
+    assert (image.size, image.mode, label, key, weight) == ((32, 32), "RGB", 7, "digit 0", 1.0)
     with pytest.raises(InputError, match="not those of the model"):
         Digits().val(["cat", "dog"])
     counts = Counter(val[i].target for i in range(len(val)))

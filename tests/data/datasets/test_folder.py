@@ -295,3 +295,38 @@ def test_what_is_no_image_is_counted_by_extension(image_tree: Tree) -> None:
     skipped = list_class_folders(root).about.skipped[str(root)]
     assert skipped.others == {".txt": 2, ".heic": 1, "": 1, ".pdf": 1, ".mpg": 1}
     assert skipped.loose == 1
+
+
+# Folds
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_each_image_is_held_out_in_one_fold(image_tree: Tree, below: str) -> None:
+    root = image_tree("mine", {f"{below}cat": 7, f"{below}dog": 5, f"{below}owl": 2})
+    splits = [Folder(root=str(root), folds=3, fold=fold) for fold in range(3)]
+    held = [[path for path, _ in source.val().samples] for source in splits]
+    everything = sorted(str(path) for path in root.rglob("*.png"))
+    assert sorted(path for paths in held for path in paths) == everything
+    for source, paths in zip(splits, held, strict=True):
+        assert sorted([*paths, *source.train().paths]) == everything
+        assert source.everything().samples == source.val().samples
+        assert sum("/cat/" in path for path in paths) in (2, 3)
+        assert source.train().classes == source.val().classes == ["cat", "dog", "owl"]
+    assert len({str(source.val().order) for source in splits}) == 3
+    lacking = next(source for source, paths in zip(splits, held, strict=True) if not any("/owl/" in p for p in paths))
+    assert lacking.val().about.choice.endswith("of 3 is held out; 1 class has no image in it")
+    other = Folder(root=str(root), folds=3, fold=0, split_seed=1).val()
+    assert {path for path, _ in other.samples} != set(held[0])
+
+
+def test_folds_need_a_folder_that_is_not_divided(image_tree: Tree) -> None:
+    root = image_tree("mine", {"train/cat": 2, "val/cat": 2})
+    with pytest.raises(InputError, match=r"data.folds=2: .*/mine/val holds the validation images; leave data.folds"):
+        Folder(root=str(root), folds=2, fold=0)
+
+
+def test_another_seed_holds_out_other_images(image_tree: Tree) -> None:
+    root = image_tree("mine", {"cat": 30, "dog": 30})
+    first, other = (Folder(root=str(root), split_seed=seed).val() for seed in (0, 1))
+    assert first.samples != other.samples
+    assert other.order[HELD_OUT] == "by file name and data.split_seed=1"
