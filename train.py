@@ -22,7 +22,7 @@ from data.examples import Examples
 from data.gpu_decoding import require_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
-from data.samplers import TrainBatches
+from data.samplers import TrainBatches, sampling_of
 from data.start_up import bit_depth_notes, data_facts, few_images_notes, large_batch_notes, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model, summary
@@ -258,6 +258,7 @@ def new_state(
                 "augment.repeats": config.augment.repeats,
                 "train.global_batch_size": config.train.global_batch_size,
                 "seed": config.seed,
+                "data.sampling": config.data.sampling,
                 **without_credentials(examples.order),
             },
         },
@@ -276,7 +277,7 @@ def train_batches(
         accumulate=config.train.accumulate,
         repeats=config.augment.repeats,
         **distributed.place(),
-        shuffled=examples.shuffled,
+        shuffled=sampling_of(examples, config.data.sampling),
     )
     return TrainLoader(
         examples,

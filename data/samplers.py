@@ -1,8 +1,53 @@
 """Batch samplers: which images make up each batch of each process. They are functions of (seed, epoch)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+from xcit.errors import InputError
+
+from .examples import Examples
+
+Shuffled = Callable[[np.random.Generator], np.ndarray]
+
+
+def sampling_of(examples: Examples, sampling: str) -> Shuffled:
+    """Return what draws the images of an epoch: `Examples.shuffled` for "uniform", `Balanced` for "balanced".
+
+    Raises:
+        InputError: The classes of the images are unknown, or there are none.
+    """
+    if sampling == "uniform":
+        return examples.shuffled
+    members = examples.members
+    if members is None:
+        known = (
+            f"do not exist ({examples.target_kind})" if examples.target_kind != "class" else "are not known beforehand"
+        )
+        raise InputError(f"data.sampling=balanced: needs the classes of all images; those of this data set {known}")
+    return Balanced(len(examples), members)
+
+
+class Balanced:
+    """Draws as many images as there are, with replacement, so that each class is drawn equally often.
+
+    An image with several labels is in the class of each of them, and the images without a label are a further class. If
+    the classes do not divide the number of images, random classes are drawn once more than the others.
+    """
+
+    def __init__(self, images: int, members: Sequence[np.ndarray]) -> None:
+        """members: the images of each class, as `Examples.members` returns them."""
+        unlabelled = np.setdiff1d(np.arange(images), np.concatenate(members))
+        self.images = images
+        self.members = [numbers for numbers in (*members, unlabelled) if len(numbers)]
+
+    def __call__(self, random: np.random.Generator) -> np.ndarray:
+        classes = random.permutation(len(self.members))
+        drawn = [
+            random.choice(self.members[number], size=len(range(place, self.images, len(classes))))
+            for place, number in enumerate(classes)
+        ]
+        return random.permutation(np.concatenate(drawn))
 
 
 class TrainBatches:
@@ -29,7 +74,8 @@ class TrainBatches:
         repeats: Number of copies of each image.
         rank: Rank of this process.
         world_size: Number of processes, W.
-        shuffled: Draws a permutation of the images, for data sets that allow only some. The default draws any.
+        shuffled: Draws as many images as there are: a permutation that the data set allows, or by `sampling_of`. The
+            default draws any permutation.
     """
 
     def __init__(
@@ -42,7 +88,7 @@ class TrainBatches:
         repeats: int = 1,
         rank: int = 0,
         world_size: int = 1,
-        shuffled: Callable[[np.random.Generator], np.ndarray] | None = None,
+        shuffled: Shuffled | None = None,
     ) -> None:
         self.images, self.batch_size, self.seed, self.repeats = images, batch_size, seed, repeats
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size

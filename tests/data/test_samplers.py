@@ -3,9 +3,13 @@
 from collections import Counter
 from itertools import chain
 
+import numpy as np
 import pytest
 
-from data.samplers import EvalBatches, TrainBatches
+from data.datasets.digits import Digits
+from data.examples import Examples, members_of
+from data.samplers import Balanced, EvalBatches, TrainBatches, sampling_of
+from xcit.errors import InputError
 
 Entry = tuple[int, int]
 
@@ -100,6 +104,50 @@ def test_an_interrupted_epoch_is_finished_by_any_number_of_processes(
     seen, left = shares(before, 0, 2 * done), shares(after, 2 * done)
     assert Counter(seen) + Counter(left) == whole
     assert len(left) == max(0, whole.total() - 24 * done)
+
+
+LABELS = np.repeat([0, 1, 2], [3, 17, 80])
+
+
+def balanced_batches(batch_size: int, epoch: int = 0, start: int = 0, **places: int) -> list[list[Entry]]:
+    batches = TrainBatches(100, batch_size, seed=7, shuffled=Balanced(100, members_of(LABELS, 3)), **places)
+    batches.epoch, batches.start = epoch, start
+    return list(batches)
+
+
+def test_balanced_sampling_draws_each_class_equally_often() -> None:
+    for epoch in range(3):
+        drawn = [index for batch in balanced_batches(20, epoch) for index, _ in batch]
+        assert sorted(np.bincount(LABELS[drawn])) == [33, 33, 34]
+        assert len(set(drawn) & set(range(3))) == 3
+        assert len(set(LABELS[drawn[:20]])) == 3, "the classes are mixed"
+    assert balanced_batches(20, 0) != balanced_batches(20, 1)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_balanced_sampling_is_the_same_for_any_number_of_processes_and_after_a_resume(world_size: int) -> None:
+    alone = balanced_batches(20, 1)
+    shares = [balanced_batches(20 // world_size, 1, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number, batch in enumerate(alone):
+        assert Counter(chain.from_iterable(share[number] for share in shares)) == Counter(batch)
+    assert balanced_batches(20, 1, start=3) == alone[3:]
+
+
+def test_each_of_several_labels_is_drawn_equally_often_and_images_without_a_label_too() -> None:
+    both, rare, none = np.arange(50), np.arange(45, 50), np.arange(50, 60)
+    drawn = Balanced(60, [both, rare])(np.random.default_rng(0))
+    assert np.isin(drawn, none).sum() == 20
+    assert np.isin(drawn, rare).sum() >= 20
+    assert len(drawn) == 60
+
+
+def test_balanced_sampling_needs_classes() -> None:
+    class Values(Examples):
+        target_kind = "values"
+
+    assert isinstance(sampling_of(Digits().train(), "balanced"), Balanced)
+    with pytest.raises(InputError, match=r"data.sampling=balanced: needs .* do not exist \(values\)"):
+        sampling_of(Values(), "balanced")
 
 
 @pytest.mark.parametrize(("images", "batches"), [(3, 4), (39, 4), (40, 8), (47, 8)])

@@ -124,11 +124,12 @@ def test_an_epoch_with_another_order_is_not_resumed(tmp_path: Path) -> None:
     interrupt(path, 0)
     last = RunFolder(path).last
     other = begin({"train.global_batch_size": 16})
-    message = (
-        "stands within epoch 1, which must be finished as it was begun: train.global_batch_size was 8 and is 16 now"
-    )
-    with pytest.raises(InputError, match=message):
+    begun = "stands within epoch 1, which must be finished as it was begun: "
+    with pytest.raises(InputError, match=f"{begun}train.global_batch_size was 8 and is 16 now"):
         other.load_state_dict(read_state(last), "last.pt")
+    balanced = begin({"train.global_batch_size": 8, "data.sampling": "balanced"})
+    with pytest.raises(InputError, match=f"{begun}data.sampling was uniform and is balanced now"):
+        balanced.load_state_dict(read_state(last), "last.pt")
     interrupt(path, 2)
     other.load_state_dict(read_state(last), "last.pt")  # between epochs the order may change
     assert other.epoch == 1

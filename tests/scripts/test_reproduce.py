@@ -170,7 +170,8 @@ def stated(recipe: str) -> tuple[str, str]:
 
 def gpu_hours(recipe: str, *more: str) -> str:
     """The script's estimate on the data set of the recipe's header, or on ImageNet, as the headers write it."""
-    own = dict.fromkeys(("transfer", "folder", "folder_from_scratch", "images", "table"), "cifar10")  # for 50,000 images
+    # For 50,000 images.
+    own = dict.fromkeys(("transfer", "folder", "folder_from_scratch", "images", "table"), "cifar10")
     own |= {"coco_1x": "coco", "ade20k_upernet": "ade20k"}
     data = own.get(recipe) or (recipe if (ROOT / f"conf/data/{recipe}.yaml").is_file() else "imagenet")
     data = "imagenet" if data == "imagenet_shards" else data

@@ -113,6 +113,8 @@ class DataConfig(NamedSection):
     """Largest share of broken training images, which are replaced by others; above it the run stops."""
     max_pixels: PositiveInt = 178_956_970
     """Largest image in pixels (width × height); a larger one is refused as broken."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """How training images are drawn: uniform (each once an epoch), or balanced (each class equally often)."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """Where training JPEGs are decoded: cpu, or gpu without RandAugment, color jitter and 3-Augment."""
 

@@ -21,6 +21,9 @@ from .task import Losses, Task
 # Keys of a parameter group that come from the configuration. They are not restored.
 OF_GROUPS = ("params", "initial_lr", "lr_scale", "use_fallback")
 
+OLDER_ORDER = {"data.sampling": "uniform"}
+"""What the order of an epoch was in runs whose checkpoints do not say it."""
+
 
 @dataclass
 class TrainingState:
@@ -154,8 +157,9 @@ class TrainingState:
 
     def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
         """Refuse to continue within an epoch whose order has changed, because the remaining images would be unknown."""
-        for key, before in content["identity"]["order"].items():
-            now = self.identity["order"].get(key)
+        orders = (OLDER_ORDER | content["identity"]["order"], OLDER_ORDER | self.identity["order"])
+        for key, before in orders[0].items():
+            now = orders[1].get(key)
             if now != before:
                 raise InputError(
                     f"{origin}: stands within epoch {content['epoch'] + 1}, which must be finished as it was begun: "
