@@ -8,24 +8,21 @@ where the first one stopped. The table is printed and written to FOLDER/ablation
 """
 
 import argparse
-import json
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from xcit import InputError
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
+
+from scripts.training_runs import last_validation, train_unless_finished
 from xcit.command import ArgumentParser, guarded
 from xcit.errors import TrainingError, choose
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.storage import csv_text, write_text
 
 Row = dict[str, float | str]
-
-TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 @guarded
@@ -38,12 +35,10 @@ def main() -> None:
     rows: list[Row] = []
     for number, (name, (what, options)) in enumerate(chosen.items(), start=1):
         switch = as_overrides(options)
-        command = [*overrides, *switch, f"run_dir={folder / name}", "resume=auto"]
         print(f"{number}/{len(chosen)} {what}", file=sys.stderr, flush=True)
-        require_same(folder / name, command)
-        if not (folder / name / "results.json").is_file():
-            train(arguments.start, command)
-        rows.append({"model": what, "switch": " ".join(switch), **last_validation(folder / name)})
+        is_finished = train_unless_finished(folder / name, arguments.start, [*overrides, *switch])
+        measured = last_row(folder / name) if is_finished else {"outcome": "not completed"}
+        rows.append({"model": what, "switch": " ".join(switch), **measured})
     # Show and save what was measured.
     write_text(folder / "ablations.csv", csv_text(rows))
     print_table(rows)
@@ -59,35 +54,13 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def require_same(folder: Path, command: list[str]) -> None:
-    """Refuse a folder whose run was made by another command."""
-    if (folder / "environment.json").is_file():
-        before = shlex.split(json.loads((folder / "environment.json").read_text())["command"])[1:]
-        if before != command:
-            raise InputError(f"--folder: {folder} holds a run of other overrides ({shlex.join(before)})")
-
-
-def train(start: str, overrides: list[str]) -> None:
-    """Train one row. Its progress and errors are shown; its report is not, as the table replaces it."""
-    command = [*shlex.split(start), str(TRAIN), *overrides]
-    try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    except OSError as error:
-        raise InputError(f"--start={start}: cannot be run ({error.strerror})") from None
-    if done.returncode == 2:
-        raise InputError("the run was refused (see above)")
-
-
-def last_validation(folder: Path) -> Row:
-    """Top-1 and loss of the last validation, for raw weights and EMA; or that the run was not completed."""
-    if not (folder / "results.json").is_file():
-        return {"outcome": "not completed"}
-    found: Row = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row["split"] == "val":
-            found |= {f"{row['weights']} {metric}": row[metric] for metric in ("top1", "loss")}
-    return found
+def last_row(folder: Path) -> Row:
+    """Top-1 and loss of the last validation, for raw weights and EMA."""
+    return {
+        f"{weights} {metric}": metrics[metric]
+        for weights, metrics in last_validation(folder).items()
+        for metric in ("top1", "loss")
+    }
 
 
 def print_table(rows: list[Row]) -> None:

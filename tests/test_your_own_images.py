@@ -129,7 +129,7 @@ def test_all_run(page: Callable[..., Result], tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_advice_uses_options_that_exist(command: Command) -> None:
-    advice = PAGE[PAGE.index("## If it does not learn") :]
+    advice = PAGE[PAGE.index("## If it does not learn") : PAGE.index("## Labels in a table")]
     typed = []
     for key, values in re.findall(r"`'?((?:\w+\.)*\w+)=([^`']+)'?`", advice):
         typed += [f"{key}={value}" for value in ([values] if "[" in values else values.split(",")) if key != "run_dir"]
@@ -137,3 +137,11 @@ def test_the_advice_uses_options_that_exist(command: Command) -> None:
     for option in typed:
         result = command("train.py", "data=folder", "data.root=nowhere", "pretrained=null", option)
         assert result.stderr.startswith("error: nowhere: "), f"{option}: {result.stderr}"
+
+
+def test_the_command_for_a_table_has_options_that_exist(command: Command) -> None:
+    ((_, text),) = BLOCK.findall(PAGE[PAGE.index("## Labels in a table") :])
+    result = command("train.py", *shlex.split(text.replace("\\\n", " "))[2:], "pretrained=null")
+    assert re.fullmatch(
+        r"error: data.path=.*/photos/labels.csv: cannot be read \(No such file or dir.*\)\n", result.stderr
+    )
