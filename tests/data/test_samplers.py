@@ -116,11 +116,15 @@ def balanced_batches(batch_size: int, epoch: int = 0, start: int = 0, **places: 
 
 
 def test_balanced_sampling_draws_each_class_equally_often() -> None:
-    for epoch in range(3):
+    favoured = set()
+    for epoch in range(10):
         drawn = [index for batch in balanced_batches(20, epoch) for index, _ in batch]
-        assert sorted(np.bincount(LABELS[drawn])) == [33, 33, 34]
+        counts = np.bincount(LABELS[drawn])
+        assert sorted(counts) == [33, 33, 34]
+        favoured.add(int(counts.argmax()))
         assert len(set(drawn) & set(range(3))) == 3
         assert len(set(LABELS[drawn[:20]])) == 3, "the classes are mixed"
+    assert len(favoured) == 3, "each class is drawn once more in some epochs"
     assert balanced_batches(20, 0) != balanced_batches(20, 1)
 
 

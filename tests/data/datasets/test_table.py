@@ -156,7 +156,7 @@ def test_columns_of_different_kinds_are_unclear(write: Write) -> None:
 
 def test_a_csv_file_is_read_as_spreadsheets_write_it(write: Write) -> None:
     """With a byte order mark, quoted cells, Windows' line ends, blank lines and spaces around cells."""
-    text = 'id,image , label\r\n1,"more/a b, c.png","a ""big"" cat"\r\n\r\n,,\r\n2, ./1.png,dog\r\n'
+    text = 'image , label,id\r\n"more/a b, c.png","a ""big"" cat",1\r\n\r\n,,\r\n ./1.png,dog,2\r\n'
     source = write(b"\xef\xbb\xbf" + text.encode())
     assert source.classes == ['a "big" cat', "dog"]
     assert everything(source) == {"a b, c.png": 0, "1.png": 1}
