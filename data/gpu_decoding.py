@@ -20,9 +20,9 @@ from .jpeg import read_jpeg
 from .transforms import TrainTransform
 
 
-def require_decoding(decode: str, device: torch.device) -> None:
+def require_decoding(where: str, device: torch.device) -> None:
     """Raise an InputError if data.decode=gpu cannot run: without a CUDA device or without nvjpeg in torchvision."""
-    if decode == "cpu":
+    if where == "cpu":
         return
     if device.type != "cuda":
         raise InputError(
