@@ -40,8 +40,9 @@ class Examples(Protocol):
     """One split of a data set. Subclasses implement `__len__`, `__getitem__` and `classes`.
 
     Attributes:
-        target_kind: "class" (an int, an index into `classes`), "classes" (several of them), "values" (numbers),
-            "boxes", "mask" (an image of class indices) or "none". A task that needs another kind refuses the data set.
+        target_kind: "class" (an int, an index into `classes`), "classes" (several labels: a float32 array (K,) of 0 and
+            1), "values" (numbers: a float32 array (K,)), "boxes", "mask" (an image of class indices) or "none". NaN is
+            an unknown label or value. A task that needs another kind refuses the data set.
         about: Where the examples are from, for the start-up lines.
         decoded_before: Whether all images were decoded when the data set was made. Then they need no look before
             training.
@@ -148,4 +149,8 @@ class View(Protocol):
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise an InputError if the view does not support this batch size. By default it supports all."""
+        return
+
+    def check_kind(self, target_kind: str) -> None:
+        """Raise an InputError if the view does not support targets of this kind. By default it supports all."""
         return

@@ -73,6 +73,7 @@ class TrainLoader:
             )
         for view in views:
             view.check_batch_size(batches.batch_size)
+            view.check_kind(examples.target_kind)
         self.examples, self.views, self.epochs = examples, views, epochs
         self.batches, self.workers, self.device, self.max_pixels = batches, workers, device, max_pixels
         self.broken = BrokenImages(max_broken, len(examples))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
@@ -14,16 +15,13 @@ class Mixing:
     """Applies timm's Mixup and CutMix to a batch. All random numbers follow from the seed of the call.
 
     Args:
-        num_classes: Number of classes of the data set.
+        num_classes: Number of classes, labels or values of the data set.
         mixup: Alpha of mixup's Beta distribution; 0 disables mixup.
         cutmix: Alpha of CutMix's Beta distribution; 0 disables CutMix.
         switch_prob: Probability of CutMix instead of mixup if both are enabled.
-        label_smoothing: Share of the target that is spread evenly over all classes.
+        label_smoothing: Share of the target that is spread evenly over all classes, if each image has one class.
         mix_draws: Draws of mixup or CutMix, and of its strength, in a global batch. Each one is for an equal share of
             the images, on average.
-
-    Raises:
-        InputError: Mixup or CutMix is enabled and the data set has fewer than two classes.
     """
 
     def __init__(
@@ -37,16 +35,16 @@ class Mixing:
         mix_draws: int = 1,
     ) -> None:
         self.is_enabled = mixup > 0 or cutmix > 0
-        if self.is_enabled and num_classes < 2:
-            key = "cutmix" if cutmix > 0 else "mixup"
-            value = cutmix if cutmix > 0 else mixup
-            raise InputError(
-                f"augment.{key}={value}: needs at least two classes to mix, the data set has {num_classes}"
-            )
+        self.setting = f"augment.cutmix={cutmix}" if cutmix > 0 else f"augment.mixup={mixup}"
         self.num_classes, self.label_smoothing, self.mix_draws = num_classes, label_smoothing, mix_draws
         self.mixer = Mixup(
             mixup, cutmix, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=num_classes
         )
+
+    def check_kind(self, target_kind: str) -> None:
+        """Raise an InputError if mixing is enabled and the images have one class each, the same for all."""
+        if self.is_enabled and target_kind == "class" and self.num_classes < 2:
+            raise InputError(f"{self.setting}: needs at least two classes to mix, the data set has {self.num_classes}")
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise an InputError if mixing is enabled and the batch size is odd: timm mixes image i with B - 1 - i."""
@@ -56,29 +54,42 @@ class Mixing:
             )
 
     def __call__(
-        self, images: Tensor, labels: Tensor, seed: list[int], image_seeds: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Mix a batch and smooth its labels. Without mixup and CutMix the images are returned unchanged.
+        self, images: Tensor, labels: Tensor, weights: Tensor, seed: list[int], image_seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix a batch, and smooth its labels if they are classes. Without mixup and CutMix the images stay unchanged.
 
         Args:
             images: (B, 3, H, W), fp32. B must be even if mixing is enabled. The result is written into this tensor.
-            labels: (B,), int64.
+            labels: The class of each image, (B,), int64; or a number for each label or value, (B, num_classes), fp32.
+            weights: The weight of each image, (B,), fp32.
             seed: The seed of the batch, for numpy's global generator, from which timm draws.
             image_seeds: The seed of each image. It decides which draw is for which images.
 
         Returns:
-            The images, (B, 3, H, W), and the probability of each class, (B, num_classes).
+            The images, (B, 3, H, W); the probability of each class, or the mixed labels or values, (B, num_classes);
+            and the mixed weights, (B,). What is NaN in one of two images is NaN in their mix.
         """
         if not self.is_enabled:
-            return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
+            return images, self.mixed_targets(labels, 1.0), weights
         if self.mix_draws == 1:
             np.random.seed(seed)
-            return self.mixer(images, labels)
-        targets = images.new_empty(len(images), self.num_classes)
+            return self.mix(images, labels, weights)
+        targets, mixed = images.new_empty(len(images), self.num_classes), torch.empty_like(weights)
         for draw, rows in rows_of_draws(image_seeds, self.mix_draws).items():
             np.random.seed([*seed, draw])
-            images[rows], targets[rows] = self.mixer(images[rows], labels[rows])
-        return images, targets
+            images[rows], targets[rows], mixed[rows] = self.mix(images[rows], labels[rows], weights[rows])
+        return images, targets, mixed
+
+    def mix(self, images: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix with one draw. The arguments are those of a call."""
+        lam = self.mixer._mix_batch(images)  # not timm's __call__, which returns the mixed classes and not the share
+        return images, self.mixed_targets(labels, lam), torch.lerp(weights.flip(0), weights, float(lam))
+
+    def mixed_targets(self, labels: Tensor, lam: float) -> Tensor:
+        """The targets of images of which each has the share lam of itself and the rest of its partner."""
+        if labels.ndim == 1:
+            return mixup_target(labels, self.num_classes, lam, self.label_smoothing)
+        return labels if lam == 1.0 else lam * labels + (1.0 - lam) * labels.flip(0)
 
 
 def rows_of_draws(image_seeds: Sequence[int], draws: int) -> dict[int, list[int]]:

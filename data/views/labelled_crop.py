@@ -1,10 +1,11 @@
-"""A view of one image and its class: an augmented random crop for training, the center crop for evaluation."""
+"""A view of one image and its labels: an augmented random crop for training, the center crop for evaluation."""
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -53,9 +54,34 @@ class LabelledImages(NamedTuple):
     images: Tensor
     """(B, C, H, W), fp32, normalized with the model's mean and std, in channels_last memory format."""
     targets: Tensor
-    """(B, num_classes), fp32. The probability of each class: smoothed and mixed in training, one-hot in evaluation."""
+    """(B, K), fp32. For one class an image: the probability of each class, smoothed and mixed in training, one-hot in
+    evaluation. For several labels or values: these, mixed in training, and NaN where one is unknown."""
     labels: Tensor
-    """(B,), int64. The class of each image before mixing."""
+    """The targets before mixing: (B,), int64, the class of each image; or (B, K), fp32, several labels or values."""
+    weights: Tensor
+    """(B,), fp32. The weight of each image in the training loss, mixed as the targets are."""
+
+
+class Sample(NamedTuple):
+    """What a worker makes of an example."""
+
+    pixels: Any
+    target: int | np.ndarray
+    weight: float
+
+
+class Collated(NamedTuple):
+    """The samples of a batch. Targets and weights are plain, because a small tensor costs a shared file of its own."""
+
+    pixels: Any
+    targets: list[int | np.ndarray]
+    weights: list[float]
+
+    def labels_and_weights(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """As `LabelledImages` has them."""
+        labels, weights = torch.as_tensor(np.asarray(self.targets)), torch.tensor(self.weights, dtype=torch.float32)
+        labels = labels.float() if labels.ndim == 2 else labels
+        return labels.to(device, non_blocking=True), weights.to(device, non_blocking=True)
 
 
 class RandomLabelledCrop(View):
@@ -64,23 +90,26 @@ class RandomLabelledCrop(View):
     def __init__(self, transform: TrainTransform, mixing: Mixing) -> None:
         self.transform, self.mixing = transform, mixing
 
-    def sample(self, example: Example) -> tuple[Any, int]:
-        return self.transform(example.image), example.target
+    def sample(self, example: Example) -> Sample:
+        return Sample(self.transform(example.image), example.target, example.weight)
 
-    def collate(self, samples: Sequence[tuple[Any, int]]) -> tuple[Any, list[int]]:
-        return self.transform.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
+    def collate(self, samples: Sequence[Sample]) -> Collated:
+        return collated(samples, self.transform.stack)
 
     def to_device(
-        self, collated: tuple[Any, list[int]], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
+        self, collated: Collated, device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> LabelledImages:
-        pixels = collated[0].to(device, non_blocking=True)
+        pixels = collated.pixels.to(device, non_blocking=True)
         images = self.transform.on_device(pixels, seeds)
-        labels = torch.tensor(collated[1]).to(device, non_blocking=True)
-        images, targets = self.mixing(images, labels, list(batch_seed), seeds)
-        return LabelledImages(images, targets, labels)
+        labels, weights = collated.labels_and_weights(device)
+        images, targets, weights = self.mixing(images, labels, weights, list(batch_seed), seeds)
+        return LabelledImages(images, targets, labels, weights)
 
     def check_batch_size(self, batch_size: int) -> None:
         self.mixing.check_batch_size(batch_size)
+
+    def check_kind(self, target_kind: str) -> None:
+        self.mixing.check_kind(target_kind)
 
 
 class CenterLabelledCrop(View):
@@ -91,18 +120,25 @@ class CenterLabelledCrop(View):
         self.normalize = Normalize(preprocessing)
         self.buffers = SharedBuffers()
 
-    def sample(self, example: Example) -> tuple[Tensor, int]:
-        return pixels(example.image, self.preprocessing), example.target
+    def sample(self, example: Example) -> Sample:
+        return Sample(pixels(example.image, self.preprocessing), example.target, example.weight)
 
-    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
-        return self.buffers.stack([pixels for pixels, _ in samples]), [label for _, label in samples]
+    def collate(self, samples: Sequence[Sample]) -> Collated:
+        return collated(samples, self.buffers.stack)
 
     def to_device(
-        self, collated: tuple[Tensor, list[int]], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
+        self, collated: Collated, device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> LabelledImages:
-        images = self.normalize(collated[0].to(device, non_blocking=True))
-        labels = torch.tensor(collated[1]).to(device, non_blocking=True)
-        return LabelledImages(images, F.one_hot(labels, self.num_classes).float(), labels)
+        images = self.normalize(collated.pixels.to(device, non_blocking=True))
+        labels, weights = collated.labels_and_weights(device)
+        targets = F.one_hot(labels, self.num_classes).float() if labels.ndim == 1 else labels
+        return LabelledImages(images, targets, labels, weights)
+
+
+def collated(samples: Sequence[Sample], stack: Callable[[list[Any]], Any]) -> Collated:
+    """The batch of these samples. stack: makes one tensor of their pixels."""
+    pixels, targets, weights = zip(*samples, strict=True)
+    return Collated(stack(list(pixels)), list(targets), list(weights))
 
 
 def training_view(

@@ -118,10 +118,7 @@ class CenterCrop(CenterLabelledCrop):
         super().__init__(preprocessing, num_classes=0)
 
     def to_device(self, collated: Any, device: torch.device, *_: Sequence[int]) -> Any:
-        return Images(self.normalize(collated[0].to(device, non_blocking=True)))
-
-    def collate(self, samples: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor, list[int]]:
-        return self.buffers.stack([pixels for pixels, _ in samples]), []
+        return Images(self.normalize(collated.pixels.to(device, non_blocking=True)))
 
 
 def training_view(

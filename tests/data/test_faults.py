@@ -112,7 +112,7 @@ def test_a_broken_image_is_replaced_by_another_that_follows_from_the_seed(image_
     for seed in range(20):
         found, again = viewed[number, seed], viewed[number, seed]
         assert isinstance(found, ViewedSample) and isinstance(again, ViewedSample)
-        pixels, label = found.sample
+        pixels, label, _ = found.sample
         assert torch.equal(pixels, again.sample[0])
         (message,) = set(found.broken)  # a set, because the broken image may be drawn again as its own replacement
         assert message.startswith(f"{path}: cannot be decoded (")
@@ -228,7 +228,9 @@ class Nothing(View):
 
     def to_device(self, collated: tuple[Tensor, list[int]], *_: object) -> LabelledImages:
         labels = torch.tensor(collated[1])
-        return LabelledImages(collated[0].permute(0, 3, 1, 2).float(), F.one_hot(labels).float(), labels)
+        return LabelledImages(
+            collated[0].permute(0, 3, 1, 2).float(), F.one_hot(labels).float(), labels, torch.ones(len(labels))
+        )
 
 
 def many(image_tree: Tree, count: int) -> ImageFiles:

@@ -160,7 +160,7 @@ def test_mixing_is_timms_with_both_kinds() -> None:
     mixing = Mixing(10, **BOTH | {"label_smoothing": 0.0})
     kinds = set()
     for step in range(20):
-        mixed, targets = mixing(images.clone(), labels, [0, 0, step], range(8))
+        mixed, targets, _ = mixing(images.clone(), labels, torch.ones(8), [0, 0, step], range(8))
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
         values = mixed[0].unique()
         assert targets[0].nonzero().flatten().tolist() in ([0], [7], [0, 7])
@@ -179,7 +179,8 @@ def mixed_by(world_size: int, mix_draws: int) -> dict[int, list[float]]:
         for number, batch in enumerate(order):
             labels = torch.tensor([index for index, _ in batch])
             images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone()
-            images, targets = mixing(images, labels, [3, 0, number], [seed for _, seed in batch])
+            weights = torch.ones(len(labels))
+            images, targets, _ = mixing(images, labels, weights, [3, 0, number], [seed for _, seed in batch])
             # What the images show is what the targets say.
             torch.testing.assert_close(images.mean((1, 2, 3)), targets @ torch.arange(64.0), rtol=1e-4, atol=1e-4)
             shares |= zip(labels.tolist(), targets.tolist(), strict=True)
@@ -213,14 +214,17 @@ def test_draws_have_about_equal_shares_and_keep_partners_together() -> None:
 
 
 def test_without_mixing_targets_are_smoothed_labels() -> None:
-    images, targets = Mixing(5, **NEITHER)(torch.ones(2, 3, 4, 4), torch.tensor([1, 4]), [0], [0, 0])
+    weights = torch.tensor([0.5, 1.5])
+    images, targets, same = Mixing(5, **NEITHER)(torch.ones(2, 3, 4, 4), torch.tensor([1, 4]), weights, [0], [0, 0])
+    assert torch.equal(same, weights)
     torch.testing.assert_close(targets[0], torch.tensor([0.02, 0.92, 0.02, 0.02, 0.02]))
     assert torch.equal(images, torch.ones(2, 3, 4, 4))
 
 
 def test_mixing_one_class_is_a_contradiction() -> None:
     with pytest.raises(InputError, match=r"augment\.cutmix=1\.0: needs at least two classes"):
-        Mixing(1, **BOTH)
+        Mixing(1, **BOTH).check_kind("class")
+    Mixing(1, **BOTH).check_kind("values")  # one number can be mixed
 
 
 def test_mixing_an_odd_batch_is_a_contradiction() -> None:

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def batches(*sizes: int, resolution: int = 32) -> list[LabelledImages]:
     random = torch.Generator().manual_seed(0)
     images = [torch.randn(size, 3, resolution, resolution, generator=random) for size in sizes]
-    return [LabelledImages(i, torch.zeros(len(i), 5), torch.arange(len(i))) for i in images]
+    return [LabelledImages(i, torch.zeros(len(i), 5), torch.arange(len(i)), torch.ones(len(i))) for i in images]
 
 
 def model_of(name: str) -> nn.Module:

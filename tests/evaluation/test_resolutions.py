@@ -56,7 +56,10 @@ def batches_at(resolution: int) -> list[LabelledImages]:
     """Returns seven images in two batches with the labels 0, 0, 0, 1 and 6, 0, 2."""
     return [
         LabelledImages(
-            torch.zeros(len(labels), 3, resolution, resolution), nn.functional.one_hot(labels, 7).float(), labels
+            torch.zeros(len(labels), 3, resolution, resolution),
+            nn.functional.one_hot(labels, 7).float(),
+            labels,
+            torch.ones(len(labels)),
         )
         for labels in (torch.tensor([0, 0, 0, 1]), torch.tensor([6, 0, 2]))
     ]
