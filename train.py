@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from data.datasets import DATASETS
-from data.examples import Examples
+from data.examples import Examples, target_statistics
 from data.gpu_decoding import require_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
@@ -80,7 +80,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         held_out = source.val(examples.classes)
         task_class = TASKS[config.task.name]
         require_target(config.task.name, task_class.target_kinds, config.data.name, examples.target_kind)
-        target = Target(examples.target_kind, tuple(examples.classes))
+        target = Target(examples.target_kind, tuple(examples.classes), **target_statistics(examples))
 
         # 3. The run's folder. A finished run is left as it is.
         length = Length(config.train.epochs, config.train.updates)

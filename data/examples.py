@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from xcit.encoded_image import EncodedImage
+from xcit.errors import InputError
 
 from .about import About
 
@@ -79,6 +80,19 @@ class Examples(Protocol):
         return None
 
     @property
+    def class_counts(self) -> np.ndarray | None:
+        """The number of images of each class, (K,), for target_kind "class"; None if that is unknown."""
+        return None
+
+    @property
+    def label_table(self) -> np.ndarray:
+        """The targets of all examples, (N, K), for target_kind "classes" and "values".
+
+        Data sets that have them at hand override it, because this reads every example.
+        """
+        return np.stack([self[index].target for index in range(len(self))])
+
+    @property
     def order(self) -> dict[str, object]:
         """What decides which images there are, and their order, besides the length: configuration key → value."""
         return {}
@@ -94,6 +108,27 @@ def digest_of(names: Iterable[str]) -> str:
     """Return a short text that tells one set of names from another."""
     content = "\0".join(sorted(unicodedata.normalize("NFC", name) for name in names))
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def target_statistics(examples: Examples) -> dict[str, Any]:
+    """What a task may need to know of the training targets, as keyword arguments of xcit.engine.task.Target.
+
+    Raises:
+        InputError: A value is the same in all images, or is known in fewer than two.
+    """
+    if examples.target_kind == "class":
+        counts = examples.class_counts
+        return {} if counts is None else {"counts": tuple(counts.tolist())}
+    if examples.target_kind not in ("classes", "values"):
+        return {}
+    table = examples.label_table.astype(np.float64)
+    if examples.target_kind == "classes":
+        known, positives = ~np.isnan(table), table > 0.5
+        return {"counts": tuple(positives.sum(axis=0).tolist()), "known": tuple(known.sum(axis=0).tolist())}
+    for name, values in zip(examples.classes, table.T, strict=True):
+        if len(np.unique(values[~np.isnan(values)])) < 2:
+            raise InputError(f"data: {name!r} needs at least two different numbers in the training images")
+    return {"mean": tuple(np.nanmean(table, axis=0).tolist()), "std": tuple(np.nanstd(table, axis=0).tolist())}
 
 
 class DataSource(Protocol):

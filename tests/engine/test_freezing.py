@@ -42,7 +42,9 @@ class Images:
         generator = torch.Generator().manual_seed(epoch)
         for _ in range(start, 2):
             targets = torch.eye(3)[torch.randint(3, (4,), generator=generator)]
-            yield SimpleNamespace(images=torch.randn(4, 3, 16, 16, generator=generator), targets=targets)
+            yield SimpleNamespace(
+                images=torch.randn(4, 3, 16, 16, generator=generator), targets=targets, weights=torch.ones(4)
+            )
 
 
 def trained(

@@ -69,6 +69,10 @@ def test_gradients_can_be_clipped_parameter_by_parameter() -> None:
 # Layer-wise learning rate decay.
 
 
+def batch_of(images: torch.Tensor) -> SimpleNamespace:
+    return SimpleNamespace(images=images, targets=torch.eye(5)[:4], weights=torch.ones(4))
+
+
 def tiny(**options: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     return xcit.create_model("xcit_n12", **{"depth": 3, "patch_size": 8, "num_classes": 5} | options)
@@ -138,7 +142,7 @@ def test_the_first_step_of_a_layer_equals_its_learning_rate() -> None:
     )
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     schedule.step_update(0)
-    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
+    task(batch_of(torch.randn(4, 3, 16, 16)))["loss"].backward()
     optimizer.step()
     for name, scale in (("head.bias", 1), ("cls_attn_blocks.1.mlp.fc2.bias", 0.5), ("blocks.0.gamma2", 0.5**5)):
         moved = (task.model.get_parameter(name) - before[f"model.{name}"]).abs().max()
@@ -171,7 +175,7 @@ def test_muon_gets_the_matrices_of_hidden_layers_and_adamw_the_rest(name: str, l
     task = TASKS["classify"](tiny(), target_of(5))
     optimizer = make_optimizer(task, name=name, lr=1e-3, weight_decay=0.05, options={}, layer_decay=layer_decay)
     before = {key: p.detach().clone() for key, p in task.named_parameters()}
-    task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
+    task(batch_of(torch.randn(4, 3, 16, 16)))["loss"].backward()
     optimizer.step()
     told = by_name(task, optimizer)
     for key, parameter in task.named_parameters():
@@ -208,7 +212,7 @@ def test_training_resumes_from_a_checkpoint_to_the_same_weights(
 
     def step(state: TrainingState, seed: int) -> None:
         images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        state.task(SimpleNamespace(images=images, targets=torch.eye(5)[:4]))["loss"].backward()
+        state.task(batch_of(images))["loss"].backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
 
@@ -239,12 +243,12 @@ def test_optimizer_state_returns_to_its_parameter_when_the_groups_change(change:
 
     settings = {"frozen": [], "weight_decay": 0.05, "layer_decay": None}
     before, after = begin(**settings), begin(**settings | change)
-    before.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
+    before.task(batch_of(torch.randn(4, 3, 16, 16)))["loss"].backward()
     before.optimizer.step()
     write_tensors(tmp_path / "last.pt", before.state_dict())
     after.load_state_dict(read_state(tmp_path / "last.pt"), "last.pt")
     moments = {name: before.optimizer.state[p]["exp_avg"] for name, p in before.task.named_parameters()}
     trained = {name: p for name, p in after.task.named_parameters() if p.requires_grad}
     assert all(torch.equal(after.optimizer.state[p]["exp_avg"], moments[name]) for name, p in trained.items())
-    after.task(SimpleNamespace(images=torch.randn(4, 3, 16, 16), targets=torch.eye(5)[:4]))["loss"].backward()
+    after.task(batch_of(torch.randn(4, 3, 16, 16)))["loss"].backward()
     after.optimizer.step()

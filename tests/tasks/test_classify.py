@@ -26,7 +26,9 @@ SOFT = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.1, 0.8]])
 
 
 def test_the_loss_weighs_every_class_by_its_target() -> None:
-    losses = TASKS["classify"](Table(), target_of(3))(SimpleNamespace(images=LOGITS, targets=SOFT))
+    losses = TASKS["classify"](Table(), target_of(3))(
+        SimpleNamespace(images=LOGITS, targets=SOFT, weights=torch.ones(2))
+    )
     assert list(losses) == ["loss"]
     log_p = LOGITS - LOGITS.exp().sum(1, keepdim=True).log()
     assert losses["loss"].item() == pytest.approx(-(SOFT * log_p).sum(1).mean().item())

@@ -90,7 +90,9 @@ def begun(**options: Any) -> Distill:
 def batch(size: int = 24) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(0)
     mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
-    return SimpleNamespace(images=torch.randn(2, 3, size, size, generator=generator), targets=mixed)
+    return SimpleNamespace(
+        images=torch.randn(2, 3, size, size, generator=generator), targets=mixed, weights=torch.ones(2)
+    )
 
 
 def answers(task: Distill, of: SimpleNamespace, fake: Recorder) -> tuple[Tensor, Tensor]:
@@ -148,7 +150,7 @@ def test_alpha_mixes_labels_and_teacher(alpha: float, loss: str, kind: str, fake
     images = batch()
     task = begun(alpha=alpha, loss=loss, kind=kind)
     student, taught = answers(task, images, fake)
-    labels = TASKS["classify"](task.model, target_of(3), loss=loss).classification_loss(student, images.targets)
+    labels = TASKS["classify"](task.model, target_of(3), loss=loss).classification_loss(student, images)
     torch.testing.assert_close(task(images)["loss"], (1 - alpha) * labels + alpha * task.distance(student, taught))
 
 
@@ -163,7 +165,7 @@ def test_binary_cross_entropy_counts_every_class_of_a_mixed_image_as_correct() -
     p = 1 / (1 + (-logits).exp())
     right = torch.tensor([[True, True, False], [False, False, True]])
     expected = -torch.where(right, p.log(), (1 - p).log()).mean()
-    torch.testing.assert_close(task.classification_loss(logits, batch().targets), expected)
+    torch.testing.assert_close(task.classification_loss(logits, batch()), expected)
 
 
 @pytest.mark.parametrize("size", [24, 16, 40])

@@ -244,8 +244,10 @@ def not_finite(what: str) -> TrainingError:
 
 
 def evaluate(task: Task, batches: Iterable[Any], device: torch.device, precision: str) -> dict[str, float]:
-    """Measure the task in evaluation mode, with its evaluator, over the batches of all processes."""
-    return update_evaluator(task, batches, device, precision).compute()
+    """Validate the task in evaluation mode, with its evaluator, over the batches of all processes."""
+    evaluator = update_evaluator(task, batches, device, precision)
+    task.fit_to_validation(evaluator)
+    return evaluator.compute()
 
 
 @torch.inference_mode()

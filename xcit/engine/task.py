@@ -21,7 +21,16 @@ class Target:
     kind: str
     """"class", "classes", "values", "boxes", "mask" or "none"."""
     classes: tuple[str, ...] = ()
-    """The names of the classes by number, or of the values; empty if the targets have none."""
+    """The names of the classes by number, or of the labels or values; empty if the targets have none."""
+    # Of the training images. All are None if they are unknown, and in an evaluation, which does not need them.
+    counts: tuple[int, ...] | None = None
+    """The images of each class or label."""
+    known: tuple[int, ...] | None = None
+    """The images for which it is known whether they have the label, for "classes"."""
+    mean: tuple[float, ...] | None = None
+    """The mean of each value."""
+    std: tuple[float, ...] | None = None
+    """The standard deviation of each value."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class Details(NamedTuple):
     """A row for each class: its name under "class", then its metrics."""
     pictures: list[Any]
     """Pillow images: the predictions, drawn on the first images of the main process."""
+    tables: Mapping[str, list[dict[str, Any]]] = {}
+    """Further tables by name, such as a confusion matrix."""
 
 
 @runtime_checkable
@@ -127,6 +138,11 @@ class Task(nn.Module):
         """What the task expects of its images, made from what its model expects: another resize rule, for example."""
         return of_model
 
+    @classmethod
+    def metrics(cls, target: Target, num_images: int) -> tuple[str, ...]:
+        """The metrics of a validation of so many images by which train.select can choose the best checkpoint."""
+        return (cls.headline_for(target), *cls.on_validation_line)
+
     def forward(self, batch: Any) -> Losses:
         raise NotImplementedError
 
@@ -150,6 +166,11 @@ class Task(nn.Module):
 
     def after_update(self, position: Position) -> None:
         """Called after each update: update a momentum teacher, or anneal a temperature."""
+
+    def fit_to_validation(self, evaluator: Any) -> None:
+        """Called in each validation of a run with its evaluator after all images, before `compute`. Choose what depends
+        on the validation images, such as thresholds; keep it in buffers. Other evaluations do not call it.
+        """
 
     def advise(self, measured: Mapping[str, float], position: Position) -> list[str]:
         """Called after each validation with its metrics. Return what the user should know, in lines to print."""

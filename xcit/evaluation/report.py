@@ -38,11 +38,18 @@ PRINTED = {
     "mean_accuracy": "class mean %",
     "retrieval_map": "mAP %",
     "retrieval_recall1": "recall@1 %",
+    "balanced_accuracy": "class mean %",
+    "macro_f1": "macro F1 %",
+    "auroc": "AUROC %",
+    "map": "mAP %",
+    "r2": "R²",
+    "mae": "MAE",
+    "rmse": "RMSE",
     "images_per_second": "images/s",
     "peak_memory_mb": "peak MB",
 }
-IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large")
-"""Endings of metrics that the table does not show; the files do."""
+IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large", "balanced_accuracy", "macro_f1", "auroc")
+"""Endings of metrics that the table does not show, unless one is the headline metric; the files do."""
 VARIANT = "@"
 """In the key of a metric with another setting, as knn_top1@k10. The table does not show these; the files do."""
 
@@ -59,7 +66,7 @@ def write_report(folder: Path, rows: Sequence[Row], headline: str, trained_at: i
     write_text(folder / "results.csv", csv_text(plain))
     figure = draw(rows, headline, trained_at)
     write_atomically(folder / f"{headline}_vs_resolution.png", lambda file: figure.savefig(file, format="png"))
-    print_table(rows, trained_at)
+    print_table(rows, headline, trained_at)
     print(f"run folder: {folder}")
 
 
@@ -107,10 +114,11 @@ def title_of(row: Row) -> str:
     return f"{row['model']} on {row['eval_set']}, {row['images']:,} images{note}"
 
 
-def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
+def print_table(rows: Sequence[Row], headline: str, trained_at: int | None) -> None:
     first = rows[0]
     labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "inference", "images")
-    measured = [key for key in first if key not in labels and VARIANT not in key and not key.endswith(IN_FILES_ONLY)]
+    measured = [key for key in first if key not in labels and VARIANT not in key]
+    measured = [key for key in measured if key == headline or not key.endswith(IN_FILES_ONLY)]
     printed = Table(title=title_of(first))
     for column in ("resolution", "weights", *measured):
         printed.add_column(PRINTED.get(column, column), justify="right")
@@ -121,4 +129,4 @@ def print_table(rows: Sequence[Row], trained_at: int | None) -> None:
 
 
 def decimals(key: str) -> int:
-    return {"images_per_second": 0, "peak_memory_mb": 0, "queries": 0, "loss": 3, "linear_lr": 4}.get(key, 2)
+    return {"images_per_second": 0, "peak_memory_mb": 0, "queries": 0, "loss": 3, "linear_lr": 4, "r2": 4}.get(key, 2)

@@ -5,6 +5,8 @@ from .classify import Classify
 from .detect import Detect
 from .dino import Dino
 from .distill import Distill
+from .multilabel import Multilabel
+from .regress import Regress
 from .segment import Segment
 
 # name → class; its keyword-only arguments are the options that conf/task/NAME.yaml may set.
@@ -13,6 +15,8 @@ TASKS: dict[str, type[Task]] = {
     "detect": Detect,
     "dino": Dino,
     "distill": Distill,
+    "multilabel": Multilabel,
+    "regress": Regress,
     "segment": Segment,
 }
 BARE_WEIGHTS = "classify"

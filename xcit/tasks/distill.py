@@ -19,6 +19,7 @@ class Distill(Classify):
     """(1 - alpha) × the classification loss + alpha × the distance from the teacher.
 
     Args:
+        loss: Loss of the labels: cross_entropy, or binary_cross_entropy with augment.label_smoothing=0.
         teacher: Any model of timm, XCiT among them. The paper's is RegNetY-160.
         teacher_weights: A file, a run folder or a published name; null: timm's weights for the teacher's name.
         teacher_image_size: The teacher's image size in pixels; null: the size that it was trained at. conf/task gives
@@ -32,7 +33,7 @@ class Distill(Classify):
             of DeiT divides by images_and_classes.
 
     There is no distillation token: the class token learns from both, as in the paper. The losses "classification" and
-    "distillation" are reported beside the weighted sum.
+    "distillation" are reported beside the weighted sum. Weights of images count in the first alone.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Distill(Classify):
         if self.teacher is None:
             raise InputError("task=distill: begin_training must come before the first batch")
         logits = self.model(batch.images)
-        classification = self.classification_loss(logits, batch.targets)
+        classification = self.classification_loss(logits, batch)
         distillation = self.distance(logits, self.teacher(batch.images))
         return {
             "loss": (1 - self.alpha) * classification + self.alpha * distillation,
