@@ -42,7 +42,7 @@ from xcit.engine.resume import find_origin, folder_for, open_run
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
-from xcit.engine.task import Target, Task, input_of
+from xcit.engine.task import Target, Task, choose_headline, input_of
 from xcit.engine.trackers import new_run_id
 from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
@@ -81,13 +81,13 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         task_class = TASKS[config.task.name]
         require_target(config.task.name, task_class.target_kinds, config.data.name, examples.target_kind)
         target = Target(examples.target_kind, tuple(examples.classes), **target_statistics(examples))
+        headline = choose_headline(config.train.select, task_class, target, len(held_out))
 
         # 3. The run's folder. A finished run is left as it is.
         length = Length(config.train.epochs, config.train.updates)
         changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
         if origin and origin.is_finished and origin.is_complete(length):
             summary.announce_end(origin.folder.path, changed)
-            headline = task_class.headline_for(target)
             score = read_score(origin.folder.results, headline, config.data.resolution)
             return JobResult(score, headline, origin.folder.path)
         folder = folder_for(origin, config.resume, config.run_dir, config.name)
@@ -190,9 +190,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             measure = by_evaluator(batches_at, device, config.train.precision, progress)
             rows = sweep(state.weights(), measure, resolutions, subject, device, folder.path)
         if distributed.is_main():
-            print(f"best.pt: {state.headline} {state.best:.2f} with the {state.best_weights} weights")
-            write_report(folder.path, rows, state.headline, trained_at=config.data.resolution)
-        return JobResult(score_of(rows, state.headline, config.data.resolution), state.headline, folder.path)
+            print(f"best.pt: {state.describe_best()}")
+            write_report(folder.path, rows, headline, trained_at=config.data.resolution)
+        return JobResult(score_of(rows, headline, config.data.resolution), headline, folder.path)
 
 
 def check(given: TrainConfig, device: torch.device) -> list[int]:
@@ -246,6 +246,7 @@ def new_state(
         scaler=grad_scaler(device, config.train.precision),
         ema=make_ema(task, config.train.ema_decay),
         preprocessing=preprocessing,
+        select=config.train.select,
         identity={
             "config": without_credentials(config.model_dump()),
             "choices": dict(choices),

@@ -80,11 +80,6 @@ class Examples(Protocol):
         return None
 
     @property
-    def class_counts(self) -> np.ndarray | None:
-        """The number of images of each class, (K,), for target_kind "class"; None if that is unknown."""
-        return None
-
-    @property
     def label_table(self) -> np.ndarray:
         """The targets of all examples, (N, K), for target_kind "classes" and "values".
 

@@ -19,8 +19,12 @@ LAST = Path("checkpoints", "last.pt")
 """The checkpoint in a run folder from which the run continues; the folder's path stands for it."""
 
 
+LOWER_IS_BETTER = ("loss", "mae", "rmse")
+"""The metrics whose lower values are better; of all others the higher ones are."""
+NO_PERCENTAGES = (*LOWER_IS_BETTER, "r2")
+"""The metrics that are printed with four significant digits; all others with two decimals."""
 LAG = 0.1
-"""The EMA lags behind the raw weights if its headline metric is lower by more than this share of theirs."""
+"""The EMA lags behind the raw weights if its headline metric is worse by more than this share of theirs."""
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
@@ -77,19 +81,34 @@ def backbone_weights(content: Mapping[str, Any], network: str | None = None) -> 
     }
 
 
-def better_weights(validated: Mapping[str, float]) -> str:
-    """ "raw" or "ema": the weights with the higher headline metric; "ema" if both are equal.
+def merit(metric: str, value: float) -> float:
+    """A number that is higher for a better value of the metric."""
+    return -value if metric in LOWER_IS_BETTER else value
+
+
+def shown(metric: str, value: float) -> str:
+    """The value as it is printed."""
+    return f"{value:.4g}" if metric in NO_PERCENTAGES else f"{value:.2f}"
+
+
+def better_weights(validated: Mapping[str, float], headline: str) -> str:
+    """ "raw" or "ema": the weights with the better headline metric; "ema" if both are equal.
 
     validated: the metric of each, as the checkpoint's "validated" holds it.
     """
-    return max((kind for kind in ("ema", "raw") if kind in validated), key=lambda kind: validated[kind])
+    return max(
+        (kind for kind in ("ema", "raw") if kind in validated), key=lambda kind: merit(headline, validated[kind])
+    )
 
 
 def describe_lag(validated: Mapping[str, float], headline: str) -> str | None:
     """What to tell the user if the EMA lags clearly behind the raw weights; None if it does not."""
-    if "ema" not in validated or validated["raw"] - validated["ema"] <= LAG * abs(validated["raw"]):
+    if "ema" not in validated:
+        return None
+    lag = merit(headline, validated["raw"]) - merit(headline, validated["ema"])
+    if lag <= LAG * abs(validated["raw"]):
         return None
     return (
-        f"the moving average lags behind the raw weights: {headline} {validated['ema']:.2f} instead of "
-        f"{validated['raw']:.2f} in the last validation; a lower train.ema_decay lets it follow faster"
+        f"the moving average lags behind the raw weights: {headline} {shown(headline, validated['ema'])} instead of "
+        f"{shown(headline, validated['raw'])} in the last validation; a lower train.ema_decay lets it follow faster"
     )

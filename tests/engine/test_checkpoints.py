@@ -41,7 +41,7 @@ def keep_scores(folder: Path, scores: list[float], *, keep_last: int, keep_best:
     checkpoints = Checkpoints(folder, keep_last, keep_best)
     best: dict[int, Score] = {}
     for epoch, score in enumerate(scores, 1):
-        best = checkpoints.rank(best, epoch, (score, "raw"))
+        best = checkpoints.rank(best, epoch, (score, "raw"), "score")
         checkpoints.write_best(content(epoch), list(best), epoch)
         checkpoints.write_last(content(epoch), list(best))
     return checkpoints
@@ -72,7 +72,7 @@ def test_a_kill_while_checkpoints_are_renamed_changes_nothing_in_the_end(
 ) -> None:
     """The epoch is repeated from last.pt, and leaves the files of a run that was not killed."""
     checkpoints = keep_scores(tmp_path / "checkpoints", [1.0, 2.0], keep_last=2, keep_best=2)
-    best = checkpoints.rank({2: (2.0, "raw"), 1: (1.0, "raw")}, 3, (3.0, "raw"))
+    best = checkpoints.rank({2: (2.0, "raw"), 1: (1.0, "raw")}, 3, (3.0, "raw"), "score")
     with monkeypatch.context() as patch:
 
         def killed(path: Path, content: object) -> None:
@@ -161,7 +161,9 @@ def test_scores_whose_checkpoints_are_gone_are_dropped(tmp_path: Path) -> None:
 def test_an_epoch_is_ranked_once(tmp_path: Path) -> None:
     """A second try to write a checkpoint ranks its epoch again."""
     scores = {10: (5.0, "raw"), 7: (4.0, "raw")}
-    assert Checkpoints(tmp_path, keep_best=2).rank(scores, 10, (5.0, "raw")) == {10: (5.0, "raw"), 7: (4.0, "raw")}
+    best = Checkpoints(tmp_path, keep_best=2)
+    assert best.rank(scores, 10, (5.0, "raw"), "score") == {10: (5.0, "raw"), 7: (4.0, "raw")}
+    assert best.rank({1: (0.3, "raw"), 2: (0.5, "raw")}, 3, (0.4, "ema"), "loss") == {1: (0.3, "raw"), 3: (0.4, "ema")}
 
 
 def test_a_failed_save_leaves_the_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

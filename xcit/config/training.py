@@ -121,6 +121,9 @@ class LoopConfig(Section):
     best_by: Literal["better", "raw"] = "better"
     """Weights that decide which checkpoints are the best: the better of raw and EMA, or raw."""
 
+    select: str | None = None
+    """Metric of the validation that decides which checkpoints are the best, such as macro_f1; null: the task's."""
+
     @model_validator(mode="before")
     @classmethod
     def one_length(cls, values: Any) -> Any:

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import merit
 from ..errors import InputError, WriteError
 from ..storage import aside_of, sync_folder, write_tensors
 from .state import read_state
@@ -40,10 +41,13 @@ class Checkpoints:
         """The checkpoint of an epoch whose validation is among the best ones but not the best."""
         return self.folder / f"best-epoch-{epoch}.pt"
 
-    def rank(self, scores: Mapping[int, Score], epoch: int, score: Score) -> dict[int, Score]:
-        """Add an epoch to the scores of the kept epochs. Return the best ones; the first is the best of all."""
+    def rank(self, scores: Mapping[int, Score], epoch: int, score: Score, headline: str) -> dict[int, Score]:
+        """Add an epoch to the scores of the kept epochs. Return the best ones; the first is the best of all.
+
+        headline: the metric that is ranked; see LOWER_IS_BETTER.
+        """
         every = [*((other, kept) for other, kept in scores.items() if other != epoch), (epoch, score)]
-        every.sort(key=lambda item: -item[1][0])  # of equal scores, the older one is better
+        every.sort(key=lambda item: -merit(headline, item[1][0]))  # of equal scores, the older one is better
         return dict(every[: self.keep_best])
 
     def existing(self, scores: Mapping[int, Score]) -> dict[int, Score]:

@@ -194,11 +194,12 @@ def fit(
             recorder.log(row | measured)
         decisive = ("loss", state.headline)  # others may be NaN: the IoU of a class that never occurs
         if any(not math.isfinite(measured.get(key, 0.0)) for measured in results.values() for key in decisive):
-            raise not_finite(f"validation after epoch {state.epoch} measured {results}")
+            hint = "" if state.headline == "loss" else f" ({state.headline} may need other validation images)"
+            raise not_finite(f"validation after epoch {state.epoch} measured {results}{hint}")
 
         # The epoch's checkpoint.
         state.validated = {weights: measured[state.headline] for weights, measured in results.items()}
-        better = "raw" if best_by == "raw" else better_weights(state.validated)
+        better = "raw" if best_by == "raw" else better_weights(state.validated, state.headline)
         score = (state.validated[better], better)
         progress.begin(f"saving {folder.last}")
         saved = folder.save(state, recorder, score=score)

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
+from ..checkpoint import shown
 from . import distributed
 
 UNCOUNTED, COUNTED, LATER = 5.0, 10.0, 10.0
@@ -230,7 +231,9 @@ class TrainingProgress:
         self, epoch: int, results: dict[str, dict[str, float]], headline: str, others: Mapping[str, float] | None = None
     ) -> None:
         """A validation is done. results: of each kind of weights. others: what the task shows besides."""
-        scores = "  ".join(f"{headline} {weights} {measured[headline]:.2f}" for weights, measured in results.items())
+        scores = "  ".join(
+            f"{headline} {weights} {shown(headline, measured[headline])}" for weights, measured in results.items()
+        )
         elapsed = self.progress.clock() - self.started
         self.progress.say(
             f"epoch {epoch}/{self.epochs}  {self.measured}  {scores}{listed(others or {})}  {elapsed:,.0f} s"

@@ -167,7 +167,7 @@ class RunFolder:
                 self.lock.require_held()
                 best = self.checkpoints.existing(best)
                 if score is not None:
-                    ranking = self.checkpoints.rank(best, state.epoch, score)
+                    ranking = self.checkpoints.rank(best, state.epoch, score, state.headline)
                     content["best_scores"] = ranking
                     content["best"], content["best_weights"] = next(iter(ranking.values()))
                     self.checkpoints.write_best(content, list(ranking), state.epoch)

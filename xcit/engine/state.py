@@ -11,7 +11,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 
-from ..checkpoint import FORMAT, upgraded
+from ..checkpoint import FORMAT, shown, upgraded
 from ..errors import InputError, print_note
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
@@ -43,6 +43,8 @@ class TrainingState:
     epoch depends on."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """What the model expects of its images; for those who load the checkpoint."""
+    select: str | None = None
+    """The metric by which the best checkpoint is chosen; None for the task's headline metric."""
     step: int = 0
     """Updates done."""
     epoch: int = 0
@@ -69,10 +71,15 @@ class TrainingState:
         """The weights that reached it: "raw" or "ema"."""
         return next((weights for _, weights in self.best_scores.values()), None)
 
+    def describe_best(self) -> str:
+        """As "top1 97.50 with the ema weights"."""
+        score, weights = next(iter(self.best_scores.values()))
+        return f"{self.headline} {shown(self.headline, score)} with the {weights} weights"
+
     @property
     def headline(self) -> str:
-        """The metric by which the best checkpoint is chosen; higher is better."""
-        return self.task.headline_for(self.task.target)
+        """The metric by which the best checkpoint is chosen."""
+        return self.select or self.task.headline_for(self.task.target)
 
     def weights(self) -> dict[str, Task]:
         """The task with the weights as trained ("raw") and with their moving average ("ema")."""
@@ -150,10 +157,22 @@ class TrainingState:
         older = {} if content["best"] is None else {0: (content["best"], "ema" if self.ema else "raw")}
         self.best_scores = dict(content.get("best_scores", older))
         self.validated = dict(content.get("validated", {}))
+        self.follow_changed_headline(content.get("headline", self.headline), origin)
         self.seen, self.logged = seen, content.get("logged", self.step)
         self.loss_sums = own_share(content.get("loss_sums", [{}]))
         for key in ("tracker", "tracker_home"):  # older checkpoints do not have the latter
             self.identity[key] = content["identity"].get(key)
+
+    def follow_changed_headline(self, before: str, origin: str) -> None:
+        """Begin to rank the checkpoints anew if another metric ranked them before."""
+        if before == self.headline:
+            return
+        self.best_scores, self.validated = {}, {}
+        if distributed.is_main():
+            print_note(
+                f"{origin}: its best.pt was chosen by {before}, and is chosen by {self.headline} now; the next "
+                "validation writes a new one"
+            )
 
     def require_same_order(self, content: Mapping[str, Any], origin: str) -> None:
         """Refuse to continue within an epoch whose order has changed, because the remaining images would be unknown."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..preprocessing import Preprocessing
 
 Losses = dict[str, Tensor]
@@ -96,7 +96,7 @@ class Task(nn.Module):
     target_kinds: ClassVar[tuple[str, ...]]
     """The kinds of target that it learns from."""
     headline: ClassVar[str]
-    """The metric by which the best checkpoint is chosen; higher is better. See `headline_for`."""
+    """The metric by which the best checkpoint is chosen, unless train.select names another. See `headline_for`."""
     backbone: ClassVar[str] = "model"
     """The submodule that others load from a checkpoint: what pretrained= and eval.py take."""
     networks: ClassVar[Mapping[str, str]] = {"model": "model"}
@@ -141,7 +141,7 @@ class Task(nn.Module):
     @classmethod
     def metrics(cls, target: Target, num_images: int) -> tuple[str, ...]:
         """The metrics of a validation of so many images by which train.select can choose the best checkpoint."""
-        return (cls.headline_for(target), *cls.on_validation_line)
+        return tuple(dict.fromkeys((cls.headline_for(target), *cls.on_validation_line)))
 
     def forward(self, batch: Any) -> Losses:
         raise NotImplementedError
@@ -197,3 +197,19 @@ def input_of(
     if "resize" in given and found.resize != given["resize"]:
         raise InputError(f"data.resize={given['resize']}: not for this task, which keeps the whole image; leave it out")
     return found.at(size if found.resize != "shortest" else min(size), crop_ratio)
+
+
+def choose_headline(select: str | None, task: type[Task], target: Target, num_images: int) -> str:
+    """The metric by which the best checkpoint is chosen.
+
+    Args:
+        select: train.select.
+        num_images: of a validation.
+
+    Raises:
+        InputError: the task does not measure it.
+    """
+    metrics = task.metrics(target, num_images)
+    if select is not None and select not in metrics:
+        raise InputError(unknown(select, "train.select", metrics))
+    return select or task.headline_for(target)

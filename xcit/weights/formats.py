@@ -71,7 +71,7 @@ class Weights:
         If that is unknown, it is the moving average if there is one.
         """
         if self.validated.keys() >= self.kinds.keys():
-            return better_weights(self.validated)
+            return better_weights(self.validated, self.headline)
         return "ema" if "ema" in self.kinds else "raw"
 
     def warn_of_lag(self) -> None:
