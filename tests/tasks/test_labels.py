@@ -1,12 +1,15 @@
 """Losses and metrics of classes, labels and numbers, beside timm's and scikit-learn's."""
 
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from sklearn import metrics
 from timm.loss import AsymmetricLossMultiLabel
@@ -199,3 +202,40 @@ def test_the_metrics_of_numbers_are_scikit_learns_in_their_own_units() -> None:
     assert np.isnan(details.per_class[0]["r2"]) and constant["r2"] == pytest.approx(
         np.mean([metrics.r2_score(*pair) for pair in pairs[1:]]), rel=1e-4
     )
+
+
+# Several processes.
+
+
+def all_of(rows: slice) -> list[Any]:
+    """The loss, the metrics and the details of each task on these rows of the data."""
+    found: list[Any] = []
+    for name, targets, labels in (
+        ("classify", ONE_HOT, LABELS),
+        ("multilabel", UNKNOWN, None),
+        ("regress", MISSING, None),
+    ):
+        task = task_of(name, TASKS[name].target_kinds[0], {"mean": MEAN, "std": STD})
+        evaluator = task.evaluator()
+        evaluator.update(batch(targets, labels, rows))
+        task.fit_to_validation(evaluator)
+        found.append((loss_of(task, targets, labels, rows), evaluator.compute(), evaluator.details()))  # type: ignore[attr-defined]
+    return found
+
+
+def share(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(all_of(slice(rank, 59, 2)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_measure_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(share, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    for one, two, other, is_mean in zip(all_of(slice(0, 59)), first, second, (False, True, True), strict=True):
+        assert two[1] == other[1] == pytest.approx(one[1])
+        for row, its_row in zip(two[2].per_class, one[2].per_class, strict=True):
+            assert row == pytest.approx(its_row, nan_ok=True)
+        assert two[2].tables == one[2].tables
+        if is_mean:  # over the known entries of both; DDP averages the gradients, and so the losses
+            assert (two[0] + other[0]) / 2 == pytest.approx(one[0], rel=1e-5)
