@@ -38,6 +38,7 @@ from xcit.storage import write_atomically
 from xcit.tasks import TASKS
 
 MOST = 64
+MOST_LINES = 3
 SIDE = 128
 """Smallest side of an image on the sheet, in pixels. Smaller images are enlarged by a whole factor."""
 GAP, LINE = 10, 18
@@ -65,7 +66,11 @@ def show(given: TrainConfig) -> None:
 
         # Draw the pictures as the model gets them, with their targets as captions.
         smoothed = config.augment.options.get("label_smoothing", 0.0) / len(examples.classes)
-        captions = [caption(target, examples.classes, smoothed) for target in batch.targets[:MOST].cpu()]
+        targets = batch.targets[:MOST].cpu()
+        if examples.target_kind == "class":
+            captions = [caption(target, examples.classes, smoothed) for target in targets]
+        else:
+            captions = [caption_of_numbers(target, examples.classes) for target in targets]
         pictures = [Image.fromarray(pixels.numpy()) for pixels in preprocessing.denormalize(batch.images[:MOST])]
         if distributed.is_main():
             path = save(draw(pictures, captions), config.run_dir)
@@ -83,6 +88,15 @@ def caption(target: Tensor, classes: list[str], smoothed: float) -> list[tuple[s
     if len(names) < 2 or shares[1] - smoothed < 0.005:
         return [(names[0], "")]
     return [(name, f": {share:.0%}") for name, share in zip(names, shares.tolist(), strict=True)]
+
+
+def caption_of_numbers(target: Tensor, names: list[str]) -> list[tuple[str, str]]:
+    """(name, number) for each line: the first labels or values that are known and not 0.
+
+    target: (K,), NaN where one is unknown.
+    """
+    lines = [(name, f": {value:.3g}") for name, value in zip(names, target.nan_to_num().tolist(), strict=True) if value]
+    return lines[:MOST_LINES] or [("none", "")]
 
 
 def draw(pictures: list[Image.Image], captions: list[list[tuple[str, str]]]) -> Image.Image:

@@ -69,19 +69,19 @@ def rows(folder: Path, split: str) -> list[dict]:
 
 def test_the_small_examples_train_and_evaluate(extended: Path) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("model.")]
-    choices = ["task=focal", "task.gamma=1.5", "model=pooled", "model.width=48", "data=photographs", "recipe=digits"]
+    choices = ["task=poly", "task.epsilon=1.5", "model=pooled", "model.width=48", "data=photographs", "recipe=digits"]
     call(extended, "train.py", *choices, *tiny, "train.epochs=6", "train.global_batch_size=32", "run_dir=run")
     call(extended, "eval.py", "checkpoint=run", "run_dir=evaluated", "resolutions=[40]", "weights=raw")
     (row,) = json.loads((extended / "evaluated" / "results.json").read_text())
     assert (row["model"], row["eval_set"], row["images"]) == ("pooled", "photographs", 64)
     assert row["top1"] > 70
-    assert "gamma: 1.5" in (extended / "run" / "config.yaml").read_text()
+    assert "epsilon: 1.5" in (extended / "run" / "config.yaml").read_text()
 
 
 def test_their_options_are_checked_like_all_others(extended: Path) -> None:
     for arguments, message in (
-        (("task=focal", "task.gamma=hard"), "task.gamma=hard: must be a number"),
-        (("task=focal", "task.gama=1"), "task.gama: unknown key; did you mean task.gamma?"),
+        (("task=poly", "task.epsilon=hard"), "task.epsilon=hard: must be a number"),
+        (("task=poly", "task.epsilom=1"), "task.epsilom: unknown key; did you mean task.epsilon?"),
         (("model=poled",), "model=poled: unknown; did you mean pooled?"),
         ((*SHAPES, "augment.hflip=2"), "augment.hflip=2: must be a number from 0 to 1"),
         ((*SHAPES, "augment.mixup=1"), "augment.mixup: not a key of what is chosen for augment"),
@@ -95,7 +95,7 @@ def test_their_options_are_explained_like_all_others(extended: Path) -> None:
     (extended / "docs").mkdir()
     call(extended, "scripts/write_reference.py")
     for name, line in (
-        ("task/focal", "gamma: 2.0 # exponent of the focal loss; 0: cross-entropy"),
+        ("task/poly", "epsilon: 1.0 # weight of 1 - p beside the cross-entropy; 0: cross-entropy"),
         ("model/pooled", "width: 32 # channels of the convolution"),
         ("data/photographs", "piece: 40 # height and width of a piece in pixels"),
         ("augment/joint_crop", "hflip: 0.5 # probability of a horizontal flip"),

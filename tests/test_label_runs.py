@@ -112,6 +112,7 @@ def test_labels_and_numbers_are_learnt_and_evaluated(
     assert loaded.classes == SquareImages(kind, 0, 1).classes
     if task == "multilabel":
         assert loaded.task.thresholds.tolist() == pytest.approx([float(entry["threshold"]) for entry in table_of(run)])
+        assert 0.5 not in loaded.task.thresholds
         assert row["macro_f1"] == pytest.approx(last["macro_f1"]), "with the thresholds of the last validation"
     else:
         targets = np.stack([SquareImages("values", 0, 160)[index].target for index in range(160)])
@@ -182,3 +183,9 @@ def test_mistakes_are_told_before_anything_is_written(
     assert (refused.status, refused.stderr.count("error: ")) == (2, 1)
     assert message in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_is_drawn_with_its_labels(squares: Command, tmp_path: Path) -> None:
+    drawn = squares("scripts/show_batch.py", "classes", *SHORT, "task=multilabel", f"run_dir={tmp_path / 'batch'}")
+    assert drawn.status == 0, drawn.stderr
+    assert (tmp_path / "batch" / "batch.png").is_file()
