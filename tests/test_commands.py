@@ -44,7 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_folder_holds_the_documented_files(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     reports = {"results.json", "results.csv", "top1_vs_resolution.png", "metrics.csv", "curves.png"}
-    assert names == {"config.yaml", "environment.json", "classes.json", "metrics.jsonl", "checkpoints"} | reports
+    kept = {"config.yaml", "environment.json", "classes.json", "metrics.jsonl", "checkpoints", "predictions"}
+    assert names == kept | reports
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.pt", "last-1.pt", "best.pt"}
     assert json.loads((trained / "classes.json").read_text()) == [str(digit) for digit in range(10)]
     config = yaml.safe_load((trained / "config.yaml").read_text())

@@ -48,7 +48,7 @@ PRINTED = {
     "images_per_second": "images/s",
     "peak_memory_mb": "peak MB",
 }
-IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large", "balanced_accuracy", "macro_f1", "auroc")
+IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large", "balanced_accuracy", "macro_f1", "auroc", "rmse")
 """Endings of metrics that the table does not show, unless one is the headline metric; the files do."""
 VARIANT = "@"
 """In the key of a metric with another setting, as knn_top1@k10. The table does not show these; the files do."""
@@ -129,4 +129,13 @@ def print_table(rows: Sequence[Row], headline: str, trained_at: int | None) -> N
 
 
 def decimals(key: str) -> int:
-    return {"images_per_second": 0, "peak_memory_mb": 0, "queries": 0, "loss": 3, "linear_lr": 4, "r2": 4}.get(key, 2)
+    return {
+        "images_per_second": 0,
+        "peak_memory_mb": 0,
+        "queries": 0,
+        "loss": 3,
+        "linear_lr": 4,
+        "r2": 4,
+        "mae": 4,
+        "rmse": 4,
+    }.get(key, 2)
