@@ -23,7 +23,7 @@ from data.gpu_decoding import require_decoding
 from data.loader import EvalLoader, TrainLoader
 from data.look import look_through, require_sound
 from data.samplers import TrainBatches, sampling_of
-from data.start_up import bit_depth_notes, data_facts, few_images_notes, large_batch_notes, warn_of_other_split
+from data.start_up import data_facts, data_notes, few_images_notes, warn_of_other_split
 from data.views import VIEWS
 from xcit import create_model, summary
 from xcit.command import JobResult, choices_and_typed_keys, guarded, run
@@ -135,8 +135,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             summary.start(config.pretrained, origin.checkpoint if origin else None),
             ("folder", str(folder.path)),
         ]
-        notes = bit_depth_notes(examples, preprocessing)
-        notes += large_batch_notes(len(examples), config.train.global_batch_size)
+        notes = data_notes(examples, preprocessing, config.train.global_batch_size)
         if not config.pretrained and not origin:
             notes += few_images_notes(examples, config.data.resolution, config.optim.layer_decay)
         summary.say(facts, notes)
@@ -205,15 +204,13 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     images_per_pass = config.train.batch_size(distributed.world_size()) * distributed.world_size()
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
-    resolutions, sizes = config.resolutions or [], {"data.image_size": [config.data.size]}
-    sizes_of = {"augment.image_sizes": config.training_sizes, "resolutions": resolutions}
-    further = VIEWS[task.view].sizes(config.augment.options)
-    model = dry_run(config.model.entry, config.model_options, {**sizes, **sizes_of, **further})
+    sizes = config.sizes | VIEWS[task.view].sizes(config.augment.options)
+    model = dry_run(config.model.entry, config.model_options, sizes)
     set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)
     make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
     size = config.data.resolution
-    return sorted({size, *(resolutions or resolutions_for(model, size, config.model.side_of_patch))})
+    return sorted({size, *(config.resolutions or resolutions_for(model, size, config.model.side_of_patch))})
 
 
 def check_job(raw: DictConfig) -> None:

@@ -61,6 +61,11 @@ def in_classes(splits: Mapping[str, Examples], num_classes: int) -> str:
     return f" in {classes}"
 
 
+def data_notes(examples: Examples, preprocessing: Preprocessing, global_batch_size: int) -> list[str]:
+    """Notes on the training images and their number."""
+    return bit_depth_notes(examples, preprocessing) + large_batch_notes(len(examples), global_batch_size)
+
+
 def large_batch_notes(num_images: int, global_batch_size: int) -> list[str]:
     """A note for a run whose global batch is larger than the training split."""
     if global_batch_size <= num_images:

@@ -54,6 +54,10 @@ class TableImages(ImageFiles):
         return super().target(index) if self.target_kind == "class" else self.labels[index].copy()
 
     @property
+    def label_table(self) -> np.ndarray:
+        return self.labels
+
+    @property
     def members(self) -> list[np.ndarray] | None:
         return self.labelling.members(self.labels, len(self.classes))
 

@@ -76,6 +76,12 @@ class TrainConfig(Section):
         return self.augment.image_sizes or [self.data.resolution]
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """Key of the configuration → sizes of images, in pixels, that the model must take."""
+        chosen = {"augment.image_sizes": self.augment.image_sizes, "resolutions": self.resolutions}
+        return {"data.image_size": [self.data.size], **{key: sizes or [] for key, sizes in chosen.items()}}
+
+    @property
     def model_options(self) -> dict[str, Any]:
         """The options of the model, with the channels of its images."""
         return self.model.options | {"in_chans": self.data.channels}
