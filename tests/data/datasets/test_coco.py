@@ -265,6 +265,7 @@ def image(**values: Any) -> Change:
     return lambda content: content["images"][0].update(values)
 
 
+HUGE = 10**400
 RUNS = r"the runs of its mask must add up to the 72 × 96 pixels of the image$"
 WRONG: dict[str, tuple[Change, str]] = {
     "no mask": (first(segmentation=None), r"annotation 1: has no segmentation; every object needs a mask"),
@@ -296,11 +297,25 @@ WRONG: dict[str, tuple[Change, str]] = {
     "negative box": (first(bbox=[5, 5, -2, 4]), r"annotation 1: bbox is \[5, 5, -2, 4\]; must be \[left, top, width"),
     "infinite box": (first(bbox=[5, 5, 1e999, 4]), r"(bbox is \[5, 5, inf|it holds Infinity)"),
     "area": (first(area="big"), r"annotation 1: area is 'big'; must be a number$"),
+    "huge point": (
+        first(segmentation=[[0, 0, HUGE, 0, 9, 9]]),
+        r"annotation 1: its polygons reach farther than 100,000",
+    ),
+    "huge box": (first(bbox=[5, 5, HUGE, 4]), r"annotation 1: bbox is \[5, 5, 10+\.\.\.0+, 4\]; must be \[left, top"),
+    "huge area": (first(area=HUGE), r"annotation 1: area is 10+\.\.\.0+; must be a number$"),
+    "area beyond float32": (first(area=1e300), r"annotation 1: area is 1e\+300; must be a number$"),
+    "huge image id": (image(id=HUGE), r"image 10+\.\.\.0+: id is 10+\.\.\.0+; must be an integer below 2\^63$"),
+    "huge image": (
+        image(width=HUGE),
+        r"image 7: height and width are 72 and 10+\.\.\.0+; must be fewer than 2\^32 pixels$",
+    ),
+    "crowd as text": (first(iscrowd="0"), r"annotation 1: iscrowd is '0'; must be 0, 1, true or false$"),
+    "crowd 2": (first(iscrowd=2), r"annotation 1: iscrowd is 2; must be 0, 1, true or false$"),
     "category": (first(category_id=3), r"annotation 1: category_id 3 is not among its categories$"),
-    "no category": (first(category_id=None), r"annotation 1: category_id is None; must be an integer$"),
+    "no category": (first(category_id=None), r"annotation 1: category_id is None; must be an integer below 2\^63$"),
     "image": (first(image_id=1234), r"annotation 1: image_id 1234 is not among the images of this file$"),
     "twice": (image(id=17), r"image 17: is listed twice; each image id must be unique$"),
-    "text id": (image(id="a"), r"image a: id is 'a'; must be an integer$"),
+    "text id": (image(id="a"), r"image a: id is 'a'; must be an integer below 2\^63$"),
     "no size": (image(width=None), r"image 7: height and width are 72 and None; must be pixels$"),
     "no name": (image(file_name=""), r"image 7: file_name is ''; must be a text$"),
     "no annotations": (lambda c: c.update(annotations=[]), r"its list 'annotations' is empty$"),
