@@ -95,6 +95,8 @@ class Task(nn.Module):
     """The losses that the progress line shows besides "loss"."""
     on_validation_line: ClassVar[tuple[str, ...]] = ()
     """The metrics of a validation that it shows besides the headline metric."""
+    in_curves: ClassVar[tuple[str, ...]] = ()
+    """The metrics of a validation, besides loss, that have a panel in curves.png; empty: all."""
 
     def __init__(self, model: nn.Module, target: Target) -> None:
         """model: the network that the optimizer trains."""

@@ -39,6 +39,7 @@ class Detect(Task):
     backbone = "model.model"
     networks: ClassVar = {"model": "model.model"}
     on_validation_line = ("mask_map",)
+    in_curves = ("box_map", "mask_map")
 
     def __init__(
         self,
