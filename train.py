@@ -48,7 +48,7 @@ from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
 from xcit.evaluation.resolutions import Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
-from xcit.models.dry_run import dry_run
+from xcit.models.dry_run import dry_run, require_statistics
 from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
@@ -205,11 +205,11 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
     size, sizes, resolutions = config.data.image_size, config.augment.image_sizes or [], config.resolutions or []
-    sizes_of = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
-    further = VIEWS[task.view].sizes(config.augment.options)
-    model = dry_run(config.model.entry, config.model.options, {**sizes_of, **further})
+    own = {"augment.image_sizes": sizes, "data.image_size": [size], "resolutions": resolutions}
+    model = dry_run(config.model.entry, config.model.options, {**own, **VIEWS[task.view].sizes(config.augment.options)})
     set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)
+    require_statistics(model, images_per_pass, min(config.training_sizes), frozen=config.train.freeze_batchnorm)
     make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
     return sorted({size, *(resolutions or resolutions_for(model, size, config.model.side_of_patch))})
 

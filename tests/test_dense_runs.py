@@ -179,7 +179,7 @@ def test_results_say_how_images_were_segmented(
         pytest.skip("a detector has one way")
     options = ("task.inference=slide", "task.window=48", "task.stride=32", "task.scales=[0.5,1]", "task.flip=true")
     result = command("eval.py", f"checkpoint={trained}", "run_dir=out", *options)
-    note = "slide 48/32, scales 0.5 1, flip"
+    note = "slide, window 48, stride 32, scales 0.5 1, flip"
     assert result.status == 0, result.stderr
     assert note in " ".join(result.stdout.split())
     assert rows(tmp_path / "out")[0]["inference"] == note

@@ -90,7 +90,7 @@ class Task(nn.Module):
     networks: ClassVar[Mapping[str, str]] = {"model": "model"}
     """Name → submodule of each network of the model's kind: a student and its teacher, for example."""
     nondeterministic: ClassVar[str] = ""
-    """An operation that it needs and that has no deterministic form on a GPU: there deterministic=true is refused."""
+    """As "task=NAME needs an operation" without a deterministic form on a GPU: there deterministic=true is refused."""
     on_training_line: ClassVar[tuple[str, ...]] = ()
     """The losses that the progress line shows besides "loss"."""
     on_validation_line: ClassVar[tuple[str, ...]] = ()
