@@ -48,7 +48,7 @@ from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
 from xcit.evaluation.resolutions import Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
-from xcit.models.dry_run import dry_run
+from xcit.models.dry_run import dry_run, require_statistics
 from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.models.fast.compiling import compile_model
 from xcit.preprocessing import Preprocessing
@@ -201,16 +201,16 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     require_determinism(given.deterministic, device, task.nondeterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     require_decoding(config.data.decode, device)
-    images_per_pass = config.train.batch_size(distributed.world_size()) * distributed.world_size()
+    images = config.train.batch_size(distributed.world_size()) * distributed.world_size()  # of a forward pass
     task.check_options(config.task.options, config.augment.options)
-    task.check_pass(config.task.options, images_per_pass, min(config.training_sizes))
-    sizes = {**config.sizes, **VIEWS[task.view].sizes(config.augment.options)}
+    task.check_pass(config.task.options, images, min(config.training_sizes))
+    sizes = config.sizes | VIEWS[task.view].sizes(config.augment.options)
     model = dry_run(config.model.entry, config.model_options, sizes)
     set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)
+    require_statistics(model, images, min(config.training_sizes), frozen=config.train.freeze_batchnorm)
     make_optimizer(model, lr=config.optim.lr, **config.optim.optimizer)
-    size = config.data.resolution
-    return sorted({size, *(config.resolutions or resolutions_for(model, size, config.model.side_of_patch))})
+    return resolutions_for(model, config.data.resolution, config.model.side_of_patch, config.resolutions)
 
 
 def check_job(raw: DictConfig) -> None:

@@ -69,6 +69,8 @@ class About:
     """How its images were chosen, where the folder does not tell."""
     skipped: Mapping[str, Skipped] = field(default_factory=dict)
     """Folder → what is skipped there."""
+    notes: Sequence[str] = ()
+    """What was mended or left out."""
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """The objects of an image: boxes, classes and masks, as a data set for detection knows them."""
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,12 +55,17 @@ def with_packed_polygons(entry: dict[str, Any]) -> dict[str, Any]:
     """Store polygons as arrays as soon as they are read: a list of numbers takes four times as much memory."""
     shape = entry.get("segmentation")
     if type(shape) is list:
-        entry["segmentation"] = [array("d", points) if is_list_of_numbers(points) else points for points in shape]
+        entry["segmentation"] = [packed(points) for points in shape]
     return entry
 
 
-def is_list_of_numbers(points: Any) -> bool:
-    return type(points) is list and set(map(type, points)) <= NUMBERS
+def packed(points: Any) -> Any:
+    if not (type(points) is list and set(map(type, points)) <= NUMBERS):
+        return points
+    try:
+        return array("d", points)
+    except OverflowError:  # an integer beyond all floats, which lies beyond every image, too
+        return array("d", [math.inf] * len(points))
 
 
 class MaskReader:

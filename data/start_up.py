@@ -21,7 +21,7 @@ PHOTOGRAPHS = 64
 
 
 def data_facts(splits: Mapping[str, Examples]) -> list[tuple[str, str]]:
-    """Describe the data in one line, and what is skipped in another one, each as (label, text).
+    """Describe the data in one line, and what is skipped, mended or left out in further ones, each as (label, text).
 
     Args:
         splits: What the images of a split are for ("training", "validation") → the split.
@@ -41,7 +41,8 @@ def data_facts(splits: Mapping[str, Examples]) -> list[tuple[str, str]]:
     by_folder = {folder: skipped for about in abouts for folder, skipped in about.skipped.items()}
     if skipped := str(sum(by_folder.values(), Skipped())):
         facts.append(("skipped", skipped))
-    return facts
+    notes = [f"{purpose} images: {note}" for purpose, split in splits.items() for note in split.about.notes]
+    return facts + [("" if number else "mended", note) for number, note in enumerate(notes)]
 
 
 def what_classes_are(splits: Mapping[str, Examples]) -> tuple[str, str]:

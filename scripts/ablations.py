@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
@@ -21,6 +20,7 @@ from xcit.command import ArgumentParser, guarded
 from xcit.errors import TrainingError, choose
 from xcit.models.ablations import ABLATIONS, as_overrides
 from xcit.storage import csv_text, write_text
+from xcit.tables import show_table
 
 Row = dict[str, float | str]
 
@@ -71,7 +71,7 @@ def print_table(rows: list[Row]) -> None:
     for row in rows:
         cells = (row.get(column, "") for column in columns)
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console().print(table)
+    show_table(table)
 
 
 if __name__ == "__main__":

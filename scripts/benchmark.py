@@ -28,7 +28,6 @@ from typing import Any
 import timm
 import torch
 import torch._inductor.config
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -44,6 +43,7 @@ from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
 from xcit.kernels.self_check import check_triton_kernels
 from xcit.storage import write_text
+from xcit.tables import show_table
 from xcit.weights.published import long_name
 
 CASES = {
@@ -218,7 +218,7 @@ def print_table(rows: list[Row]) -> None:
         share = "" if r.share is None else f"{100 * r.share:.0f} %"
         spread = f"{r.lowest:.2f}–{r.highest:.2f}"
         table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread, share)
-    Console(width=110).print(table)
+    show_table(table)
 
 
 if __name__ == "__main__":

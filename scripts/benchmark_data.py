@@ -28,7 +28,6 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from timm.data import ImageDataset, create_loader
 from torch import Tensor
@@ -53,6 +52,7 @@ from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 from xcit.storage import write_text
+from xcit.tables import show_table
 
 SIZE = 224
 PREPROCESSING = Preprocessing(size=(SIZE, SIZE))
@@ -248,7 +248,7 @@ def print_comparison(found: dict[str, Any]) -> None:
         numbers = (f"{row['ours']:,.0f}", f"{row['timm']:,.0f}", f"{row['ratio']:.2f}")
         table.add_row(name, *numbers, f"{row['lowest']:.2f}–{row['highest']:.2f}", share)
     table.add_row("decode only", f"{found['decode_only']:,.0f}")
-    Console(width=100).print(table)
+    show_table(table)
 
 
 # Measure the stages.
@@ -287,7 +287,7 @@ def stages(images: ImageFiles, arguments: argparse.Namespace, device: torch.devi
     table.add_section()
     table.add_row(f"the loader, {arguments.workers} workers", f"{data_speed:,.0f}")
     table.add_row(f"a training step of {arguments.model}/{arguments.patch_size}", f"{model_speed:,.0f}")
-    Console(width=100).print(table)
+    show_table(table)
     slower, faster = ("data", "model") if data_speed < model_speed else ("model", "data")
     print(f"the {slower} limits the run: the {faster} alone would be {ratio(data_speed, model_speed):.1f} × as fast")
 

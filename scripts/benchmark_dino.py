@@ -19,7 +19,6 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from xcit.command import ArgumentParser, guarded
 from xcit.engine.optimizer import clip_gradients, make_optimizer
 from xcit.engine.task import Position, Target
 from xcit.errors import TrainingError
+from xcit.tables import show_table
 from xcit.tasks.dino import FIRST_TEMPERATURE, Dino
 from xcit.tasks.dino_head import DinoHead
 from xcit.weights.published import long_name
@@ -168,7 +168,7 @@ def print_table(arguments: argparse.Namespace, found: dict[str, list[float]]) ->
         images = arguments.batch * statistics.median(rates)
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         table.add_row(side, f"{images:.2f}", f"{statistics.median(ratios):.2f}", spread if side != "ours" else "")
-    Console().print(table)
+    show_table(table)
 
 
 if __name__ == "__main__":

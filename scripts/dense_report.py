@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from rich.console import Console
 from rich.table import Table
 
 from scripts.dense_cases import Case, Cost
+from xcit.tables import show_table
 
 Found = dict[Case, Cost]
 QUANTITIES = {"time": "seconds", "CPU time": "cpu_seconds", "memory": "peak_mb"}
@@ -49,7 +49,7 @@ def print_table(figure: str, found: Found, limit_gb: float) -> None:
     for case, cost in found.items():
         size = f"{case.width} x {case.height}"
         table.add_row(f"{case.model}/{case.patch_size}", case.part, case.mode, size, *cells(cost, limit_gb))
-    Console(width=120).print(table)
+    show_table(table)
 
 
 def curves(found: Found) -> list[list[Case]]:

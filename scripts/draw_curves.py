@@ -8,9 +8,12 @@ A run draws its own curves.png when it ends. This script also draws runs that ar
 
 from pathlib import Path
 
+import yaml
+
 from xcit.command import ArgumentParser, guarded
-from xcit.engine.curves import read_rows, write_curves
+from xcit.engine.curves import read_rows, shown, write_curves
 from xcit.errors import InputError
+from xcit.tasks import TASKS
 
 
 @guarded
@@ -25,11 +28,21 @@ def main() -> None:
         raise InputError(f"--output={arguments.output}: its folder does not exist")
     runs = {}
     for path in dict.fromkeys(arguments.runs):
-        runs[str(path) if len(arguments.runs) > 1 else ""] = rows = read_rows(path / "metrics.jsonl")
+        rows = read_rows(path / "metrics.jsonl")
+        runs[str(path) if len(arguments.runs) > 1 else ""] = shown(rows, metrics_of(path))
         if not any(row["split"] == "val" for row in rows):
             raise InputError(f"{path}: has no validation yet")
     write_curves(arguments.output, runs)
     print(f"{arguments.output}: {len(runs)} run{'s' if len(runs) > 1 else ''}")
+
+
+def metrics_of(run: Path) -> tuple[str, ...]:
+    """The metrics that the run's task draws; empty for all, also if the task is not known."""
+    try:
+        task = yaml.safe_load((run / "config.yaml").read_text())["task"]["name"]
+        return TASKS[task].in_curves
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return ()
 
 
 if __name__ == "__main__":

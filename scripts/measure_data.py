@@ -53,7 +53,7 @@ class Sums:
         self.mean += scaled.mean((0, 1))
         self.square += scaled.square().mean((0, 1))
         self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
-        self.shapes[tuple(pixels.shape[:2])] += 1
+        self.shapes[pixels.shape[0], pixels.shape[1]] += 1
 
 
 def measure(config: TrainConfig) -> None:

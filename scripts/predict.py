@@ -98,10 +98,12 @@ def main() -> None:
                 for item, prediction in zip(readable[: len(predicted)], predicted, strict=True):
                     output.add(item.name, prediction)
                 step.advance(len(batch))
+            # Without another readable image, nothing was stopped.
+            stopped = bool(received) and any(items)
             progress.end()
             if output.images:
                 output.finish()
-        if received:
+        if stopped:
             raise Stopped(
                 f"{received[0]}; {folder.path}: predictions of {output.images} of {counted(len(files), 'image')}"
             )

@@ -9,12 +9,12 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from xcit.engine.run_folder import RunFolder
 from xcit.errors import WriteError
 from xcit.storage import write_atomically
+from xcit.tables import show_table
 
 from .predictors import Prediction, Predictor
 
@@ -79,7 +79,7 @@ class Output:
                 table.add_row(printable(label), f"{number:,}")
             if len(self.counts) > MOST_CLASSES:
                 table.add_row(f"and {len(self.counts) - MOST_CLASSES} more", "")
-        Console().print(table)
+        show_table(table)
 
     def write(self, file: IO[bytes]) -> None:
         if "" in self.rows:

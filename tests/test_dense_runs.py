@@ -156,8 +156,11 @@ def test_a_run_is_evaluated_as_its_validation_says(
 def test_the_backbone_of_a_run_loads_alone_but_has_no_features_of_whole_images(
     trained: Path, command: Command, tmp_path: Path
 ) -> None:
-    with pytest.warns(Notice, match=r"last\.pt: has no cls_attn_blocks, cls_token, norm, which detection and segm"):
+    with pytest.warns(
+        Notice, match=r"last\.pt: has no cls_attn_blocks, cls_token, norm, which detection and segm"
+    ) as told:
         model, _, classes = xcit.load(trained)
+    assert {notice.filename for notice in told} == {__file__}, "the notice names the line that loads the run"
     saved, own = read_tensors(trained / LAST)["task"], model.state_dict()
     of_layers = [name for name in own if name.startswith(("blocks.", "patch_embed."))]
     assert of_layers and all(torch.equal(own[name], saved[f"model.model.{name}"]) for name in of_layers)
@@ -176,7 +179,7 @@ def test_results_say_how_images_were_segmented(
         pytest.skip("a detector has one way")
     options = ("task.inference=slide", "task.window=48", "task.stride=32", "task.scales=[0.5,1]", "task.flip=true")
     result = command("eval.py", f"checkpoint={trained}", "run_dir=out", *options)
-    note = "slide 48/32, scales 0.5 1, flip"
+    note = "slide, window 48, stride 32, scales 0.5 1, flip"
     assert result.status == 0, result.stderr
     assert note in " ".join(result.stdout.split())
     assert rows(tmp_path / "out")[0]["inference"] == note

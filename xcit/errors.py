@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -50,6 +51,14 @@ class WriteError(OSError):
 
 class Notice(UserWarning):
     """Something that the user should know and need not mend. Commands print it as one line."""
+
+
+def warn(notice: str) -> None:
+    """Warn of what the user should know. The warning points at the line that calls the library."""
+    library, level, frame = __name__.partition(".")[0], 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == library:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(notice, Notice, stacklevel=level)
 
 
 def print_note(line: str) -> None:

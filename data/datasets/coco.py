@@ -93,19 +93,20 @@ class COCO:
 
 def examples_of(annotations: CocoJson, folder: Path, images: np.ndarray, empty: int = 0) -> CocoImages:
     """Make the examples of a split, and say what was left out. empty: the number of images that were."""
-    said = [f"{annotations.path.name}: {counted(len(annotations.labels), 'object')}"]
+    notes = []
     if empty:
-        said.append(f"{counted(empty, 'image')} without objects dropped")
+        notes.append(f"{counted(empty, 'image')} without objects dropped")
     if annotations.renamed:
-        said.append(f"categories of the same name are told apart by their ids: {listed(annotations.renamed)}")
+        notes.append(f"categories of the same name are told apart by their ids: {listed(annotations.renamed)}")
     if annotations.ignored:
         polygons = counted(len(annotations.ignored), "polygon")
-        said.append(f"{polygons} with fewer than 3 points ignored, the first in annotation {annotations.ignored[0]}")
+        notes.append(f"{polygons} with fewer than 3 points ignored, the first in annotation {annotations.ignored[0]}")
     if annotations.without_area:
-        said.append(f"{counted(annotations.without_area, 'object')} without area in the image dropped")
+        notes.append(f"{counted(annotations.without_area, 'object')} without area in the image dropped")
     if annotations.clipped:
-        said.append(f"{counted(annotations.clipped, 'box', 'boxes')} clipped to the image")
-    examples = CocoImages(annotations, folder, images, About(str(folder), "; ".join(said)))
+        notes.append(f"{counted(annotations.clipped, 'box', 'boxes')} clipped to the image")
+    said = f"{annotations.path.name}: {counted(len(annotations.labels), 'object')}"
+    examples = CocoImages(annotations, folder, images, About(str(folder), said, notes=notes))
     require_files(examples.paths, annotations.path)
     return examples
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from xcit.errors import InputError
 from ..objects import NUMBERS, MaskReader, Objects, with_packed_polygons
 from .packed_strings import PackedStrings
 
+LARGEST = 1e30
+"""The largest coordinate or area. They are stored as float32, which ends at 3e38."""
 BEYOND = 1.0
 """A box that reaches farther out of its image than this, in pixels, is counted. COCO's own boxes are rounded."""
 
@@ -136,7 +139,7 @@ class Reader:
             boxes[row] = self.box_of(annotation)
             belongs.append(number)
             labels.append(class_of[category])
-            crowd.append(bool(annotation.get("iscrowd", 0)))
+            crowd.append(self.crowd_of(annotation))
             areas[row] = self.area_of(annotation)
             try:
                 counts.append(self.masks.read(annotation.get("segmentation"), *sizes[number])["counts"])
@@ -224,6 +227,9 @@ class Reader:
         height, width = image.get("height"), image.get("width")
         if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
             raise self.wrong("image", image["id"], f"height and width are {height!r} and {width!r}; must be pixels")
+        if height * width >= 2**32:  # the mask coder counts pixels in 32 bits
+            sides = f"{shortened(height)} and {shortened(width)}"
+            raise self.wrong("image", image["id"], f"height and width are {sides}; must be fewer than 2^32 pixels")
         return height, width
 
     def file_name_of(self, image: dict[str, Any]) -> str:
@@ -237,7 +243,7 @@ class Reader:
         if not (type(box) is list and len(box) == 4 and all(map(is_number, box)) and box[2] >= 0 and box[3] >= 0):
             raise self.wrong_annotation(
                 annotation,
-                f"bbox is {box!r}; must be [left, top, width, height] in pixels, none of the last two below 0",
+                f"bbox is {shortened(box)}; must be [left, top, width, height] in pixels, none of the last two below 0",
             )
         return box
 
@@ -247,14 +253,20 @@ class Reader:
         if area is None:
             return math.nan
         if not is_number(area):
-            raise self.wrong_annotation(annotation, f"area is {area!r}; must be a number")
+            raise self.wrong_annotation(annotation, f"area is {shortened(area)}; must be a number")
         return area
+
+    def crowd_of(self, annotation: dict[str, Any]) -> bool:
+        crowd = annotation.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise self.wrong_annotation(annotation, f"iscrowd is {shortened(crowd)}; must be 0, 1, true or false")
+        return bool(crowd)
 
     def integer(self, entry: dict[str, Any], key: str, what: str) -> int:
         value = entry.get(key)
-        if type(value) is not int:
-            name = entry.get("id", "without id")
-            raise self.wrong(what, name, f"{key} is {value!r}; must be an integer")
+        if type(value) is not int or abs(value) >= 2**63:
+            name = entry.get("id", "without id") if key != "id" else shortened(value).strip("'")
+            raise self.wrong(what, name, f"{key} is {shortened(value)}; must be an integer below 2^63")
         return value
 
     def wrong(self, what: str, name: Any, reason: str) -> InputError:
@@ -270,4 +282,4 @@ def name_with_id(name: str, number: int) -> str:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in NUMBERS and -math.inf < value < math.inf
+    return type(value) in NUMBERS and abs(value) <= LARGEST

@@ -76,7 +76,7 @@ class Masks:
 
     Args:
         root: Folder that holds images/ and masks/.
-        classes: Number of classes, or a text file with the name of a class in each line.
+        classes: Number of classes, or a text file below data.root with the name of a class in each line.
         images: Folder of the images within root.
         masks: Folder of the masks within root: for images/a/1.jpg it holds a/1.png.
         ignore: Values in the masks that belong to no class.
@@ -101,7 +101,7 @@ class Masks:
         self.root = require_folder(Path(root), "data.root")
         self.images = require_folder(self.root / images, "data.images: the images within data.root")
         self.masks = require_folder(self.root / masks, "data.masks: the masks within data.root")
-        self.classes = names_of(classes)
+        self.classes = names_of(classes, self.root)
         self.labels = labels_of(labels, ignore, len(self.classes))
         self.splits = find_splits(self.images)
 
@@ -211,19 +211,23 @@ def read_file(path: str) -> EncodedImage:
         raise BrokenImageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def names_of(classes: int | str) -> list[str]:
+def names_of(classes: int | str, root: Path) -> list[str]:
     """Return the names of the classes, from a text file or as numbers.
+
+    The file is below root. For older commands, it may also be below the working directory.
 
     Raises:
         InputError: The file is not as expected.
     """
     if isinstance(classes, int):
         return [str(number) for number in range(classes)]
+    below = root / classes  # or classes itself if it is an absolute path
     try:
-        lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
+        lines = (below if below.exists() else Path(classes)).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InputError(f"data.classes={classes}: cannot be read ({reason})") from None
+        expected = "must be the number of classes or a text file below data.root"
+        raise InputError(f"data.classes={classes}: cannot be read ({reason}); {expected}") from None
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()

@@ -28,7 +28,7 @@ from ..normalize import Normalize
 from ..objects import Objects, decode_masks
 from .labelled_crop import require_rgb_of_8_bits
 
-OPTIONS_FOR = 800
+OPTIONS_FOR = 800  # SHORTER_SIDE in xcit/tasks/detect.py must be the same
 """The data.image_size that the sides in conf/augment are for. For another one they change in proportion."""
 MULTIPLE = 32
 """Batches are padded to multiples of this number, the largest stride of the feature pyramid."""

@@ -10,8 +10,10 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from xcit.engine.curves import EVERY, Curves, draw, epochs
+from scripts.draw_curves import metrics_of
+from xcit.engine.curves import EVERY, Curves, draw, epochs, shown
 from xcit.engine.recorder import Recorder
+from xcit.tasks.detect import Detect
 
 from ..conftest import Result
 
@@ -61,8 +63,24 @@ def test_a_detector_has_a_panel_for_each_headline_metric_and_each_loss() -> None
     train = {"step": 1, "epoch": 1, "split": "train", "loss": 1.0, "lr": 1e-3, **dict.fromkeys(losses, 0.2)}
     kinds = ("_map", "_map50", "_map75", "_map_small", "_map_medium", "_map_large")
     metrics = {f"{of}{kind}": 1.0 for of in ("box", "mask") for kind in kinds}
-    panels = draw({"": [train, {"step": 1, "epoch": 1, "split": "val", "weights": "raw", **metrics}]}).axes
+    rows = [train, {"step": 1, "epoch": 1, "split": "val", "weights": "raw", **metrics}]
+    panels = draw({"": shown(rows, Detect.in_curves)}).axes
     assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "box_map", "mask_map", *losses]
+
+
+def test_a_metric_is_not_hidden_by_the_name_of_another_one() -> None:
+    row = {"step": 1, "epoch": 1, "split": "val", "loss": 2.0, "recall": 1.0, "recall_at_10": 1.0}
+    panels = draw({"": shown([row], ())}).axes
+    assert [axes.get_title() for axes in panels][2:4] == ["recall", "recall_at_10"]
+
+
+def test_the_script_draws_what_the_task_of_the_run_draws(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", rows_of(1))
+    assert metrics_of(folder) == ()
+    (folder / "config.yaml").write_text("task:\n  name: detect\n")
+    assert metrics_of(folder) == ("box_map", "mask_map")
+    (folder / "config.yaml").write_text("task:\n  name: ours\n")
+    assert metrics_of(folder) == ()
 
 
 def test_each_loss_of_a_validation_has_a_panel() -> None:

@@ -32,7 +32,10 @@ def _as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("_as_before")
 def test_determinism_is_refused_at_the_start_where_a_task_cannot_have_it() -> None:
     operation = TASKS["segment"].nondeterministic
-    with pytest.raises(xcit.InputError, match=r"^deterministic=true: the task needs torch\.nn\.NLLLoss of images"):
+    with pytest.raises(
+        xcit.InputError,
+        match=r"^deterministic=true: task=segment needs the cross-entropy of images \(NLLLoss\), which has no",
+    ):
         require_determinism(True, GPU, operation)
     require_determinism(False, GPU, operation)
     assert not torch.are_deterministic_algorithms_enabled()

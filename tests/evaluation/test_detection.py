@@ -20,6 +20,7 @@ from torch import Tensor
 
 from xcit.evaluation import detection
 from xcit.evaluation.detection import DRAWN_FROM, CocoMetrics
+from xcit.evaluation.drawing import font_for, text_size
 from xcit.models.dense.mask_rcnn import Detections, paste
 
 CLASSES = ("cat", "dog", "never seen", "bird")
@@ -203,20 +204,26 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 def test_pictures_show_the_truth_beside_the_detections(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Any, ...]] = []
 
-    def draw_objects(picture: Any, boxes: Any, labels: Any, scores: Any, masks: Any, classes: Any) -> Image.Image:
-        drawn.append((boxes, labels, scores, list(masks), classes))
+    def draw_objects(
+        picture: Any, boxes: Any, labels: Any, scores: Any, masks: Any, classes: Any, crowd: Any = None
+    ) -> Image.Image:
+        drawn.append((boxes, labels, scores, list(masks), classes, crowd))
         return Image.new("RGB", picture.size, "red" if scores is None else "blue")
 
     monkeypatch.setattr(detection, "draw_objects", draw_objects)
     _, evaluator = measured(tuple(range(IMAGES)))
     pictures = evaluator.details().pictures
     assert len(pictures) == 8
-    assert pictures[0].size == (200, 75)
-    assert pictures[0].getpixel((99, 5)) == (255, 0, 0) and pictures[0].getpixel((100, 5)) == (0, 0, 255)
-    (boxes, labels, scores, masks, classes), found = drawn[0], drawn[1]
+    font = font_for(pictures[0])
+    top = text_size(font, "")[1]
+    assert pictures[0].size == (200, top + 75), "captions above the pictures"
+    assert pictures[0].getpixel((99, 20)) == (255, 0, 0) and pictures[0].getpixel((100, 20)) == (0, 0, 255)
+    assert pictures[3].width == 100 + text_size(font, "prediction: no object with a score of at least 0.5")[0]
+    (boxes, labels, scores, masks, classes, crowd), found = drawn[0], drawn[1]
     truth = truth_of(0)
     np.testing.assert_allclose(boxes, truth["boxes"].numpy() / 2)
     assert labels.tolist() == truth["labels"].tolist() and scores is None and classes == CLASSES
+    assert crowd.tolist() == truth["crowd"].tolist() and crowd.any()
     assert [mask.shape for mask in masks] == [(75, 100)] * 6 and masks[0].dtype == bool
     assert masks[0].sum() == pytest.approx(ellipse(truth["boxes"][0].numpy()).sum() / 4, rel=0.2)
     assert min(found[2]) >= DRAWN_FROM > found_in(0).scores.min()

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,14 @@ def test_names_stay_within_the_image() -> None:
     name = pixels[:height, 200 - width :].reshape(-1, 3)
     assert (name == color_of(2)).all(1).mean() > 0.5
     assert (pixels[height + 5, :150] == GRAY).all()
+
+
+def test_a_crowd_is_named_as_one() -> None:
+    def drawn(classes: list[str], *crowd: Any) -> bytes:
+        return draw_objects(gray(100, 200), [[20, 40, 80, 80]], [1], None, None, classes, *crowd).tobytes()
+
+    assert drawn(["cat", "dog"], [True]) == drawn(["cat", "dog (crowd)"])
+    assert drawn(["cat", "dog"], [False]) == drawn(["cat", "dog"])
 
 
 def test_the_best_object_is_drawn_over_the_others() -> None:

@@ -1,10 +1,9 @@
 """Metrics of segmentation against scikit-learn's, with ignored pixels and absent classes, and the report's details."""
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score, recall_score
 from torch import Tensor
 
-from xcit.evaluation import segmentation
+from xcit.evaluation import drawing, segmentation
 from xcit.evaluation.segmentation import Segmentation
 
 CLASSES = ("sky", "tree", "road", "car", "boat", "absent")
@@ -85,23 +84,25 @@ def with_drawing(evaluator: Segmentation) -> Any:
         gray = np.uint8(20 * (mask + 1))
         return Image.fromarray(np.stack([gray] * 3, axis=-1))
 
-    module = ModuleType("drawing")
-    module.draw_segments = draw_segments
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "xcit.evaluation.drawing", module)
+        patch.setattr(drawing, "draw_segments", draw_segments)
         return evaluator.details()
 
 
 def test_pictures_show_photograph_truth_and_prediction_of_the_first_images() -> None:
     evaluator, _ = measured(batch(range(3)), batch(range(3, 10)))
     pictures = with_drawing(evaluator).pictures
-    assert len(pictures) == 8 and {picture.size for picture in pictures} == {(18, 4)}
+    assert len(pictures) == 8 and len({picture.size for picture in pictures}) == 1
     probabilities, mask = example(0)
-    pixels = np.asarray(pictures[0])[..., 0]
+    # Each picture is below its caption, which is wider here.
+    pixels, font = np.asarray(pictures[0])[..., 0], drawing.font_for(pictures[0])
+    assert pixels.shape[0] == drawing.text_size(font, "")[1] + 4
+    starts = np.cumsum([0, *(drawing.text_size(font, caption)[0] for caption in ("image", "truth", "prediction"))])
+    image, truth, prediction = (pixels[-4:, start : start + 6] for start in starts[:-1])
     rows, columns = [1, 3, 5, 7], [1, 3, 5, 7, 9, 11]  # the pixels of the mask below the photograph's
-    assert (pixels[:, :6] == 9).all()
-    assert np.array_equal(pixels[:, 6:12], 20 * (mask.numpy()[rows][:, columns] + 1))
-    assert np.array_equal(pixels[:, 12:], 20 * (probabilities[0].argmax(dim=0).numpy()[rows][:, columns] + 1))
+    assert (image == 9).all()
+    assert np.array_equal(truth, 20 * (mask.numpy()[rows][:, columns] + 1))
+    assert np.array_equal(prediction, 20 * (probabilities[0].argmax(dim=0).numpy()[rows][:, columns] + 1))
 
 
 def test_without_labelled_pixels_the_metrics_are_undefined() -> None:

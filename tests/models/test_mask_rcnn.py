@@ -206,7 +206,7 @@ def test_boxes_are_exact_under_autocast() -> None:
     model = detector(score_threshold=0.0, nms_threshold=1.0)
     model.rpn.head.bbox_pred.weight.data.zero_()
     features = model.eval().features(maps_of(1, (640, 960)))
-    images = model.image_list(maps_of(1, (640, 960)), [(640, 960)])
+    images = ImageList(maps_of(1, (640, 960))[0], [(640, 960)])
     with torch.autocast("cpu", torch.bfloat16):
         (proposals,), _ = model.rpn(images, features)
     assert proposals.dtype == torch.float32

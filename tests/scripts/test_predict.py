@@ -247,6 +247,29 @@ def test_a_signal_ends_the_command_with_what_was_predicted(
     assert len(written["images"]) == images == len([name for name in files(tmp_path / "out") if "overlays/" in name])
 
 
+def test_a_signal_during_the_last_prediction_stops_nothing(
+    command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "run", "detect")
+    (photos / "z").mkdir()
+    (photos / "z/broken.jpg").write_bytes(b"not an image")
+    predict, calls = Detect.predict, []
+
+    def interrupted(*arguments: Any) -> Detections:
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return predict(*arguments)
+
+    monkeypatch.setattr(Detect, "predict", interrupted)
+    result = command(SCRIPT, "photos", "checkpoint=run", "run_dir=out")
+    assert result.status == 0, result.stderr
+    assert (
+        result.stdout.splitlines()[-1]
+        == "out: predictions of 5 images, without 2 images that cannot be read or predicted"
+    )
+
+
 def test_a_signal_before_the_first_prediction_writes_nothing(
     command: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

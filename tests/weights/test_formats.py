@@ -147,6 +147,7 @@ def test_an_average_that_lags_behind_is_told_of(tmp_path: Path) -> None:
     lag = r"last\.pt: the moving average lags behind the raw weights: top1 25\.00 instead of 95\.83 in the last"
     with pytest.warns(xcit.Notice) as told:
         assert same(loaded(source), RAW)
+    assert {notice.filename for notice in told} == {__file__}, "the line that loads, not the library's"
     first, second = (str(notice.message) for notice in told)
     assert re.search(lag, first) and "the raw weights are loaded" in second
     with pytest.warns(xcit.Notice, match=lag) as told:

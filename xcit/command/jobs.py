@@ -10,11 +10,11 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from ..credentials import without_credentials
+from ..tables import show_table
 from .printing import is_main
 
 
@@ -77,7 +77,7 @@ class Jobs(Callback):
             for number, (values, result) in enumerate(self.done, 1):
                 folder = str(result.folder) if isinstance(result, JobResult) else ""
                 table.add_row(str(number), escape(values), escape(describe_result(result)), escape(folder))
-            Console(soft_wrap=True).print(table)
+            show_table(table)
         if failed:
             sys.exit(1)
 

@@ -38,7 +38,9 @@ class Curves:
     A tracker of the `Recorder`. Nothing is drawn before the first validation. A failure is noted and never ends a run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, metrics: Sequence[str] = ()) -> None:
+        """metrics: see `shown`."""
+        self.metrics = metrics
         self.source, self.target = folder / "metrics.jsonl", folder / "curves.png"
         self.validated, self.drawn_at = False, time.monotonic()
 
@@ -54,7 +56,7 @@ class Curves:
         try:
             rows = read_rows(self.source)
             if any(row["split"] == "val" for row in rows):
-                write_curves(self.target, {"": rows})
+                write_curves(self.target, {"": shown(rows, self.metrics)})
         except (InputError, WriteError) as error:
             print_note(str(error))
         except Exception as error:  # whatever matplotlib may raise
@@ -84,6 +86,14 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def shown(rows: Sequence[Row], metrics: Sequence[str]) -> Sequence[Row]:
+    """The rows with those metrics of the validations that get a panel, besides loss: a task's `in_curves`."""
+    if not metrics:
+        return rows
+    kept = {*NO_CURVE, *FIRST, *metrics}
+    return [row if row["split"] == "train" else {name: row[name] for name in row if name in kept} for row in rows]
+
+
 def write_curves(path: Path, runs: Mapping[str, Sequence[Row]]) -> None:
     """Draw the metrics of one or several runs, by name, to a PNG file.
 
@@ -99,41 +109,35 @@ def draw(runs: Mapping[str, Sequence[Row]]) -> "Figure":
     from matplotlib.figure import Figure  # here, since its import takes half a second
 
     panels = names(row for rows in runs.values() for row in rows)
-    shown = panels[:MOST_PANELS]
-    columns = 2 if len(shown) == 4 else min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    drawn = panels[:MOST_PANELS]
+    columns = 2 if len(drawn) == 4 else min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.7 * lines + 0.5), dpi=100, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, name in zip(grid, shown, strict=False):
+    for axes, name in zip(grid, drawn, strict=False):
         draw_metric(axes, name, runs)
-    for axes in grid[len(shown) :]:
+    for axes in grid[len(drawn) :]:
         axes.axis("off")
     last = max(float(max(line.get_xdata())) for axes in grid for line in axes.get_lines())
-    for axes in grid[: len(shown)]:
+    for axes in grid[: len(drawn)]:
         axes.set_xlim(0, 1.02 * last)
-    for axes in grid[max(0, len(shown) - columns) : len(shown)]:
+    for axes in grid[max(0, len(drawn) - columns) : len(drawn)]:
         axes.set_xlabel("epoch")
 
     # One legend for all panels: no panel needs to have every kind of line.
     handles = {line.get_label(): line for axes in grid for line in axes.get_lines()}
-    title = f"{len(shown)} of {len(panels)} metrics" if len(panels) > len(shown) else None
+    title = f"{len(drawn)} of {len(panels)} metrics" if len(panels) > len(drawn) else None
     place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
     figure.legend(handles.values(), handles.keys(), title=title, fontsize=9, title_fontsize=9, **place)
     return figure
 
 
 def names(rows: Iterator[Row]) -> list[str]:
-    """The metrics, in the order of their panels.
-
-    Validation metrics whose names begin with another one's, as box_map50 and box_map, have none.
-    """
+    """The metrics, in the order of their panels."""
     found = {"val": dict.fromkeys(FIRST), "train": {}}
     for row in rows:
         found[row["split"]] |= dict.fromkeys(row)
-    measured = [name for name in found["val"] if name not in NO_CURVE]
-    heads = [name for name in measured if name not in FIRST]
-    drawn = [name for name in measured if not any(name != head and name.startswith(head) for head in heads)]
-    return list(dict.fromkeys(drawn + [name for name in found["train"] if name not in NO_CURVE]))
+    return [name for name in found["val"] | found["train"] if name not in NO_CURVE]
 
 
 def draw_metric(axes: "Axes", name: str, runs: Mapping[str, Sequence[Row]]) -> None:

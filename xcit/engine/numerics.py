@@ -34,15 +34,13 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def require_determinism(required: bool, device: torch.device, nondeterministic: str = "") -> None:
     """Refuse operations whose results vary from run to run; on a GPU that costs speed.
 
-    nondeterministic: an operation of the task that PyTorch would refuse on a GPU in the middle of the run.
+    nondeterministic: a task's. PyTorch would refuse the operation on a GPU in the middle of the run.
 
     Raises:
         InputError: the task needs this operation, and the device is a GPU.
     """
     if required and nondeterministic and device.type == "cuda":
-        raise InputError(
-            f"deterministic=true: the task needs {nondeterministic}, which has no deterministic form on a GPU"
-        )
+        raise InputError(f"deterministic=true: {nondeterministic}, which has no deterministic form on a GPU")
     if required:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS deterministic
     torch.use_deterministic_algorithms(required)

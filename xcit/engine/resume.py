@@ -129,7 +129,7 @@ def open_run(
         identity = {"run_id": state.identity["tracker"], "config": state.identity["config"]}
         tracker = make_tracker(name, folder.path, after_step=state.step, **identity, **logger)
         state.identity["tracker_home"] = tracker.home or state.identity.get("tracker_home")
-        curves = Curves(folder.path)
+        curves = Curves(folder.path, state.task.in_curves)
         recorder = Recorder(folder.metrics, tracker, curves, after_step=state.step, epochs_done=state.epoch)
     if elsewhere:
         folder.save(state, recorder)  # so that a kill before the first checkpoint loses nothing

@@ -102,11 +102,13 @@ class Task(nn.Module):
     networks: ClassVar[Mapping[str, str]] = {"model": "model"}
     """Name → submodule of each network of the model's kind: a student and its teacher, for example."""
     nondeterministic: ClassVar[str] = ""
-    """An operation that it needs and that has no deterministic form on a GPU: there deterministic=true is refused."""
+    """As "task=NAME needs an operation" without a deterministic form on a GPU: there deterministic=true is refused."""
     on_training_line: ClassVar[tuple[str, ...]] = ()
     """The losses that the progress line shows besides "loss"."""
     on_validation_line: ClassVar[tuple[str, ...]] = ()
     """The metrics of a validation that it shows besides the headline metric."""
+    in_curves: ClassVar[tuple[str, ...]] = ()
+    """The metrics of a validation, besides loss, that have a panel in curves.png; empty: all."""
 
     def __init__(self, model: nn.Module, target: Target) -> None:
         """model: the network that the optimizer trains."""

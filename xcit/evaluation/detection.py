@@ -13,7 +13,7 @@ from ..engine import distributed
 from ..engine.task import Details
 from ..errors import InputError
 from ..models.dense.mask_rcnn import Detections, paste
-from .drawing import draw_objects
+from .drawing import draw_objects, side_by_side
 
 AREA_NAMES = ("all", "small", "medium", "large")
 """COCO's sizes of objects: small ones are below 32², large ones above 96² pixels."""
@@ -74,15 +74,7 @@ class CocoMetrics:
 
     def compute(self) -> dict[str, float]:
         results = sorted((r for own in distributed.to_main(self.results) for r in own), key=lambda r: r.image_id)
-
-        def measure() -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-            objects = np.zeros_like(self.objects)
-            for result in results:
-                labels = np.asarray(result.truth["labels"])[~np.asarray(result.truth["crowd"], dtype=bool)]
-                np.add.at(objects, labels.astype(int), 1)
-            return {kind: precision_of(results, self.classes, kind) for kind in KINDS}, objects, len(results)
-
-        self.precision, self.objects, images = distributed.on_main(measure)
+        self.precision, self.objects, images = distributed.on_main(lambda: measured(results, self.classes))
         metrics: dict[str, float] = {}
         for kind, precision in self.precision.items():
             metrics[f"{kind}_map"] = average(precision)
@@ -105,6 +97,15 @@ def require_coco_eval() -> None:
     """Raise an InputError if faster-coco-eval is not installed, which is needed after the first epoch."""
     if find_spec("faster_coco_eval") is None:
         raise InputError("task=detect: needs faster-coco-eval, which is not installed; pip install faster-coco-eval")
+
+
+def measured(results: Sequence[ImageResult], classes: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """COCO's precision of each kind, the number of objects of each class without crowds, and that of the images."""
+    objects = np.zeros(len(classes), dtype=int)
+    for result in results:
+        labels = np.asarray(result.truth["labels"])[~np.asarray(result.truth["crowd"], dtype=bool)]
+        np.add.at(objects, labels.astype(int), 1)
+    return {kind: precision_of(results, classes, kind) for kind in KINDS}, objects, len(results)
 
 
 def precision_of(results: Sequence[ImageResult], classes: Sequence[str], kind: str) -> np.ndarray:
@@ -198,12 +199,13 @@ def drawn(
     image, scale = Image.fromarray(picture.cpu().numpy()), np.array([w / size[1], h / size[0]] * 2)
     whole = (Image.fromarray(rle.decode(mask)).resize((w, h), Image.Resampling.NEAREST) for mask in truth["masks"])
     boxes = np.asarray(truth["boxes"]).reshape(-1, 4) * scale
-    left = draw_objects(image, boxes, truth["labels"], None, (np.array(mask, dtype=bool) for mask in whole), classes)
+    masks = (np.array(mask, dtype=bool) for mask in whole)
+    true = draw_objects(image, boxes, truth["labels"], None, masks, classes, truth["crowd"])
     sure = found.scores >= DRAWN_FROM
     boxes = found.boxes[sure] * torch.as_tensor(scale, dtype=torch.float32)
     masks = (paste(mask, box, (h, w)).numpy() for mask, box in zip(found.masks[sure], boxes, strict=True))
-    right = draw_objects(image, boxes.numpy(), found.labels[sure].tolist(), found.scores[sure].tolist(), masks, classes)
-    both = Image.new("RGB", (2 * w, h))
-    both.paste(left, (0, 0))
-    both.paste(right, (w, 0))
-    return both
+    predicted = draw_objects(
+        image, boxes.numpy(), found.labels[sure].tolist(), found.scores[sure].tolist(), masks, classes
+    )
+    caption = "prediction" if sure.any() else f"prediction: no object with a score of at least {DRAWN_FROM}"
+    return side_by_side([("truth", true), (caption, predicted)])

@@ -32,6 +32,7 @@ def draw_objects(
     scores: Iterable[float] | None,
     masks: Iterable[Any] | None,
     classes: Sequence[str],
+    crowd: Iterable[bool] | None = None,
 ) -> Image.Image:
     """Return a copy of the picture with boxes, names and masks of objects.
 
@@ -43,9 +44,12 @@ def draw_objects(
         masks: N masks, (H, W), bool, in the order of the boxes; None: not shown. A generator may make one at a time,
             since only one is used at a time.
         classes: The names of the classes.
+        crowd: (N,), whether it is a group of objects, whose name says so; None: there are no groups.
     """
     numbers = [int(label) for label in labels]
     names = [name_of(label, classes) for label in numbers]
+    if crowd is not None:
+        names = [f"{name} (crowd)" if group else name for name, group in zip(names, crowd, strict=True)]
     if scores is not None:
         names = [f"{name} {float(score):.2f}" for name, score in zip(names, scores, strict=True)]
     pixels = np.array(picture.convert("RGB"))
@@ -139,6 +143,20 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> I
         for text, color, left in line:
             pen.rectangle((left, top, left + text_size(font, text)[0] - 1, top + line_height - 1), fill=color)
             write(pen, (left, top), text, readable_on(color), font)
+    return drawn
+
+
+def side_by_side(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return pictures beside each other, each below its caption. pictures: (caption, picture)."""
+    font = font_for(pictures[0][1])
+    top = text_size(font, "")[1]
+    widths = [max(picture.width, text_size(font, caption)[0]) for caption, picture in pictures]
+    drawn = Image.new("RGB", (sum(widths), top + max(picture.height for _, picture in pictures)), "white")
+    pen, left = ImageDraw.Draw(drawn), 0
+    for width, (caption, picture) in zip(widths, pictures, strict=True):
+        write(pen, (left, 0), caption, "black", font)
+        drawn.paste(picture, (left, top))
+        left += width
     return drawn
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError
 from ..storage import csv_text, without_nan, write_atomically, write_text
+from ..tables import show_table
 from .resolutions import Row
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def print_table(rows: Sequence[Row], headline: str, trained_at: int | None) -> N
     for row in rows:
         resolution = f"{row['resolution']}{' (training)' if row['resolution'] == trained_at else ''}"
         printed.add_row(resolution, row["weights"], *(f"{row[key]:,.{decimals(key)}f}" for key in measured))
-    Console().print(printed)
+    show_table(printed)
 
 
 def decimals(key: str) -> int:

@@ -114,12 +114,18 @@ def default_resolutions(image_size: int, patch_size: int = 1) -> list[int]:
     return sorted(rounded | {image_size})
 
 
-def resolutions_for(model: nn.Module, image_size: int, patch_size: int = 1) -> list[int]:
-    """`default_resolutions` without those that the model does not take; a notice lists these.
+def resolutions_for(
+    model: nn.Module, image_size: int, patch_size: int = 1, given: Sequence[int] | None = None
+) -> list[int]:
+    """The resolutions of an evaluation: the given ones and the training size, which is image_size.
+
+    By default they are `default_resolutions` without those that the model does not take; a notice lists these.
 
     Args:
         model: On the meta device, as `dry_run` returns it.
     """
+    if given:
+        return sorted({image_size, *given})
     sizes = default_resolutions(image_size, patch_size)
     taken = [size for size in sizes if size == image_size or takes_size(model, size)]
     if len(taken) < len(sizes):

@@ -85,7 +85,7 @@ class Segmentation:
             {"class": name, "iou": iou, "accuracy": accuracy, "pixels": pixels}
             for name, iou, accuracy, pixels in zip(self.classes, *columns, strict=True)
         ]
-        return Details(rows, [side_by_side(*shown, self.classes) for shown in self.shown])
+        return Details(rows, [drawn(*shown, self.classes) for shown in self.shown])
 
 
 def by_class(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,17 +106,12 @@ def sampled(mask: Tensor, size: Sequence[int]) -> Tensor:
     return mask[rows][:, columns].to(torch.int16).cpu()
 
 
-def side_by_side(picture: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> Any:
-    """A Pillow image: the photograph, (h, w, 3), the truth and the prediction, (h, w), drawn on it."""
+def drawn(picture: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> Any:
+    """A Pillow image: the photograph, (h, w, 3), and the truth and the prediction, (h, w), drawn on it."""
     from PIL import Image  # here, since `import xcit` must not need it
 
-    from .drawing import draw_segments
+    from .drawing import draw_segments, side_by_side
 
     photograph = Image.fromarray(picture.numpy())
-    parts = [photograph, *(draw_segments(photograph, mask.numpy(), classes) for mask in (truth, predicted))]
-    canvas = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
-    left = 0
-    for part in parts:
-        canvas.paste(part, (left, 0))
-        left += part.width
-    return canvas
+    true, found = (draw_segments(photograph, mask.numpy(), classes) for mask in (truth, predicted))
+    return side_by_side([("image", photograph), ("truth", true), ("prediction", found)])

@@ -1,6 +1,5 @@
 """The models by name. A new model is a file in this folder and a line in MODELS."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, Notice, unknown
+from ..errors import InputError, unknown, warn
 from ..preprocessing import pretrained_cfg
 from ..weights.loading import load_weights
 from ..weights.published import PUBLISHED
@@ -96,7 +95,7 @@ def new_model(name: str, num_classes: int, pretrained: str | Path | bool | None,
         if trained != num_classes:
             left_out = f"timm's classifier of {trained} classes is not loaded"
             new = f"the model's classifier of {num_classes} classes stays newly initialized"
-            warnings.warn(f"{left_out}; {new}", Notice, 3)
+            warn(f"{left_out}; {new}")
         return model
     source = "fb_in1k" if pretrained is True else pretrained or None
     published = PUBLISHED.get(f"{name}_p{options.get('patch_size', 16)}.{source}")

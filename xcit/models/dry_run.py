@@ -45,6 +45,37 @@ def takes_size(model: nn.Module, size: int) -> bool:
 
 
 @torch.inference_mode()
+def require_statistics(model: nn.Module, images: int, size: int, *, frozen: bool) -> None:
+    """Raise an InputError if a BatchNorm takes its statistics over one value: that of one image of one patch.
+
+    Args:
+        model: on the meta device.
+        images: in each pass, over all processes.
+        size: the smallest of the training sizes, in pixels.
+        frozen: whether all BatchNorms keep their statistics. Those of frozen parts do in any case.
+    """
+    if images > 1 or frozen:
+        return
+    model.train()
+    for module in model.modules():
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            module.eval()
+    try:
+        model(torch.empty(1, Preprocessing.of_model(model).channels, size, size, device="meta"))
+    except NotImplementedError:
+        pass  # an operator does not support the meta device
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"train.global_batch_size: at {size} pixels the model needs at least 2 images in each pass, because a "
+            "BatchNorm takes its statistics over one value of each image"
+        ) from None
+    finally:
+        model.eval()
+
+
+@torch.inference_mode()
 def require_size(model: nn.Module, key: str, size: int | tuple[int, int]) -> None:
     H, W = height_and_width(size)
     images = torch.empty(1, Preprocessing.of_model(model).channels, H, W, device="meta")

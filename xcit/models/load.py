@@ -1,7 +1,6 @@
 """Load a trained model in one line: the model, its preprocessing and the names of its classes."""
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..checkpoint import is_checkpoint, upgraded
-from ..errors import InputError, Notice
+from ..errors import InputError, warn
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from ..weights.formats import State, Weights
@@ -61,7 +60,7 @@ def load_content(source: str, path: Path, content: Mapping[str, Any], kind: str 
     model = new_model(source, path, content, weights, state)
     state, notice = with_pruned_parts_of(model, state, weights.origin)
     if notice:
-        warnings.warn(notice, Notice, stacklevel=2)
+        warn(notice)
     load_exactly(model, state, weights.origin)
     describe(model, weights)
     classes = weights.classes if getattr(model, "num_classes", 1) else None

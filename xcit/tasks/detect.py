@@ -17,7 +17,7 @@ from ..number_types import PositiveFloat, PositiveInt, Share
 from ..preprocessing import Preprocessing
 
 SHORTER_SIDE = 800
-"""Shorter side in pixels for which `longest` is given."""
+"""Shorter side in pixels for which `longest` is given. OPTIONS_FOR in data/views/detection.py must be the same."""
 
 
 class Detect(Task):
@@ -39,6 +39,7 @@ class Detect(Task):
     backbone = "model.model"
     networks: ClassVar = {"model": "model.model"}
     on_validation_line = ("mask_map",)
+    in_curves = ("box_map", "mask_map")
 
     def __init__(
         self,

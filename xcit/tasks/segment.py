@@ -48,7 +48,7 @@ class Segment(Task):
     headline = "miou"
     backbone = "model.model"
     networks: ClassVar = {"model": "model.model"}
-    nondeterministic = "torch.nn.NLLLoss of images"
+    nondeterministic = "task=segment needs the cross-entropy of images (NLLLoss)"
     on_training_line = ("main", "aux")
     on_validation_line = ("pixel_accuracy", "mean_accuracy")
 
@@ -74,8 +74,8 @@ class Segment(Task):
         self.scales, self.flip, self.longest = tuple(scales), flip, longest
         num_classes = len(target.classes)
         # The names of the heads are those of the authors' files.
-        width = {"channels": channels} if channels else {}  # each head has its own default
-        self.decode_head = HEADS[head](pyramid.width, num_classes, dropout=dropout, **width)
+        options = {"channels": channels} if channels else {}  # each head has its own default
+        self.decode_head = HEADS[head](pyramid.width, num_classes, dropout=dropout, **options)
         self.aux_weight = 0.0
         if head == "upernet":
             self.aux_weight = AUX_WEIGHT if aux_weight is None else aux_weight
@@ -131,7 +131,7 @@ class Segment(Task):
         return Segmentation(self.predict_bands, self.target.classes, next(self.parameters()).device)
 
     def inference_note(self) -> str:
-        windows = f"slide {self.window}/{self.stride}" if self.inference == "slide" else ""
+        windows = f"slide, window {self.window}, stride {self.stride}" if self.inference == "slide" else ""
         scales = f"scales {' '.join(f'{scale:g}' for scale in self.scales)}" if self.scales != (1.0,) else ""
         return ", ".join(filter(None, [windows, scales, "flip" if self.flip else ""]))
 

@@ -1,6 +1,5 @@
 """Formats of weight files: wrappers of training scripts, and key names (the authors', and timm's, which are ours)."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import backbone_weights, better_weights, describe_lag, is_checkpoint
-from ..errors import InputError, Notice, choose
+from ..errors import InputError, choose, warn
 from ..preprocessing import Preprocessing
 
 State = dict[str, Tensor]
@@ -46,11 +45,9 @@ class Weights:
             kind = self.better()
             if len(self.kinds) > 1:
                 loaded, other = ("the moving average is", "raw") if kind == "ema" else ("the raw weights are", "ema")
-                warnings.warn(
+                warn(
                     f"{self.origin}: has raw weights and their moving average; {loaded} loaded; "
-                    f"kind={other!r} of load_weights takes the other one",
-                    Notice,
-                    2,
+                    f"kind={other!r} of load_weights takes the other one"
                 )
         if kind not in self.kinds:
             raise InputError(f"weights={kind}: {self.origin} has only {' and '.join(self.kinds)} weights")
@@ -78,7 +75,7 @@ class Weights:
         """Warn if the moving average was clearly worse than the raw weights in the run's last validation."""
         lag = describe_lag(self.validated, self.headline)
         if lag:
-            warnings.warn(f"{self.origin}: {lag}", Notice, 2)
+            warn(f"{self.origin}: {lag}")
 
 
 def weights_in(content: Mapping[str, Any], origin: str, network: str | None = None) -> Weights:

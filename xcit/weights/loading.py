@@ -1,7 +1,6 @@
 """Load weights from a file, a run folder or a published name into a model."""
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import Notice
+from ..errors import warn
 from ..preprocessing import Preprocessing, pretrained_cfg
 from ..storage import load_exactly, read_tensors
 from .dense import backbone_alone, is_dense
@@ -48,7 +47,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], kind:
     describe(model, weights, with_classes=head_notice is None)
     for notice in (head_notice, pruned_notice, channels_notice):
         if notice:
-            warnings.warn(notice, Notice, stacklevel=2)
+            warn(notice)
 
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:

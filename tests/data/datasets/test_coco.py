@@ -87,12 +87,11 @@ def test_training_leaves_out_images_without_objects_and_says_so(pristine: Path) 
     empty = by_image_id(kept)[47].target
     assert empty.boxes.shape == (0, 4) and empty.masks == [] and empty.size is None
     assert decode_masks(empty.masks, 7, 5).shape == (0, 7, 5)
-    ((label, line),) = data_facts({"training": dropped})
-    assert (label, line) == (
-        "data",
-        f"4 training images in 3 classes from {pristine}/train2017 "
-        f"(instances_train2017.json: {len(dropped.annotations.labels)} objects; 1 image without objects dropped)",
-    )
+    source = f"{pristine}/train2017 (instances_train2017.json: {len(dropped.annotations.labels)} objects)"
+    assert data_facts({"training": dropped}) == [
+        ("data", f"4 training images in 3 classes from {source}"),
+        ("mended", "training images: 1 image without objects dropped"),
+    ]
 
 
 def test_an_image_with_crowds_alone_has_nothing_to_learn(coco: Path) -> None:
@@ -148,7 +147,9 @@ def test_boxes_are_clipped_and_those_without_area_are_dropped_and_counted(coco: 
     change(coco, move)
     train = COCO(root=str(coco)).train()
     assert train[0].target.boxes.tolist() == [*before.boxes.tolist(), [0, 0, 40, 25]]
-    assert "2 objects without area in the image dropped; 1 box clipped to the image" in train.about.choice
+    mended = ["1 image without objects dropped", "2 objects without area in the image dropped"]
+    assert list(train.about.notes) == [*mended, "1 box clipped to the image"]
+    assert [label for label, _ in data_facts({"training": train})] == ["data", "mended", "", ""]
 
 
 def test_polygons_of_fewer_than_three_points_are_ignored_and_counted(coco: Path) -> None:
@@ -169,8 +170,8 @@ def test_polygons_of_fewer_than_three_points_are_ignored_and_counted(coco: Path)
     masks = decode_masks(val[0].target.masks, 72, 96)
     assert np.array_equal(masks[0], expected) and not masks[1].any() and len(masks) == 2
     said = "4 polygons with fewer than 3 points ignored, the first in annotation 901"
-    assert f"{said}; 1 object without area in the image dropped" in train.about.choice
-    assert val.about.choice.endswith(said)
+    assert list(train.about.notes)[-2:] == [said, "1 object without area in the image dropped"]
+    assert list(val.about.notes) == [said]
 
 
 def test_validation_keeps_every_object_as_it_is(coco: Path) -> None:
@@ -232,12 +233,12 @@ def test_categories_of_the_same_name_are_told_apart(coco: Path) -> None:
     train = COCO(root=str(coco)).train()
     assert train.classes == ["circle (id 2)", "circle (id 5)", "triangle"]
     assert np.array_equal(train.annotations.labels, before.annotations.labels)
-    assert "categories of the same name are told apart by their ids: circle (id 2), circle (id 5)" in train.about.choice
+    assert "categories of the same name are told apart by their ids: circle (id 2), circle (id 5)" in train.about.notes
     whole = COCO(root=str(coco)).val(train.classes).annotations.labels
     change(coco, without_first, "val")
     val = COCO(root=str(coco)).val(train.classes)
     assert val.classes == train.classes and val.annotations.labels.tolist() == whole[whole != 0].tolist()
-    assert "told apart" not in val.about.choice
+    assert not val.about.notes
 
 
 def test_a_worker_gets_arrays_and_no_list_of_objects(pristine: Path) -> None:
@@ -265,6 +266,7 @@ def image(**values: Any) -> Change:
     return lambda content: content["images"][0].update(values)
 
 
+HUGE = 10**400
 RUNS = r"the runs of its mask must add up to the 72 × 96 pixels of the image$"
 WRONG: dict[str, tuple[Change, str]] = {
     "no mask": (first(segmentation=None), r"annotation 1: has no segmentation; every object needs a mask"),
@@ -296,11 +298,25 @@ WRONG: dict[str, tuple[Change, str]] = {
     "negative box": (first(bbox=[5, 5, -2, 4]), r"annotation 1: bbox is \[5, 5, -2, 4\]; must be \[left, top, width"),
     "infinite box": (first(bbox=[5, 5, 1e999, 4]), r"(bbox is \[5, 5, inf|it holds Infinity)"),
     "area": (first(area="big"), r"annotation 1: area is 'big'; must be a number$"),
+    "huge point": (
+        first(segmentation=[[0, 0, HUGE, 0, 9, 9]]),
+        r"annotation 1: its polygons reach farther than 100,000",
+    ),
+    "huge box": (first(bbox=[5, 5, HUGE, 4]), r"annotation 1: bbox is \[5, 5, 10+\.\.\.0+, 4\]; must be \[left, top"),
+    "huge area": (first(area=HUGE), r"annotation 1: area is 10+\.\.\.0+; must be a number$"),
+    "area beyond float32": (first(area=1e300), r"annotation 1: area is 1e\+300; must be a number$"),
+    "huge image id": (image(id=HUGE), r"image 10+\.\.\.0+: id is 10+\.\.\.0+; must be an integer below 2\^63$"),
+    "huge image": (
+        image(width=HUGE),
+        r"image 7: height and width are 72 and 10+\.\.\.0+; must be fewer than 2\^32 pixels$",
+    ),
+    "crowd as text": (first(iscrowd="0"), r"annotation 1: iscrowd is '0'; must be 0, 1, true or false$"),
+    "crowd 2": (first(iscrowd=2), r"annotation 1: iscrowd is 2; must be 0, 1, true or false$"),
     "category": (first(category_id=3), r"annotation 1: category_id 3 is not among its categories$"),
-    "no category": (first(category_id=None), r"annotation 1: category_id is None; must be an integer$"),
+    "no category": (first(category_id=None), r"annotation 1: category_id is None; must be an integer below 2\^63$"),
     "image": (first(image_id=1234), r"annotation 1: image_id 1234 is not among the images of this file$"),
     "twice": (image(id=17), r"image 17: is listed twice; each image id must be unique$"),
-    "text id": (image(id="a"), r"image a: id is 'a'; must be an integer$"),
+    "text id": (image(id="a"), r"image a: id is 'a'; must be an integer below 2\^63$"),
     "no size": (image(width=None), r"image 7: height and width are 72 and None; must be pixels$"),
     "no name": (image(file_name=""), r"image 7: file_name is ''; must be a text$"),
     "no annotations": (lambda c: c.update(annotations=[]), r"its list 'annotations' is empty$"),

@@ -136,8 +136,12 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, spoil: Callable[[Path],
         ({}, b"", "data.classes={file}: it is empty; must hold the name of a class in each line"),
         ({}, b"a\n\nb\n", "data.classes={file}: line 2 is empty; must hold the name of a class in each line"),
         ({}, b"a\nb\na\n", "data.classes={file}: holds the name a twice; each class needs a name of its own"),
-        ({}, b"\xff\xfe\x00", "data.classes={file}: cannot be read (it is no UTF-8 text)"),
-        ({"classes": "/nowhere.txt"}, None, "data.classes=/nowhere.txt: cannot be read (No such file or directory)"),
+        ({}, b"\xff\xfe\x00", "data.classes={file}: cannot be read (it is no UTF-8 text); {expected}"),
+        (
+            {"classes": "nowhere.txt"},
+            None,
+            "data.classes=nowhere.txt: cannot be read (No such file or directory); {expected}",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_named(
@@ -148,7 +152,21 @@ def test_options_that_do_not_fit_are_named(
         (root / "classes.txt").write_bytes(content)
     with pytest.raises(InputError) as refused:
         masks(root, **options)
-    assert str(refused.value) == line.format(file=root / "classes.txt")
+    expected = "must be the number of classes or a text file below data.root"
+    assert str(refused.value) == line.format(file=root / "classes.txt", expected=expected)
+
+
+def test_the_file_of_the_classes_is_below_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_small_masks(tmp_path / "root", 2, (32, 48))
+    (tmp_path / "classes.txt").write_text("not\nthese\n")
+    (root / "classes.txt").rename(tmp_path / "older.txt")
+    (root / "lists").mkdir()
+    (root / "lists" / "classes.txt").write_text("\n".join(CLASSES))
+    monkeypatch.chdir(tmp_path)
+    assert masks(root, classes="lists/classes.txt").classes == CLASSES
+    assert masks(root, classes="older.txt").classes == CLASSES, "a path from the working directory, as before"
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    assert masks(root, classes="classes.txt").classes == CLASSES
 
 
 def test_the_classes_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -109,14 +109,15 @@ class MaskRCNN(nn.Module):
             for target, size in zip(targets, sizes, strict=True)
         ]
         self.rpn.fg_bg_sampler.seeds = self.roi_heads.fg_bg_sampler.seeds = seeds
-        features, images = self.features(maps), self.image_list(maps, sizes)
+        features = self.features(maps)
+        images = ImageList(maps[0], list(sizes))  # only the sizes are read
         proposals, losses = self.rpn(images, features, with_background)
         return {**losses, **self.roi_heads.losses(features, proposals, with_background)}
 
     def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The objects in each image of a batch, in pixels of the images. In evaluation mode."""
         features = self.features(maps)
-        proposals, _ = self.rpn(self.image_list(maps, sizes), features)
+        proposals, _ = self.rpn(ImageList(maps[0], list(sizes)), features)
         found, _ = self.roi_heads(features, proposals, sizes)
         return [Detections(x["boxes"], x["scores"], x["labels"] - 1, x["masks"][:, 0].float()) for x in found]
 
@@ -124,9 +125,6 @@ class MaskRCNN(nn.Module):
         """Five maps of strides 4 to 64, in fp32."""
         found = self.neck(OrderedDict((str(level), x) for level, x in enumerate(maps)))
         return OrderedDict((name, x.float()) for name, x in found.items())
-
-    def image_list(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> ImageList:
-        return ImageList(maps[0], list(sizes))  # only the sizes are read
 
 
 class AnchorHead(RPNHead):
