@@ -93,7 +93,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         # 4. What is evaluated, with each kind of weights, ready for inference.
         progress.begin("building the model")
         modules: dict[str, nn.Module] = {}
-        options: dict[str, Any] = whole.model.options | {"in_chans": saved.weights.channels}
+        options: dict[str, Any] = whole.model.options | saved.weights.in_chans
         for kind in saved.weights.kinds if config.weights == "both" else [config.weights]:
             model = create_model(whole.model.entry, num_classes=way.num_outputs, **options)
             module = modules[kind] = way.module(model, kind).to(device)

@@ -204,7 +204,7 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     images = config.train.batch_size(distributed.world_size()) * distributed.world_size()  # of a forward pass
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images, min(config.training_sizes))
-    sizes = config.sizes | VIEWS[task.view].sizes(config.augment.options)
+    sizes = {**config.sizes, **VIEWS[task.view].sizes(config.augment.options)}
     model = dry_run(config.model.entry, config.model_options, sizes)
     set_checkpointing(model, config.train.grad_checkpointing)
     freeze(model, config.train.freeze)

@@ -37,7 +37,7 @@ class Numbers(Examples):
 
 def training_batch(mixing: dict, workers: int = 0, mix_draws: int = 1) -> LabelledImages:
     plain = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "color_jitter": 0.0, "erase_prob": 0.0}
-    transform = TrainTransform(16, **plain, rand_augment=None)
+    transform = TrainTransform(Preprocessing(size=(16, 16)), **plain, rand_augment=None)
     view = RandomLabelledCrop(transform, Mixing(2, **mixing, mix_draws=mix_draws))
     order = TrainBatches(8, 8, seed=3)
     (batch,) = TrainLoader(Numbers(), [view], order, epochs=1, workers=workers, device=CPU).epoch(0)

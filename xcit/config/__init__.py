@@ -83,8 +83,8 @@ class TrainConfig(Section):
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """The options of the model, with the channels of its images."""
-        return self.model.options | {"in_chans": self.data.channels}
+        """The options of the model, with the channels of its images unless they are 3: not every model has this one."""
+        return self.model.options | ({} if self.data.channels == 3 else {"in_chans": self.data.channels})
 
     def scaled(self, num_images: int, world_size: int) -> "ScaledTrainConfig":
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""

@@ -85,19 +85,19 @@ def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weig
         )
     if options["name"] in VARIANTS:
         head = state.get("head.weight")
-        return build(options, 0 if head is None else len(head), weights.channels)
-    model = build(options, len(weights.classes or ()), weights.channels)
+        return build({**options, **weights.in_chans}, num_classes=0 if head is None else len(head))
+    model = build({**options, **weights.in_chans}, num_classes=len(weights.classes or ()))
     if not any(key.startswith(head_prefixes(model)) for key in state):
         model.reset_classifier(0)  # type: ignore[operator]
     return model
 
 
-def build(options: Mapping[str, Any], num_classes: int, channels: int) -> nn.Module:
-    """The model of a run. options: the run's section `model`. channels: of its images."""
+def build(options: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The model of a run. options: the run's section `model`, and in_chans."""
     options = {key: value for key, value in options.items() if (key, value) != ("heads", None)}  # the variant's number
     library = options.pop("library", "xcit")
     name = "timm" if library == "timm" else options.pop("name")
-    return create_model(name, num_classes=num_classes, in_chans=channels, **options)
+    return create_model(name, num_classes=num_classes, **options)
 
 
 def imagenet_classes() -> list[str] | None:

@@ -67,7 +67,7 @@ def load_task(source: str | Path, kind: str | None = None) -> LoadedTask:
         return load_classifier(str(source), path, content, kind)
     task_class = choose(TASKS, described.task, "task")
     target = Target(task_class.target_kinds[0], tuple(described.classes))
-    model = build(described.model, task_class.num_outputs(target), described.weights.channels)
+    model = build({**described.model, **described.weights.in_chans}, task_class.num_outputs(target))
     task = task_class(model, target, **described.options)
     weights = described.weights
     if kind is None:

@@ -58,9 +58,10 @@ class Weights:
         return replace(Preprocessing.of_model(model), **self.input_values)
 
     @property
-    def channels(self) -> int:
-        """Of the model's images."""
-        return self.input_values.get("channels", Preprocessing.channels)
+    def in_chans(self) -> dict[str, int]:
+        """The model's option for the channels of its images; empty for 3, since not every model has it."""
+        channels = self.input_values.get("channels", 3)
+        return {} if channels == 3 else {"in_chans": channels}
 
     def better(self) -> str:
         """The kind that did better in the run's last validation.
