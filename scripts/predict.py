@@ -46,13 +46,14 @@ from data.datasets.listing import skipped_below
 from data.workers import default_workers
 from scripts.embed import files_of
 from scripts.prediction_files import FEW, Output
-from scripts.predictors import PREDICTORS, Item, Prediction, Predictor, Settings
 from xcit.command import ArgumentParser, guarded
 from xcit.command.printing import print_notices
 from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError, print_note, unknown
+from xcit.prediction.predictor import Item, Prediction, Predictor, Settings
+from xcit.prediction.predictors import PREDICTORS
 from xcit.signals import SIGNALS, Stopped, stop_at_signals
 from xcit.tasks.load import LoadedTask, load_task
 

@@ -13,10 +13,9 @@ from rich.table import Table
 
 from xcit.engine.run_folder import RunFolder
 from xcit.errors import WriteError
+from xcit.prediction.predictor import Prediction, Predictor
 from xcit.storage import write_atomically
 from xcit.tables import show_table
-
-from .predictors import Prediction, Predictor
 
 FEW = 20
 """Images whose predictions are all printed; of more, the classes are counted."""

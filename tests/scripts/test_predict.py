@@ -15,12 +15,12 @@ from pycocotools.coco import COCO
 from skimage import data as photographs
 
 from data.views.detection import evaluation_view as whole_objects
-from scripts.detection_tiles import detect_in_tiles
 from xcit.encoded_image import EncodedImage
 from xcit.evaluation.detection import CocoMetrics
 from xcit.evaluation.segmentation import Segmentation
 from xcit.models.dense.mask_rcnn import Detections
 from xcit.orientation import EXIF_ORIENTATION
+from xcit.prediction.detection_tiles import detect_in_tiles
 from xcit.tasks.detect import Detect
 from xcit.tasks.load import load_task
 

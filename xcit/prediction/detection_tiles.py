@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from xcit.models.dense.mask_rcnn import Detections
-from xcit.models.dense.windows import starts
+from ..models.dense.mask_rcnn import Detections
+from ..models.dense.windows import starts
 
 FAR = float("inf")
 
