@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from .models.fast.inference import fuse_for_inference
     from .models.load import Loaded, load
     from .models.xcit import XCiT
+    from .prediction.classifier import Classifier
     from .weights.loading import load_weights
     from .weights.published import list_pretrained
 
 __all__ = [
+    "Classifier",
     "InputError",
     "Loaded",
     "Notice",
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 
 # name → its module. They are imported when they are used, so that a command can answer before torch is loaded.
 HOMES = {
+    "Classifier": "prediction.classifier",
     "Loaded": "models.load",
     "XCiT": "models.xcit",
     "create_model": "models",

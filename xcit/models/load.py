@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checkpoint import is_checkpoint, upgraded
 from ..errors import InputError, warn
+from ..imagenet_names import IMAGENET
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from ..weights.formats import State, Weights
@@ -42,7 +43,7 @@ def load(source: str | Path, kind: str | None = None) -> Loaded:
     Of a detector or segmenter it is the backbone, without a classifier. What detection and segmentation do not train
     stays newly initialized, and a `Notice` says so; `xcit.tasks.load.load_task` loads the whole task.
 
-    The class names of published weights come from timm; without timm they are None.
+    Published weights have the names of ImageNet's classes.
 
     Raises:
         InputError: the source cannot be found or read, or does not say which model its weights are for.
@@ -65,7 +66,7 @@ def load_content(source: str, path: Path, content: Mapping[str, Any], kind: str 
     describe(model, weights)
     classes = weights.classes if getattr(model, "num_classes", 1) else None
     if classes is None and find_published(source) and getattr(model, "num_classes", 0) == 1000:
-        classes = imagenet_classes()
+        classes = list(IMAGENET)
     return Loaded(model.eval(), weights.preprocessing(model), classes)
 
 
@@ -98,12 +99,3 @@ def build(options: Mapping[str, Any], num_classes: int) -> nn.Module:
     library = options.pop("library", "xcit")
     name = "timm" if library == "timm" else options.pop("name")
     return create_model(name, num_classes=num_classes, **options)
-
-
-def imagenet_classes() -> list[str] | None:
-    """The names of ImageNet's classes, in the order of the published weights; None without timm, which has them."""
-    try:
-        from timm.data import ImageNetInfo  # here, since `import xcit` must not need timm
-    except ImportError:
-        return None
-    return list(ImageNetInfo("imagenet-1k").label_descriptions())
