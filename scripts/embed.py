@@ -5,7 +5,8 @@
     python scripts/embed.py xcit_small_12_p8_224_dist ~/photos --features class_and_mean
 
 The first argument is anything that `xcit.load` takes: a run folder, a checkpoint, the name of published weights.
-Folders are read with their subfolders. A line tells of each image that cannot be read; it is left out.
+Folders are read with their subfolders; quoted patterns as '~/photos/**/*.jpg' work, too. A line tells of each image
+that cannot be read; it is left out.
 
 An NPZ file has the arrays `paths` (N,) and `features` (N, D), fp32: numpy.load("features.npz")["features"]. A Parquet
 file has the columns `path` and `features`, a list of D floats.
@@ -14,6 +15,7 @@ file has the columns `path` and `features`, a list of D floats.
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, get_args
@@ -44,7 +46,7 @@ FORMATS = (".npz", ".parquet")
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("model", help="a run folder, a checkpoint or a name of published weights")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, and folders of images")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, folders of images, and patterns")
     parser.add_argument("--output", type=Path, default=Path("features.npz"), help="file to write: .npz or .parquet")
     parser.add_argument("--features", choices=get_args(Kind), default="class_token", help="default: class_token")
     parser.add_argument("--resolution", type=int, help="image size in pixels; default: the training size")
@@ -85,11 +87,17 @@ def require_writable(output: Path) -> None:
 
 
 def files_of(given: Path) -> list[str]:
-    """The path of an image file, or those of all images in a folder."""
+    """The path of an image file, or those of all images in a folder, or of the files that match a pattern."""
     if not given.is_dir():
-        if not given.exists():
+        if given.exists():
+            return [str(given)]
+        if not has_magic(str(given)):
             raise InputError(f"{given}: no such file or folder")
-        return [str(given)]
+        matching = glob(str(given.expanduser()), recursive=True)  # noqa: PTH207  # which would also match hidden files
+        found = sorted(path for path in matching if Path(path).is_file())
+        if not found:
+            raise InputError(f"{given}: matches no files")
+        return found
     found = images_below(given.absolute())
     if not found:
         raise InputError(f"{given}: holds no images")
@@ -104,7 +112,7 @@ def embed(
 
     def read(path: str) -> Tensor | None:
         try:
-            return preprocessing.pixels(EncodedImage(Path(path).read_bytes(), path).rgb())
+            return EncodedImage(Path(path).read_bytes(), path).pixels(preprocessing)
         except OSError as error:
             print_note(f"{path}: cannot be read ({error.strerror}); left out")
         except InputError as error:

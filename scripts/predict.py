@@ -1,19 +1,22 @@
-"""Predict images with a trained model: their classes, the objects in them, or the class of each pixel.
+"""Predict images with a trained model: classes, labels, numbers, the objects in them, or the class of each pixel.
 
     python scripts/predict.py photo.jpg checkpoint=runs/mine
+    python scripts/predict.py '~/photos/**/*.jpg' checkpoint=runs/mine format=csv,parquet
     python scripts/predict.py ~/photos checkpoint=runs/coco resolution=800 score=0.7 run_dir=found
     python scripts/predict.py aerial.tif checkpoint=runs/coco tile=1024           # an image that is too large
     python scripts/predict.py ~/photos checkpoint=xcit_small_12_p8_384_dist overlays=true
 
-Takes image files and folders, which are read with their subfolders. A line tells of each image that cannot be read, and
-it is left out. The checkpoint is a run folder, a file in one, or the name of published weights. An option may be
-written as key=value or as --key value.
+Takes image files, folders, which are read with their subfolders, and patterns. A line tells of each image that cannot
+be read, and it is left out. The checkpoint is a run folder, a file in one, or the name of published weights. An option
+may be written as key=value or as --key value.
 
 Writes to runs/predict/TIME, or to run_dir=:
 
     predictions.json    classify: for each file its most likely classes; segment: the share of each class;
-                        detect: COCO's format, with scores, and masks as RLE
-    overlays/           the predictions, drawn on the images, as PNG; for classify with overlays=true
+                        detect: COCO's format, with scores, and masks as RLE; with format=jsonl, csv or parquet
+                        predictions.jsonl, predictions.csv or predictions.parquet instead
+    contact_sheet.png   up to 60 of the images with their first class
+    overlays/           the predictions, drawn on the images, as PNG; for detect and segment, or with overlays=true
     masks/              segment: the class of each pixel, as PNG with 8 bits, or 16 above 256 classes
 
 Names of files in there are relative to the given folder, or to the one that holds all that was given.
@@ -27,11 +30,8 @@ import os
 import re
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -43,20 +43,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/
 
 from data.about import counted
 from data.datasets.listing import skipped_below
-from data.workers import default_workers
 from scripts.embed import files_of
 from scripts.prediction_files import FEW, Output
+from scripts.prediction_tables import FORMATS, formats_of
 from xcit.command import ArgumentParser, guarded
 from xcit.command.printing import print_notices
 from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
 from xcit.errors import InputError, print_note, unknown
-from xcit.prediction.predictor import Item, Prediction, Predictor, Settings
-from xcit.prediction.predictors import PREDICTORS
+from xcit.prediction.pictures import ContactSheet
+from xcit.prediction.predictor import Item, Prediction, Predictor
+from xcit.prediction.predictors import PREDICTORS, Settings
+from xcit.prediction.read_ahead import read_ahead
 from xcit.signals import SIGNALS, Stopped, stop_at_signals
 from xcit.tasks.load import LoadedTask, load_task
 
+DENSE = ("detect", "segment")
+"""Tasks that see whole images, one at a time."""
 SMALLEST_TILE = 32
 MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
 """Parts of torch's messages on a CPU, which are RuntimeErrors."""
@@ -66,12 +70,13 @@ MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
 def main() -> None:
     print_notices()
     arguments = parse_arguments(sys.argv[1:])
+    formats = formats_of(arguments.format)
     folder = RunFolder(new_path(arguments.run_dir, "predict"))
     folder.require_free()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Progress() as progress, stop_at_signals(), ExitStack() as at_end:
         progress.begin("listing the images")
-        files = named(arguments.images)
+        root, paths = listed(arguments.images)
         for given in filter(Path.is_dir, arguments.images):
             if skipped := str(skipped_below(given.absolute())):
                 print_note(f"{given}: skipped {skipped}")
@@ -83,21 +88,34 @@ def main() -> None:
                 f"checkpoint={arguments.checkpoint}: predicts nothing, since it was trained with task={loaded.name}; "
                 "scripts/embed.py writes its features"
             )
-        settings = settings_of(arguments, loaded, device)
-        predictor = PREDICTORS[loaded.name](loaded, settings)
+        predictor = PREDICTORS[loaded.name](loaded, settings_of(arguments, loaded, device))
 
         # The folder is made with the first prediction, so that nothing is written if there is none.
         at_end.callback(folder.close)
         asked = {**vars(arguments), "images": [str(path) for path in arguments.images]}
-        output = Output(folder, yaml.safe_dump(asked), predictor, overlays=settings.overlays, few=len(files) <= FEW)
-        step = progress.begin("predicting", len(files))
-        items = read_ahead(files.items(), partial(read, predictor, arguments.max_pixels))
+        overlays = loaded.name in DENSE if arguments.overlays is None else arguments.overlays == "true"
+        sheet = ContactSheet(len(paths)) if arguments.contact_sheet == "true" else None
+        few = len(paths) <= FEW
+        output = Output(
+            folder, yaml.safe_dump(asked), predictor, formats=formats, overlays=overlays, sheet=sheet, few=few
+        )
+        step = progress.begin("predicting", len(paths))
+        batch_size = arguments.batch_size if predictor.together else 1
+
+        def read(numbered: tuple[int, str]) -> Item | None:
+            number, path = numbered
+            on_sheet = sheet is not None and sheet.takes(number)
+            name = os.path.relpath(absolute(path), root)
+            item = prepared(predictor, name, path, arguments.max_pixels, shown=overlays or on_sheet)
+            return item and item._replace(on_sheet=on_sheet)
+
+        items = read_ahead(enumerate(paths), read, batch_size if predictor.together else 0)
         with noted_signals() as received:
-            while not received and (batch := list(islice(items, arguments.batch_size if predictor.together else 1))):
+            while not received and (batch := list(islice(items, batch_size))):
                 readable = [item for item in batch if item]
-                predicted = predict(predictor, readable, settings)
+                predicted = predict(predictor, readable)
                 for item, prediction in zip(readable[: len(predicted)], predicted, strict=True):
-                    output.add(item.name, prediction)
+                    output.add(item, prediction)
                 step.advance(len(batch))
             # Without another readable image, nothing was stopped.
             stopped = bool(received) and any(items)
@@ -106,11 +124,11 @@ def main() -> None:
                 output.finish()
         if stopped:
             raise Stopped(
-                f"{received[0]}; {folder.path}: predictions of {output.images} of {counted(len(files), 'image')}"
+                f"{received[0]}; {folder.path}: predictions of {output.images} of {counted(len(paths), 'image')}"
             )
         if not output.images:
             raise InputError("none of the images can be predicted")
-    left_out = len(files) - output.images
+    left_out = len(paths) - output.images
     rest = f", without {counted(left_out, 'image')} that cannot be read or predicted" if left_out else ""
     print(f"{folder.path}: predictions of {counted(output.images, 'image')}{rest}")
 
@@ -135,7 +153,7 @@ def noted_signals() -> Iterator[list[str]]:
 
 def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("images", type=Path, nargs="+", help="image files, and folders of images")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, folders of images, and patterns")
     add = parser.add_argument
     add("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
     add("--run_dir", help="the folder that is written; default: runs/predict/TIME")
@@ -145,7 +163,9 @@ def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
         type=int,
         help="image size in pixels; for detect and segment the shorter side; default: that of the run",
     )
-    add("--top", type=int, default=5, help="classify: number of classes of an image; default: 5")
+    add("--format", default="json", help=f"{', '.join(FORMATS)}, or several with commas; default: json")
+    add("--contact_sheet", choices=("true", "false"), default="true", help="whether it is drawn; default: true")
+    add("--top", type=int, default=5, help="classify, multilabel: number of classes of an image; default: 5")
     add("--score", type=float, default=0.5, help="detect: lowest score of an object that is drawn; default: 0.5")
     add(
         "--tile",
@@ -154,8 +174,8 @@ def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
         help="detect, segment: side of the tiles of a large image in pixels; default: 0, none",
     )
     add("--overlap", type=int, help="of neighboring tiles in pixels; default: a quarter of the tile")
-    add("--overlays", choices=("true", "false"), help="whether the images are drawn; default: false for classify alone")
-    add("--batch_size", type=int, default=32, help="classify: images per batch; default: 32")
+    add("--overlays", choices=("true", "false"), help="whether each image is drawn; default: for detect and segment")
+    add("--batch_size", type=int, default=32, help="images per batch, not for detect and segment; default: 32")
     add("--data.max_pixels", dest="max_pixels", type=int, default=MAX_PIXELS, help="larger images are left out")
     keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
     arguments = parser.parse_intermixed_args([as_option(argument, keys) for argument in typed])
@@ -188,29 +208,27 @@ def as_option(argument: str, keys: Sequence[str]) -> str:
 
 
 def settings_of(arguments: argparse.Namespace, loaded: LoadedTask, device: torch.device) -> Settings:
-    dense = loaded.name in ("detect", "segment")
-    if arguments.tile and not dense:
+    if arguments.tile and loaded.name not in DENSE:
         print_note(f"tile={arguments.tile}: has no effect on task={loaded.name}, which sees each image at one size")
-    preprocessing = loaded.preprocessing
-    if arguments.resolution is not None:
-        preprocessing = preprocessing.at(arguments.resolution)
     return Settings(
-        preprocessing,
         device,
+        arguments.resolution,
         top=arguments.top,
         score=arguments.score,
-        tile=arguments.tile if dense else 0,
+        tile=arguments.tile,
         overlap=arguments.overlap,
-        tile_input=arguments.resolution or arguments.tile,
-        overlays=dense if arguments.overlays is None else arguments.overlays == "true",
     )
 
 
-def named(given: Sequence[Path]) -> dict[str, str]:
-    """Name → path of each image. The name is relative to the folder that holds all that was given."""
-    paths = [path for one in given for path in files_of(one)]
-    root = os.path.commonpath([absolute(path if path.is_dir() else path.parent) for path in given])
-    return {os.path.relpath(absolute(path), root): path for path in paths}
+def listed(given: Sequence[Path]) -> tuple[str, list[str]]:
+    """The folder that holds all that was given, and the path of each image."""
+    found = [files_of(one) for one in given]
+    folders = {
+        one if one.is_dir() else Path(path).parent for one, paths in zip(given, found, strict=True) for path in paths
+    }
+    # An image may be given twice.
+    paths = {absolute(path): path for paths in found for path in paths}
+    return os.path.commonpath([absolute(folder) for folder in folders]), list(paths.values())
 
 
 def absolute(path: str | Path) -> str:
@@ -218,25 +236,10 @@ def absolute(path: str | Path) -> str:
     return os.path.normpath(Path(path).absolute())
 
 
-def read_ahead(
-    files: Iterable[tuple[str, str]], read: Callable[[tuple[str, str]], Item | None]
-) -> Iterator[Item | None]:
-    """What `read` makes of each file. Threads read the next ones while the model computes; few are in memory."""
-    workers = default_workers()
-    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes without Python's lock
-        left, ahead = iter(files), deque[Future[Item | None]]()
-        while True:
-            ahead.extend(pool.submit(read, file) for file in islice(left, workers + 1 - len(ahead)))
-            if not ahead:
-                return
-            yield ahead.popleft().result()
-
-
-def read(predictor: Predictor, max_pixels: int, file: tuple[str, str]) -> Item | None:
-    """The image with what the model needs of it; None, and a line, if it cannot be read. file: name and path."""
-    name, path = file
+def prepared(predictor: Predictor, name: str, path: str, max_pixels: int, *, shown: bool) -> Item | None:
+    """The image with what the model needs of it; None, and a line, if it cannot be read."""
     try:
-        return predictor.prepare(name, EncodedImage(Path(path).read_bytes(), path, max_pixels).rgb())
+        return predictor.prepare(name, EncodedImage(Path(path).read_bytes(), path, max_pixels), shown)
     except OSError as error:
         print_note(f"{path}: cannot be read ({error.strerror}); left out")
     except InputError as error:
@@ -245,7 +248,7 @@ def read(predictor: Predictor, max_pixels: int, file: tuple[str, str]) -> Item |
 
 
 @torch.inference_mode()
-def predict(predictor: Predictor, items: Sequence[Item], settings: Settings) -> list[Prediction]:
+def predict(predictor: Predictor, items: Sequence[Item]) -> list[Prediction]:
     """The predictions of a batch; none, and a line, if they do not fit into memory."""
     try:
         return predictor.predict(items) if items else []

@@ -1,21 +1,21 @@
 """What scripts/predict.py writes to its run folder, and what it prints."""
 
-import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
-from tempfile import TemporaryFile
-from typing import IO, Any
+from pathlib import Path
 
 from PIL import Image
 from rich.table import Table
 
 from xcit.engine.run_folder import RunFolder
 from xcit.errors import WriteError
-from xcit.prediction.predictor import Prediction, Predictor
+from xcit.prediction.pictures import ContactSheet
+from xcit.prediction.predictor import Item, Prediction, Predictor
 from xcit.storage import write_atomically
 from xcit.tables import show_table
+
+from .prediction_tables import FORMATS, PredictionFile
 
 FEW = 20
 """Images whose predictions are all printed; of more, the classes are counted."""
@@ -26,42 +26,61 @@ COMPRESSION = 1
 
 
 class Output:
-    """The files of the run folder and what is printed. predictions.json is written whole, at the end.
+    """The files of the run folder and what is printed.
 
     Args:
         folder: is made with the first prediction.
         config_yaml: what was asked for.
         predictor: of the task.
-        overlays: whether the images are drawn.
+        formats: of the predictions; see `FORMATS`.
+        overlays: whether each image is drawn.
+        sheet: the contact sheet; None for none.
         few: whether the prediction of each image is printed.
     """
 
-    def __init__(self, folder: RunFolder, config_yaml: str, predictor: Predictor, *, overlays: bool, few: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config_yaml: str,
+        predictor: Predictor,
+        *,
+        formats: Sequence[str],
+        overlays: bool,
+        sheet: ContactSheet | None,
+        few: bool,
+    ) -> None:
         self.folder, self.config_yaml, self.predictor = folder, config_yaml, predictor
-        self.overlays, self.few = overlays, few
+        self.formats, self.overlays, self.sheet, self.few = formats, overlays, sheet, few
         self.images = 0
-        self.rows = {section: Rows() for section in predictor.sections}
+        self.files: list[PredictionFile] = []
         self.each, self.counts = Table("image", "class", predictor.column), Counter[str]()
 
-    def add(self, name: str, prediction: Prediction) -> None:
+    def add(self, item: Item, prediction: Prediction) -> None:
         if not self.images:
             self.folder.create()
             self.folder.describe(self.config_yaml)
+            self.files = [FORMATS[name](self.folder.path, self.predictor) for name in self.formats]
         self.images += 1
-        for section, rows in prediction.rows.items():
-            self.rows[section].add(rows)
+        for file in self.files:
+            file.add(prediction)
         if prediction.mask is not None:
-            self.save("masks", name, Image.fromarray(prediction.mask))
-        if self.overlays:
-            self.save("overlays", name, prediction.draw())
+            self.save(Path("masks", f"{item.name}.png"), Image.fromarray(prediction.mask))
+        # A classified image is on the contact sheet as it is, since its classes are written below it.
+        alone = item.on_sheet and not self.predictor.together
+        drawn = prediction.draw() if self.overlays or alone else None
+        if self.overlays and drawn:
+            self.save(Path("overlays", f"{item.name}.png"), drawn)
+        picture = drawn if alone else item.picture
+        if self.sheet and item.on_sheet and picture:
+            self.sheet.add(picture, " ".join(prediction.found[0]) if prediction.found else "—", item.name)
         self.counts.update(prediction.counts)
         if self.few:
             for number, (label, amount) in enumerate(prediction.found or [("—", "")]):
-                self.each.add_row("" if number else printable(name), printable(label), amount)
+                self.each.add_row("" if number else printable(item.name), printable(label), amount)
 
-    def save(self, kind: str, name: str, picture: Image.Image) -> None:
+    def save(self, name: Path, picture: Image.Image) -> None:
         # The suffix is added to the whole name, since photo.jpg and photo.png may lie in one folder.
-        path = self.folder.path / kind / f"{name}.png"
+        path = self.folder.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,8 +88,11 @@ class Output:
         write_atomically(path, partial(picture.save, format="PNG", compress_level=COMPRESSION))
 
     def finish(self) -> None:
-        """Write predictions.json and print the table."""
-        write_atomically(self.folder.path / "predictions.json", self.write)
+        """Complete the files, draw the contact sheet and print the table."""
+        for file in self.files:
+            file.finish()
+        if self.sheet and self.sheet.cells:
+            self.save(Path("contact_sheet.png"), self.sheet.draw())
         table = self.each
         if not self.few:
             table = Table(self.predictor.counted, self.predictor.counts)
@@ -78,39 +100,8 @@ class Output:
                 table.add_row(printable(label), f"{number:,}")
             if len(self.counts) > MOST_CLASSES:
                 table.add_row(f"and {len(self.counts) - MOST_CLASSES} more", "")
-        show_table(table)
-
-    def write(self, file: IO[bytes]) -> None:
-        if "" in self.rows:
-            self.rows[""].copy_to(file)
-        else:
-            file.write(b"{")
-            for section, rows in self.rows.items():
-                file.write(f"{json.dumps(section)}: ".encode())
-                rows.copy_to(file)
-                file.write(b",\n")
-            file.write(json.dumps(self.predictor.fixed)[1:].encode())
-        file.write(b"\n")
-
-
-class Rows:
-    """A list of JSON objects in a temporary file, so that memory does not grow with their number."""
-
-    def __init__(self) -> None:
-        self.file, self.number = TemporaryFile(), 0  # noqa: SIM115  # it goes when this object does
-
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        for row in rows:
-            self.file.write(b",\n" if self.number else b"\n")
-            self.file.write(json.dumps(row).encode())
-            self.number += 1
-
-    def copy_to(self, file: IO[bytes]) -> None:
-        """Write the list as JSON."""
-        self.file.seek(0)
-        file.write(b"[")
-        shutil.copyfileobj(self.file, file)
-        file.write(b"\n]")
+        if table.row_count:  # numbers are not counted
+            show_table(table)
 
 
 def printable(text: str) -> str:

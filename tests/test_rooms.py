@@ -40,7 +40,8 @@ ALLOWED = {
     "xcit.engine": SHARED | {"xcit.signals"},
     "xcit.tasks": SHARED | {"xcit.number_types", "xcit.models", "xcit.weights", "xcit.engine", "xcit.evaluation"},
     "xcit.evaluation": SHARED | {"xcit.number_types", "xcit.tables", "xcit.engine", "xcit.models"},
-    "xcit.prediction": SHARED | {"xcit.encoded_image", "xcit.evaluation", "xcit.models", "xcit.tasks", "xcit.weights"},
+    "xcit.prediction": SHARED
+    | {"xcit.encoded_image", "xcit.orientation", "xcit.models", "xcit.weights", "xcit.evaluation", "xcit.tasks"},
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.credentials", "xcit.errors", "xcit.number_types"},
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config", "xcit.tables"},

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from .models.load import Loaded, load
     from .models.xcit import XCiT
     from .prediction.classifier import Classifier
+    from .prediction.dense import Detector, Segmenter
     from .weights.loading import load_weights
     from .weights.published import list_pretrained
 
 __all__ = [
     "Classifier",
+    "Detector",
     "InputError",
     "Loaded",
     "Notice",
+    "Segmenter",
     "XCiT",
     "create_model",
     "fuse_for_inference",
@@ -37,7 +40,9 @@ __version__ = "0.1.0"
 # name → its module. They are imported when they are used, so that a command can answer before torch is loaded.
 HOMES = {
     "Classifier": "prediction.classifier",
+    "Detector": "prediction.dense",
     "Loaded": "models.load",
+    "Segmenter": "prediction.dense",
     "XCiT": "models.xcit",
     "create_model": "models",
     "fuse_for_inference": "models.fast.inference",

@@ -14,6 +14,7 @@ from xcit.engine.task import Target, Task
 from xcit.preprocessing import Preprocessing
 from xcit.storage import write_tensors
 from xcit.tasks import TASKS
+from xcit.tasks.multilabel import Multilabel
 
 CLASSES = ("circle", "square", "triangle")
 MODEL: dict[str, Any] = {"name": "xcit_n12", "dim": 32, "depth": 3, "heads": 2, "patch_size": 8}
@@ -23,6 +24,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # An untrained detector finds something everywhere.
     "detect": {"channels": 16, "proposals": 20, "max_detections": 8, "anchor_scale": 4.0},
     "segment": {"channels": 16},
+    "multilabel": {},
+    "regress": {},
 }
 SIZE = 64
 
@@ -35,8 +38,12 @@ def new_model(num_classes: int) -> xcit.XCiT:
 def new_task(name: str, classes: tuple[str, ...] = CLASSES) -> Task:
     torch.manual_seed(0)
     task_class = TASKS[name]
-    target = Target(task_class.target_kinds[0], classes)
-    return task_class(new_model(task_class.num_outputs(target)), target, **OPTIONS[name])
+    units = {"mean": (1.0, 20.0, 300.0), "std": (0.1, 2.0, 30.0)} if name == "regress" else {}
+    target = Target(task_class.target_kinds[0], classes, **units)
+    task = task_class(new_model(task_class.num_outputs(target)), target, **OPTIONS[name])
+    if isinstance(task, Multilabel):
+        task.thresholds.copy_(torch.tensor([0.9, 0.1, 0.2]))
+    return task
 
 
 def write_checkpoint(path: Path, name: str, classes: tuple[str, ...] = CLASSES) -> Path:

@@ -1,34 +1,15 @@
-"""What predicts the images of a task for scripts/predict.py: its settings, what it takes and what it returns."""
+"""What scripts/predict.py asks of the predictions of a task, and what they hold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ..preprocessing import Preprocessing
+from ..encoded_image import EncodedImage
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are predicted. Sides are in pixels."""
-
-    preprocessing: Preprocessing
-    device: torch.device
-    top: int
-    """Number of classes of a classified image."""
-    score: float
-    """Lowest score of an object that is drawn and counted."""
-    tile: int
-    """Side of a tile of an image file; 0: none."""
-    overlap: int
-    """Of two tiles."""
-    tile_input: int
-    """Side of the model's input for a tile."""
-    overlays: bool
+Row = dict[str, Any]
 
 
 class Item(NamedTuple):
@@ -36,16 +17,22 @@ class Item(NamedTuple):
 
     name: str
     picture: Image.Image | None
-    """Upright, in RGB; None if nothing is drawn on it."""
+    """Upright, in RGB; None if it is not needed."""
     pixels: Tensor | None
     """(h, w, C), resized for the model; None if it is predicted in tiles."""
+    on_sheet: bool = False
+    """Whether it is shown on the contact sheet."""
 
 
 class Prediction(NamedTuple):
-    rows: dict[str, list[dict[str, Any]]]
+    rows: dict[str, list[Row]]
     """Section of predictions.json → rows. The section "" is the whole file."""
+    line: Row
+    """All of it as one object, for a line of predictions.jsonl."""
+    table: list[Row]
+    """Rows of a table: plain values by column, which are the same in all rows of a task."""
     found: list[tuple[str, str]]
-    """Each class that was found, and how much of it, for the terminal."""
+    """Each class that was found, and how much of it, for the terminal. The first is shown on the contact sheet."""
     counts: dict[str, int]
     """Each class, and what is added to its count over all images."""
     draw: Callable[[], Image.Image]
@@ -61,6 +48,8 @@ class Predictor(Protocol):
     """Of predictions.json. The section "" is the whole file."""
     fixed: Mapping[str, Any]
     """The other sections, which are the same for all images."""
+    columns: Mapping[str, type]
+    """Of `Prediction.table`."""
     together: bool
     """Whether several images are predicted at once."""
     column: str
@@ -69,8 +58,8 @@ class Predictor(Protocol):
     counts: str
     """Headings of a table of `Prediction.counts`."""
 
-    def prepare(self, name: str, picture: Image.Image) -> Item:
-        """Called in threads. picture: upright, in RGB."""
+    def prepare(self, name: str, image: EncodedImage, shown: bool) -> Item:
+        """Called in threads. shown: whether the image is on the contact sheet or drawn by itself."""
 
     def predict(self, items: Sequence[Item]) -> list[Prediction]: ...
 
