@@ -53,7 +53,7 @@ class Output:
         self.formats, self.overlays, self.sheet, self.few = formats, overlays, sheet, few
         self.images = 0
         self.files: list[PredictionFile] = []
-        self.each, self.counts = Table("image", "class", predictor.column), Counter[str]()
+        self.each, self.counts = Table("image", predictor.named, predictor.column), Counter[str]()
 
     def add(self, item: Item, prediction: Prediction) -> None:
         if not self.images:

@@ -52,8 +52,9 @@ class Predictor(Protocol):
     """Of `Prediction.table`."""
     together: bool
     """Whether several images are predicted at once."""
+    named: str
     column: str
-    """Heading of the amounts in `Prediction.found`."""
+    """Headings of the names and the amounts in `Prediction.found`."""
     counted: str
     counts: str
     """Headings of a table of `Prediction.counts`."""

@@ -61,7 +61,8 @@ class ClassPredictor:
             "values": {"file": str, "name": str, "index": int, "value": float},
         }[head.kind]
         self.column = "value" if head.kind == "values" else "probability"
-        self.counted = {"class": "most likely class", "classes": "label", "values": "number"}[head.kind]
+        self.named = {"class": "class", "classes": "label", "values": "number"}[head.kind]
+        self.counted = "most likely class" if head.kind == "class" else self.named
 
     def prepare(self, name: str, image: EncodedImage, shown: bool) -> Item:
         preprocessing = self.classifier.preprocessing
@@ -94,7 +95,8 @@ class ClassPredictor:
             table = [row | {"found": row["name"] in answer.found} for row in table]
         table = [{column: row[column] for column in self.columns} for row in table]
         text = "{:.4g}" if self.kind == "values" else "{:.3f}"
-        found = [(name, text.format(amount)) for name, amount in zip(answer.names, amounts, strict=True)]
+        marks = [" *" if name in answer.found else "" for name in answer.names]  # labels above their threshold
+        found = [(n, text.format(x) + mark) for n, x, mark in zip(answer.names, amounts, marks, strict=True)]
         counted = {"class": answer.names[:1], "classes": answer.found, "values": []}[self.kind]
 
         def draw() -> Image.Image:
@@ -122,7 +124,7 @@ class ObjectPredictor:
         "area": int,
     }
     together = False
-    column, counted, counts = "objects", "class", "objects"
+    named, column, counted, counts = "class", "objects", "class", "objects"
 
     def __init__(self, loaded: LoadedTask, settings: Settings) -> None:
         self.detector = Detector(
@@ -199,7 +201,7 @@ class SegmentPredictor:
     fixed: Mapping[str, Any] = {}
     columns: Mapping[str, type] = {"file": str, "class": str, "index": int, "share": float}
     together = False
-    column, counted, counts = "share", "class", "images that show it"
+    named, column, counted, counts = "class", "share", "class", "images that show it"
 
     def __init__(self, loaded: LoadedTask, settings: Settings) -> None:
         self.segmenter = Segmenter(
