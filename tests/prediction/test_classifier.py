@@ -100,6 +100,7 @@ def test_images_of_every_type_give_the_answer_of_their_file(tmp_path: Path, phot
         assert torch.equal(answer.logits, expected.logits), type(image)
         assert torch.equal(classifier(image)[0].logits, expected.logits)
     assert len(classifier(np.stack([pixels, pixels]))) == 2
+    assert len(classifier(np.array([str(path), str(path)]))) == 2, "a column of a table"
     shares = expected.logits.softmax(0)
     assert expected.indices == shares.argsort(descending=True)[:2].tolist()
     assert expected.probabilities == [float(shares[i]) for i in expected.indices]

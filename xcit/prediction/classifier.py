@@ -155,7 +155,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
 def listed(images: Any) -> Iterable[Any]:
     """The images one by one, of one or of many."""
     is_one = isinstance(images, (str, Path, bytes, bytearray)) or hasattr(images, "convert")
-    if is_one or getattr(images, "ndim", 4) <= 3:
+    if is_one or getattr(images, "ndim", 0) in (2, 3):
         return [images]
     if not isinstance(images, Iterable):
         raise InputError(
