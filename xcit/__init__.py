@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from .models.fast.inference import fuse_for_inference
     from .models.load import Loaded, load
     from .models.xcit import XCiT
-    from .prediction.classifier import Classifier
-    from .prediction.dense import Detector, Segmenter
+    from .prediction.classifier import Classifier as Classifier
+    from .prediction.dense import Detector as Detector
+    from .prediction.dense import Segmenter as Segmenter
     from .weights.loading import load_weights
     from .weights.published import list_pretrained
 
+# Without Classifier, Detector and Segmenter, since `from xcit import *` must not need numpy, Pillow and torchvision.
 __all__ = [
-    "Classifier",
-    "Detector",
     "InputError",
     "Loaded",
     "Notice",
-    "Segmenter",
     "XCiT",
     "create_model",
     "fuse_for_inference",
@@ -56,11 +55,17 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     """Import a function, a class or a submodule of this package when it is used for the first time."""
     if name in HOMES:
-        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+        try:
+            return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith(__name__):
+                raise
+            needed = f"needs {error.name}, which is not installed; pip install 'xcit[train]' installs all"
+            raise InputError(f"{__name__}.{name}: {needed}") from None
     if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted({*__all__, *HOMES, "__version__"})

@@ -1,5 +1,6 @@
 """xcit.Classifier says what eval.py measures, bit for bit, for images of every kind."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,13 @@ def test_an_image_that_cannot_be_taken_is_named_in_one_line(tmp_path: Path, imag
     classifier = xcit.Classifier(write_checkpoint(tmp_path / "run", "classify"), device="cpu")
     with pytest.raises(xcit.InputError, match=line):
         classifier(images)
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "xcit.prediction.classifier")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(xcit.InputError, match=r"^xcit\.Classifier: needs PIL, which is not installed; pip install"):
+        _ = xcit.Classifier
 
 
 @pytest.mark.parametrize(
