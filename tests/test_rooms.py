@@ -42,6 +42,7 @@ ALLOWED = {
     "xcit.evaluation": SHARED | {"xcit.number_types", "xcit.tables", "xcit.engine", "xcit.models"},
     "xcit.prediction": SHARED
     | {"xcit.encoded_image", "xcit.orientation", "xcit.models", "xcit.weights", "xcit.evaluation", "xcit.tasks"},
+    "xcit.export": {"xcit.errors", "xcit.preprocessing", "xcit.storage", "xcit.models"},
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.credentials", "xcit.errors", "xcit.number_types"},
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config", "xcit.tables"},
@@ -67,6 +68,7 @@ KEPT_TO = {
     "torch.distributed": {"xcit.engine.distributed", "xcit.engine.sync_batchnorm"},
     "wandb": {"xcit.engine.trackers"},
     "av": {"xcit.evaluation.video"},
+    "onnxruntime": {"xcit.export.quantize"},
 }
 
 

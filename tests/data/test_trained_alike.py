@@ -29,7 +29,7 @@ def as_photographs(images: Examples, folder: Path) -> ImageFiles:
     folder.mkdir()
     samples = []
     for number in range(len(images)):
-        image, label, _ = images[number]
+        image, label, _, _ = images[number]
         assert isinstance(image, Image.Image)
         path = folder / f"{number:04}.jpg"
         image.resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
