@@ -9,9 +9,12 @@ GPU both use channels-last memory and, by default, bf16.
 
 The script prints a row for each case (model/patch@pixels x batch) and figure: the medians of both sides, their ratio,
 and the range of the ratio over the rounds. It writes the rows to bench.json: model, image_size, batch_size, mode,
-figure, ours, timm, ratio, lowest, highest, share. The share is our part of the machine's best rate for a matrix
-product, counted by the operations of timm's model. The script first prints the machine's rates: of a linear layer, of
-the same product as a 1 × 1 convolution in channels-last memory, and of our matrix product.
+figure, ours, timm, ratio, lowest, highest, share, of_eager. The share is our part of the machine's best rate for a
+matrix product, counted by the operations of timm's model. The script first prints the machine's rates: of a linear
+layer, of the same product as a 1 × 1 convolution in channels-last memory, and of our matrix product.
+
+With --figures inference_onnx or inference_aoti, ours is a file of scripts/export.py, run by ONNX Runtime or compiled by
+AOTInductor, and of_eager is its speed by that of our eager model. They run only on machines without a GPU.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import re
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
 import xcit
-from scripts.benchmark_steps import TIMED
+from scripts.benchmark_steps import EXPORTED, TIMED, exported_inference
 from scripts.measurements import Rates, in_turns, kept_by, measure_machine, operations_of, rate
 from xcit.command import ArgumentParser, guarded
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, choose
+from xcit.export.formats import format_named
 from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
 from xcit.kernels.self_check import check_triton_kernels
@@ -101,11 +105,13 @@ class Row:
     lowest: float
     highest: float
     share: float | None = None
+    of_eager: float | None = None
+    """Of an export: its speed by that of our eager model, the median of the rounds."""
 
 
-FIGURES = (*TIMED, "memory")
+FIGURES = (*TIMED, "memory", *EXPORTED)
 USUAL = {
-    "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled")],
+    "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled") and name not in EXPORTED],
     "cuda": [name for name in FIGURES if "bf16" in name],
 }
 
@@ -120,6 +126,10 @@ def main() -> None:
         choose({name: name for name in FIGURES}, name, "--figures")
         for name in named(arguments.figures, USUAL[device.type])
     ]
+    for figure in EXPORTED.keys() & set(figures):
+        if device.type != "cpu":
+            raise InputError(f"--figures={figure}: is for machines without a GPU")
+        format_named(EXPORTED[figure]).require()
     kernels = choose({kind: kind for kind in KINDS}, arguments.kernels, "--kernels")
     if arguments.rounds < 1:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
@@ -142,7 +152,9 @@ def main() -> None:
                 print(f"{case} {figure}", file=sys.stderr, flush=True)
                 progress.begin(f"{case} {figure}")
                 with forced(kernels):
-                    if figure == "memory":
+                    if figure in EXPORTED:
+                        rows.append(timed_export(case, figure, arguments.rounds, device))
+                    elif figure == "memory":
                         rows += saved_tensors(case, device)
                     else:
                         rows += timed(case, figure, arguments.rounds, device, best)
@@ -189,6 +201,16 @@ def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates)
     return rows
 
 
+def timed_export(case: Case, name: str, rounds: int, device: torch.device) -> Row:
+    """Measure images/s of our exported model beside our eager model and timm's."""
+    images, models = case.images(device), case.models(device)
+    steps = {side: TIMED["inference"].step(model, images) for side, model in models.items()}
+    steps["export"] = exported_inference(models["ours"].eval(), EXPORTED[name], images)
+    speeds = {side: [case.batch_size * one for one in found] for side, found in in_turns(steps, rounds, device).items()}
+    of_eager = statistics.median(a / b for a, b in zip(speeds["export"], speeds["ours"], strict=True))
+    return replace(row(case, EXPORTED[name], name, speeds["export"], speeds["timm"]), of_eager=of_eager)
+
+
 def saved_tensors(case: Case, device: torch.device) -> list[Row]:
     """Megabytes that the forward pass saves for the backward pass, without and with our gradient checkpointing."""
     models, images = case.models(device), case.images(device)
@@ -211,13 +233,14 @@ def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[floa
 
 def print_table(rows: list[Row]) -> None:
     table = Table()
-    for column in ("model", "pixels", "batch", "figure", "ours", "timm", "ratio", "range", "share"):
+    for column in ("model", "pixels", "batch", "figure", "ours", "timm", "ratio", "range", "share", "of eager"):
         table.add_column(column, justify="left" if column in ("model", "figure") else "right", overflow="fold")
     for r in rows:
         numbers: tuple[Any, ...] = (f"{r.ours:,.1f}", f"{r.timm:,.1f}", f"{r.ratio:.2f}")
         share = "" if r.share is None else f"{100 * r.share:.0f} %"
         spread = f"{r.lowest:.2f}–{r.highest:.2f}"
-        table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread, share)
+        of_eager = "" if r.of_eager is None else f"{r.of_eager:.2f}"
+        table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread, share, of_eager)
     show_table(table)
 
 

@@ -1,6 +1,8 @@
 """What a turn of scripts/benchmark.py runs: inference or a training step, as the users of each library run it."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 import xcit
 from scripts.measurements import Step
 from xcit.engine.optimizer import make_optimizer
+from xcit.export.files import write_file
+from xcit.export.formats import format_named
+from xcit.export.program import Exportable, require_exportable, signature
 from xcit.models.fast.compiling import compile_model
+from xcit.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,20 @@ TIMED = {
     "inference_bf16_compiled": Figure(training=False, dtype=torch.bfloat16, compiled=True),
     "training_bf16_compiled": Figure(training=True, dtype=torch.bfloat16, compiled=True),
 }
+
+EXPORTED = {"inference_onnx": "onnx", "inference_aoti": "aoti"}
+"""Figure → the format of our export, which is measured in turns with our eager model and timm's."""
+
+
+def exported_inference(model: nn.Module, format: str, images: Tensor) -> Step:  # noqa: A002
+    """Inference by a file as scripts/export.py writes it: for any number of images of any size."""
+    preprocessing = Preprocessing.of_model(model).at((images.shape[-2], images.shape[-1]))
+    exportable, file_format = Exportable(model, preprocessing, normalizes=False), format_named(format)
+    patch_size = require_exportable(model, preprocessing).patch_size
+    with TemporaryDirectory() as folder:
+        path = write_file(exportable, signature(exportable, patch_size), file_format, Path(folder), patch_size)
+        run = file_format.open(path)
+    return lambda: run(images)
 
 
 def inference(model: nn.Module, images: Tensor) -> Step:

@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import pytest
+import timm
+
+import xcit
 
 from ..conftest import Result
 
 Command = Callable[..., Result]
 SCRIPT = "scripts/benchmark.py"
-COLUMNS = ["model", "image_size", "batch_size", "mode", "figure", "ours", "timm", "ratio", "lowest", "highest", "share"]
+COLUMNS = [
+    *("model", "image_size", "batch_size", "mode", "figure", "ours", "timm"),
+    *("ratio", "lowest", "highest", "share", "of_eager"),
+]
 
 
 def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) -> None:
@@ -21,6 +30,19 @@ def test_a_row_for_each_figure_of_each_case(command: Command, tmp_path: Path) ->
     assert {(row["model"], row["image_size"], row["batch_size"]) for row in rows} == {("xcit_n12_p16", 32, 2)}
     assert all(row["ours"] > 0 and row["timm"] > 0 for row in rows)
     assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in rows)
+
+
+def test_an_export_is_measured_beside_both_eager_models(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The whole model takes the exporter half a minute.
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
+    monkeypatch.setattr(xcit, "create_model", partial(xcit.create_model, depth=1), raising=False)
+    result = command(SCRIPT, "--cases", "n12/16@32x2", "--figures", "inference_onnx", "--rounds", "1")
+    assert result.status == 0, result.stderr
+    (row,) = json.loads((tmp_path / "bench.json").read_text())
+    assert (list(row), row["mode"]) == (COLUMNS, "onnx")
+    assert all(row[key] > 0 for key in ("ours", "timm", "ratio", "of_eager"))
 
 
 def test_an_unknown_case_or_figure_is_one_line(command: Command) -> None:

@@ -14,8 +14,8 @@ from ..models.load import Loaded
 from ..preprocessing import Preprocessing
 from ..storage import write_atomically, write_text
 from .check import TOLERANCE, TOLERANCE_INT8, Images, on_images, on_random_pixels, require_agreement
-from .formats import Format, format_named
-from .program import Exportable, require_exportable, signature, sizes_to_check
+from .formats import FileFormat, Format, format_named
+from .program import Exportable, Signature, require_exportable, signature, sizes_to_check
 from .quantize import quantize_onnx
 
 Quantize = Literal["none", "int8"]
@@ -68,10 +68,7 @@ def export(
     if tolerance is None:
         tolerance = TOLERANCE_INT8 if int8 else TOLERANCE
     with TemporaryDirectory() as folder:
-        aside = Path(folder) / f"export{file_format.suffix}"
-        # A size that the patch does not divide, so that torch.export does not take the padding for constant.
-        example = exportable.random(2, sizes_to_check(loaded.preprocessing.size, model.patch_size)[-1])
-        file_format.write(exportable, example, signed, aside)
+        aside = write_file(exportable, signed, file_format, Path(folder), model.patch_size)
         if int8:
             aside = quantize_onnx(aside, [reference.takes(batch.pixels) for batch in images])
         run = file_format.open(aside)
@@ -103,6 +100,17 @@ def export(
             write_atomically(path, lambda file: shutil.copyfileobj(written, file))
     write_text(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False) + "\n")
     return description
+
+
+def write_file(
+    exportable: Exportable, signed: Signature, file_format: FileFormat, folder: Path, patch_size: int
+) -> Path:
+    """Write the export to a file in the folder, unchecked."""
+    path = folder / f"export{file_format.suffix}"
+    # A size that the patch does not divide, so that torch.export does not take the padding for constant.
+    example = exportable.random(2, sizes_to_check(exportable.preprocessing.size, patch_size)[-1])
+    file_format.write(exportable, example, signed, path)
+    return path
 
 
 def require_usable(path: Path, format: str, quantize: str, tolerance: float | None) -> None:  # noqa: A002
