@@ -17,7 +17,7 @@ from xcit.errors import InputError
 from xcit.export.check import Agreement, on_random_pixels, require_agreement
 from xcit.export.files import steps
 from xcit.export.formats import FORMATS
-from xcit.export.program import Exportable, signature, sizes_to_check
+from xcit.export.program import Exportable, signature, sizes_to_check, with_tokens_first
 from xcit.models.fast.inference import fuse_for_inference
 from xcit.preprocessing import Preprocessing
 
@@ -173,9 +173,11 @@ def test_bad_input_is_one_line(
     ],
 )
 def test_pixels_of_any_kind_are_normalized_inside(preprocessing: Preprocessing, tmp_path: Path) -> None:
-    model = xcit.create_model("xcit_n12", patch_size=8, depth=1, in_chans=preprocessing.channels, num_classes=3).eval()
+    ablated = {"l2_norm": False, "temperature": False} if preprocessing.value_range else {}
+    options = {"patch_size": 8, "depth": 1, "in_chans": preprocessing.channels, "num_classes": 3, **ablated}
+    model = xcit.create_model("xcit_n12", **options).eval()
     assert isinstance(model, xcit.XCiT)
-    exportable = Exportable(model, preprocessing, True)
+    exportable = Exportable(with_tokens_first(model), preprocessing, True)
     signed = signature(exportable, 8)
     assert signed.input["shape"][-1] == preprocessing.channels
     FORMATS["torch"].write(
