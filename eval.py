@@ -81,6 +81,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
             saved = read_checkpoint(path, TABLES)
 
         # 2. The configuration, completed with the run's own.
+        require_own_input(raw, saved)
         whole = completed(raw, saved.config, path, saved.weights.task)
         warn_of_slow_precision(device, config.precision, "precision")
 
@@ -213,6 +214,15 @@ def by_frozen_features(whole: ResolvedEvalConfig, saved: Saved, of_run: bool) ->
         measure=lambda loaders, *rest: by_features(method, loaders, len(training.classes), *rest),
         headline=method.headline,
     )
+
+
+def require_own_input(raw: DictConfig, saved: Saved) -> None:
+    """Refuse settings of pixels that are not the checkpoint's: it is evaluated with those that it was trained with."""
+    typed, own = raw.get("data") or {}, saved.weights.input_values
+    for key in ("channels", "bit_depth", "value_range", "mean", "std", "resize"):
+        wanted = list(own[key]) if isinstance(own.get(key), tuple) else own.get(key)
+        if key in typed and key in own and typed[key] not in (None, wanted):
+            raise InputError(f"data.{key}={typed[key]}: the checkpoint is for {wanted}, which is always used")
 
 
 def same_folder(data: DataConfig, trained: TrainConfig | None) -> bool:
