@@ -84,9 +84,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         headline = choose_headline(config.train.select, task_class, target, len(held_out))
 
         # 3. The run's folder. A finished run is left as it is.
-        length = Length(config.train.epochs, config.train.updates)
+        length = Length(config.train.epochs, config.train.updates, config.train.patience)
         changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
-        if origin and origin.is_finished and origin.is_complete(length):
+        if origin and origin.is_finished and origin.is_complete(length, headline):
             summary.announce_end(origin.folder.path, changed)
             score = read_score(origin.folder.results, headline, config.data.resolution)
             return JobResult(score, headline, origin.folder.path)
@@ -163,7 +163,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
                 **config.optim.schedule_options,
             ),
             device=device,
-            **config.train.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every"}),
+            **config.train.trainer,
             **config.optim.model_dump(include={"clip_norm", "clip_by"}),
             seed=config.seed,
             length=length,

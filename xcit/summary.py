@@ -139,7 +139,10 @@ def announce_end(folder: Path, changed: Sequence[str]) -> None:
     """Print that the run is finished, and which settings have no effect therefore."""
     if distributed.is_main():
         without = f"; without effect: {', '.join(changed)}" if changed else ""
-        print_note(f"{folder}: its run is finished; a larger train.epochs continues it in a new folder{without}")
+        patience = "or a larger train.patience if that ended it"
+        print_note(
+            f"{folder}: its run is finished; a larger train.epochs continues it in a new folder, {patience}{without}"
+        )
 
 
 def changes(before: BaseModel, now: BaseModel) -> list[str]:

@@ -1,8 +1,9 @@
 """Starts, interrupts and resumes a run of the real loop on a few digits."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,13 @@ def go_on(
     accumulate: int = 2,
     workers: int = 0,
     length: Length = BY_EPOCHS,
+    scores: Sequence[float] = (),
+    max_time: float | None = None,
 ) -> tuple[Noting, Few]:
     """Starts the run in this folder, or resumes it.
 
     killed_at: the step and the event at which the run is killed.
+    scores: what the validations of the epochs measure; by default it follows from the weights.
     """
     folder, state = RunFolder(path), begin()
     if folder.last.exists():
@@ -130,6 +134,7 @@ def go_on(
         min_lr=1e-5,
     )
     trainer = Trainer(state, state.task, schedule, CPU, "fp32", 8, accumulate, 1.0, log_every=2, seed=0, length=length)
+    trainer = replace(trainer, max_time=max_time)
     save = folder.save
 
     def save_or_die(state: TrainingState, recorder: Recorder, *, score: Score | None = None) -> bool:
@@ -138,6 +143,8 @@ def go_on(
 
     def validate(task: Any) -> dict[str, float]:
         die("its validation")
+        if scores:
+            return {"top1": scores[state.epoch - 1]}
         return {"top1": task.model.head.bias.sum().item()}
 
     folder.save = save_or_die  # type: ignore[method-assign]
@@ -172,7 +179,7 @@ def asking_at(moment: int) -> Callable[[], str | None]:
 def interrupt(path: Path, moment: int, **how: Any) -> None:
     with pytest.raises(
         TrainingError,
-        match=r"stopped by SIGTERM after update \d; checkpoint: .*to continue, run python train.py resume=",
+        match=r"stopped by SIGTERM after update \d+; checkpoint: .*to continue, run python train.py resume=",
     ):
         go_on(path, asking_at(moment), **how)
 

@@ -80,11 +80,13 @@ def run(
     keep_best: int = 1,
     measure: Callable[[Any], dict[str, float]] | None = None,
     best_by: Literal["better", "raw"] = "better",
+    patience: int | None = None,
+    select: str | None = None,
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
     task = task or ToyTask(noise)
     optimizer = make_optimizer(task, name="momentum", lr=lr, weight_decay=0.0, options={"momentum": 0.0})
-    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), make_ema(task, ema_decay))
+    state = TrainingState(task, optimizer, grad_scaler(CPU, precision), make_ema(task, ema_decay), select=select)
     updates = len(loader) // accumulate
     schedule = make_schedule(
         optimizer,
@@ -106,7 +108,7 @@ def run(
         clip_norm,
         log_every=log_every,
         seed=0,
-        length=Length(epochs=epochs),
+        length=Length(epochs=epochs, patience=patience),
     )
     run_folder = RunFolder(folder / "run")
     run_folder.keep(last=keep_last, best=keep_best)

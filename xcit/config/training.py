@@ -1,16 +1,30 @@
 """The sections optim and train of the configuration: the optimizer, its schedule, and the loop."""
 
+import re
 import warnings
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InputError, Notice
 from ..number_types import NonNegative, PositiveFloat, PositiveInt
 from .sections import Section
 
+
+def as_hours(value: Any) -> Any:
+    """The hours in a text such as "1:30:00" or "1:30"; other values stay what they are."""
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(r"(\d+):([0-5]\d)(?::([0-5]\d))?", value)
+    if not parts:
+        raise ValueError('must be a number of hours greater than 0, a time such as "1:30:00", or null')
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return hours + minutes / 60 + seconds / 3600
+
+
 Auto = Literal["auto"]
 """A number that follows from the number of training images; see `LoopConfig.scaled`."""
+Hours = Annotated[PositiveFloat, BeforeValidator(as_hours)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -121,8 +135,18 @@ class LoopConfig(Section):
     best_by: Literal["better", "raw"] = "better"
     """Weights that decide which checkpoints are the best: the better of raw and EMA, or raw."""
 
+    patience: PositiveInt | None = None
+    """Validations without a better train.select metric after which the run ends; null: it does not end early."""
+    max_time: Hours | None = None
+    """Hours of training, such as 1.5 or "1:30:00", after which the run ends; null: no limit."""
+
     select: str | None = None
     """Metric of the validation that decides which checkpoints are the best, such as macro_f1; null: the task's."""
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Arguments of `Trainer`."""
+        return self.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every", "max_time"})
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from .recorder import Recorder
 from .run_folder import RunFolder
 from .schedule import Schedule
 from .state import TrainingState, seed_step
+from .stopping import TimeLimit
 from .task import Evaluator, Losses, Position, Task
 
 
@@ -42,6 +43,7 @@ class Trainer:
         clip_norm: the largest norm of the gradients, or None.
         clip_by: whether that is the norm over all parameters, or of each parameter.
         frozen: parts of the task that are not trained; they stay in evaluation mode.
+        max_time: hours after which `fit` ends the run after the update or validation in progress, or None.
     """
 
     state: TrainingState
@@ -57,6 +59,7 @@ class Trainer:
     length: Length
     frozen: Sequence[nn.Module] = ()
     clip_by: ClipBy = "all"
+    max_time: float | None = None
 
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: TrainingProgress) -> Iterator[None]:
         """Make the updates that are left of an epoch, yielding after each.
@@ -165,6 +168,8 @@ def fit(
         asked_to_stop: called by all processes after each update and each validation; returns the name of the signal
             that asks the run to stop, or None.
 
+    `Length.patience` and `Trainer.max_time` may end the run early; a note then says why.
+
     Raises:
         TrainingError: a loss is not finite, or a signal stopped the run; then its checkpoint is written.
     """
@@ -176,16 +181,20 @@ def fit(
         updates=length.num_updates(updates_per_epoch),
         updates_done=state.step,
     )
-    saved = True
-    while not length.is_reached(step=state.step, epoch=state.epoch, seen=state.seen):
+    saved, score, time_limit, is_over = True, None, TimeLimit(trainer.max_time), False
+    while not is_over and not length.is_reached(**state.position):
         # An epoch of updates. A checkpoint within it is written only while the weights are finite.
         for _ in trainer.train_epoch(loader, recorder, report):
-            asking = asked_to_stop()
-            if asking or (save_every and state.step % save_every == 0):
+            asking, is_over = asked_to_stop(), time_limit.is_over()
+            if asking or is_over or (save_every and state.step % save_every == 0):
                 require_finite(state)
-                saved = folder.save(state, recorder)
+                saved, score = folder.save(state, recorder), None
             if asking:
                 raise stopped(asking, state, folder, saved)
+            if is_over:
+                break
+        if is_over:
+            break
 
         # Validation.
         results = {weights: validate(task) for weights, task in state.weights().items()}
@@ -209,15 +218,27 @@ def fit(
         if distributed.is_main():
             for line in state.task.advise(results["raw"], trainer.position(updates_per_epoch)):
                 print_note(line)
-        asking = asked_to_stop()
+        asking, is_over = asked_to_stop(), time_limit.is_over()
         if asking:
             raise stopped(asking, state, folder, saved)
 
     if not saved and not folder.save(state, recorder, score=score):
         raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
-    lag = describe_lag(state.validated, state.headline)
-    if lag and distributed.is_main():
-        print_note(lag)
+    early = why_early(trainer, report.updates, folder) if state.step < report.updates else None
+    for note in filter(None, [early, describe_lag(state.validated, state.headline)]):
+        if distributed.is_main():
+            print_note(note)
+
+
+def why_early(trainer: Trainer, updates: int, folder: RunFolder) -> str:
+    """Why a run ended before its last update. updates: of the whole run."""
+    state, patience = trainer.state, trainer.length.patience
+    done = f"the run ended after update {state.step} of {updates}"
+    if trainer.length.is_stale(state.epoch, state.best_epoch):
+        best = f"{state.headline} has not improved since epoch {state.best_epoch}"
+        return f"train.patience={patience}: {best}, so {done}"
+    goes_on = f"resume={folder.path} and a new run_dir= train the others"
+    return f"train.max_time={trainer.max_time:g}: the time of {trainer.max_time:g} hours is over, so {done}; {goes_on}"
 
 
 def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> StoppedTrainingError:

@@ -39,9 +39,13 @@ class Origin:
         """Group → the file of conf/ that was chosen for it. Older checkpoints do not have it."""
         return self.saved["identity"].get("choices", {})
 
-    def is_complete(self, length: Length) -> bool:
-        """Whether nothing is left to train of a run of this length."""
-        return length.is_reached(step=self.saved["step"], epoch=self.saved["epoch"], seen=self.saved.get("seen", 0))
+    def is_complete(self, length: Length, headline: str) -> bool:
+        """Whether nothing is left to train of a run of this length, whose best checkpoint this metric chooses."""
+        saved, scores = self.saved, self.saved.get("best_scores", {})
+        best_epoch = next(iter(scores), None) if headline == saved.get("headline") else None  # another one ranks anew
+        return length.is_reached(
+            step=saved["step"], epoch=saved["epoch"], seen=saved.get("seen", 0), best_epoch=best_epoch
+        )
 
     def set_unused_aside(self) -> None:
         """Move the unused checkpoints away, so that no later resume takes them for those of this run."""

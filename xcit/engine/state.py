@@ -71,8 +71,20 @@ class TrainingState:
         """The weights that reached it: "raw" or "ema"."""
         return next((weights for _, weights in self.best_scores.values()), None)
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the best validation; None if it is unknown, as in a run of an older version."""
+        return next(iter(self.best_scores), None) or None
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """The arguments of `Length.is_reached`."""
+        return {"step": self.step, "epoch": self.epoch, "seen": self.seen, "best_epoch": self.best_epoch}
+
     def describe_best(self) -> str:
         """As "top1 97.50 with the ema weights"."""
+        if not self.best_scores:
+            return "none, because no epoch was finished"
         score, weights = next(iter(self.best_scores.values()))
         return f"{self.headline} {shown(self.headline, score)} with the {weights} weights"
 

@@ -1,7 +1,8 @@
-"""Signals that stop training after the current update or validation, with a checkpoint."""
+"""What stops training after the current update or validation, with a checkpoint: a signal, or train.max_time."""
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -42,3 +43,14 @@ class StopSignals:
             signal.signal(number, handler)
         if self.received and not self.stopping and not kind:  # it came after the last checkpoint
             raise Stopped(f"{signal.Signals(self.received).name} after the last update")
+
+
+class TimeLimit:
+    """Hours from now on; None: no limit."""
+
+    def __init__(self, hours: float | None) -> None:
+        self.end = None if hours is None else time.monotonic() + 3600 * hours
+
+    def is_over(self) -> bool:
+        """Whether the time of any process is over. All processes call it, and get the same answer."""
+        return self.end is not None and distributed.greatest(int(time.monotonic() >= self.end)) > 0
