@@ -38,7 +38,7 @@ from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism, warn_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.progress import Progress
-from xcit.engine.resume import find_origin, folder_for, open_run
+from xcit.engine.resume import find_origin, folder_for, open_run, read_start
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
@@ -95,8 +95,9 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         at_end.callback(folder.close)
 
         # 4. The model, and the task that says what it learns.
-        progress.begin("building the model" + (" and reading its weights" if config.pretrained else ""))
-        model = new_model(config, task_class.num_outputs(target), None if origin else config.pretrained)
+        progress.begin("building the model" + (" and reading its weights" if config.initial_weights else ""))
+        start = None if origin else read_start(config.init_from, config.task.name, config.model.name)
+        model = new_model(config, task_class.num_outputs(target), None if origin else config.initial_weights)
         task = task_class(model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
@@ -108,6 +109,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             state.load_state_dict(origin.saved, str(origin.checkpoint))
             warn_of_other_split(origin.saved["identity"].get("order", {}), held_out, within_epoch=state.seen > 0)
             summary.announce_resume(origin.checkpoint, state.epoch, state.seen, changed)
+        elif start:
+            state.load_weights(start, f"init_from={config.init_from}")
 
         # 6. The batches: augmented ones to learn from, and plain ones at any resolution to be evaluated on.
         batches = train_batches(config, examples, preprocessing, length, device)
@@ -132,11 +135,11 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             *data_facts({"training": examples, "validation": held_out}),
             summary.training(length, updates_per_epoch, config.train.global_batch_size, config.optim.lr),
             summary.evaluation(resolutions, config.crop_ratio),
-            summary.start(config.pretrained, origin.checkpoint if origin else None),
+            summary.start(config.pretrained, config.init_from, origin.checkpoint if origin else None),
             ("folder", str(folder.path)),
         ]
         notes = data_notes(examples, preprocessing, config.train.global_batch_size)
-        if not config.pretrained and not origin:
+        if not config.initial_weights and not origin:
             notes += few_images_notes(examples, config.data.resolution, config.optim.layer_decay)
         summary.say(facts, notes)
         validation = batches_at(config.data.resolution)
@@ -241,7 +244,7 @@ def new_state(
         task,
         make_optimizer(task, lr=peak_lr(config.optim.lr, config.train.global_batch_size), **config.optim.optimizer),
         scaler=grad_scaler(device, config.train.precision),
-        ema=make_ema(task, config.train.ema_decay),
+        ema=make_ema(task, config.train.ema_decay, warm_up=config.init_from is None),
         preprocessing=preprocessing,
         select=config.train.select,
         identity={
@@ -249,16 +252,7 @@ def new_state(
             "choices": dict(choices),
             "classes": examples.classes,
             "tracker": new_run_id(),
-            # What the order of an epoch depends on: a resume within an epoch needs the same.
-            "order": {
-                "data": config.data.name,
-                "the number of images": len(examples),
-                "augment.repeats": config.augment.repeats,
-                "train.global_batch_size": config.train.global_batch_size,
-                "seed": config.seed,
-                "data.sampling": config.data.sampling,
-                **without_credentials(examples.order),
-            },
+            "order": {"the number of images": len(examples), **config.order, **without_credentials(examples.order)},
         },
     )
 
@@ -268,6 +262,7 @@ def train_batches(
 ) -> TrainLoader:
     """This process's share of the augmented batches, as conf/augment describes them."""
     view = VIEWS[TASKS[config.task.name].view].training
+    inputs = map(preprocessing.at, config.training_sizes)
     order = TrainBatches(
         len(examples),
         config.train.batch_size(distributed.world_size()),
@@ -279,10 +274,7 @@ def train_batches(
     )
     return TrainLoader(
         examples,
-        [
-            view(preprocessing.at(size), examples.classes, config.data.decode, **config.augment.options)
-            for size in config.training_sizes
-        ],
+        [view(of_size, examples.classes, config.data.decode, **config.augment.options) for of_size in inputs],
         order,
         epochs=length.num_epochs(len(order) // config.train.accumulate),
         device=device,

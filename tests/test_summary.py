@@ -78,9 +78,9 @@ def test_the_images_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_evaluation_and_the_start() -> None:
     assert summary.evaluation([24, 32, 40], 1.0) == ("evaluation", "at 24, 32 and 40 pixels")
     assert summary.evaluation([32], 0.875)[1] == "at 32 pixels, crop ratio 0.875"
-    assert summary.start(None, None) == ("start", "from scratch")
-    assert summary.start("fb_dist_in1k", None)[1] == "from pretrained=fb_dist_in1k"
-    assert summary.start("fb_dist_in1k", Path("run/last.pt"))[1] == "resumed from run/last.pt"
+    assert summary.start(None, None, None) == ("start", "from scratch")
+    assert summary.start("fb_dist_in1k", None, None)[1] == "from pretrained=fb_dist_in1k"
+    assert summary.start("fb_dist_in1k", "other", Path("run/last.pt"))[1] == "resumed from run/last.pt"
 
 
 def test_changes_are_listed_without_what_names_the_run() -> None:

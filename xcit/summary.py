@@ -114,11 +114,12 @@ def evaluation(resolutions: Sequence[int], crop_ratio: float) -> Fact:
     return "evaluation", f"at {listed(resolutions)} pixels{cropped}"
 
 
-def start(pretrained: str | bool | None, resumed: Path | None) -> Fact:
-    """What a run starts from: the checkpoint that it resumes, weights, or nothing."""
+def start(pretrained: str | bool | None, init_from: str | None, resumed: Path | None) -> Fact:
+    """What a run starts from: the checkpoint that it resumes, another run, weights, or nothing."""
     if resumed:
         return "start", f"resumed from {resumed}"
-    return "start", f"from pretrained={pretrained}" if pretrained else "from scratch"
+    sources = {"init_from": init_from, "pretrained": pretrained}
+    return "start", next((f"from {key}={source}" for key, source in sources.items() if source), "from scratch")
 
 
 def listed(numbers: Sequence[object]) -> str:

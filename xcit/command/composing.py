@@ -101,7 +101,7 @@ def check(raw: DictConfig, schema: type[Section]) -> None:
 
 def require_paths(raw: DictConfig) -> None:
     """Raise an InputError for a checkpoint or weights in a folder that do not exist. Names are looked up later."""
-    for key in ("checkpoint", "pretrained", "resume"):
+    for key in ("checkpoint", "pretrained", "init_from", "resume"):
         value = str(OmegaConf.select(raw, key))
         is_path = "/" in value and "://" not in value and not value.startswith(("timm/", "hf-hub:"))
         if is_path and not os.path.exists(os.path.expanduser(value)):  # noqa: PTH110, PTH111 - they raise for long names

@@ -35,7 +35,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "weights": ("pretrained", "checkpoint"),
     "finetune": ("pretrained",),
     "initial_checkpoint": ("pretrained",),
-    "init_from": ("pretrained",),
     "checkpoint": ("resume", "pretrained"),
     "resume": ("checkpoint",),
     "run": ("checkpoint",),

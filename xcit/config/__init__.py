@@ -7,11 +7,13 @@ there only. scripts/write_reference.py copies the line into conf/ and docs/confi
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
+from ..errors import Notice
 from ..number_types import PositiveInt
 from .sections import (
     AugmentConfig,
@@ -65,6 +67,8 @@ class TrainConfig(Section):
     """Run to continue: none, auto (the one in run_dir, or the latest of this name), its folder or a checkpoint."""
     pretrained: str | bool | None
     """Initial weights: a published name, a file or a run folder; true: the model's; null: none."""
+    init_from: str | None = None
+    """Run whose weights, EMA and head a new run starts from, with a schedule of its own; null: none."""
     deterministic: bool
     """Whether to refuse operations whose results vary from run to run."""
     resolutions: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
@@ -90,6 +94,32 @@ class TrainConfig(Section):
         """The same with numbers instead of "auto"; see `LoopConfig.scaled`."""
         train = self.train.scaled(num_images, world_size)
         return cast(ScaledTrainConfig, self.model_copy(update={"train": train}))  # it keeps the options of open groups
+
+    @property
+    def initial_weights(self) -> str | bool | None:
+        """What the new model loads."""
+        return self.init_from or self.pretrained
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of an epoch's images depends on: a resume within an epoch needs the same."""
+        return {
+            "data": self.data.name,
+            "augment.repeats": self.augment.repeats,
+            "train.global_batch_size": self.train.global_batch_size,
+            "seed": self.seed,
+            "data.sampling": self.data.sampling,
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_start(cls, values: Any) -> Any:
+        """A run to start from takes the place of the recipe's weights."""
+        if isinstance(values, dict) and values.get("init_from") and values.get("pretrained"):
+            both = f"init_from={values['init_from']}: takes the place of pretrained={values['pretrained']}"
+            warnings.warn(both, Notice, stacklevel=2)
+            return values | {"pretrained": None}
+        return values
 
     @model_validator(mode="after")
     def has_a_name_for_a_folder(self) -> "TrainConfig":

@@ -12,8 +12,13 @@ of the warm-up have a weight of 4e-8 at their end, which is less than the roundi
 """
 
 
-def make_ema(module: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """timm's EMA of the module with a warm-up; None if `decay` is None. Call `update(module, updates done)`."""
+def make_ema(module: nn.Module, decay: float | None, *, warm_up: bool = True) -> ModelEmaV3 | None:
+    """timm's EMA of the module; None if `decay` is None. Call `update(module, updates done)`.
+
+    warm_up: whether the decay warms up, so that the EMA forgets the weights that it begins with.
+    """
     if decay is None:
         return None
-    return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=WARMUP_UPDATES, warmup_power=1.0)
+    first = 0 if warm_up else -1  # timm replaces the EMA at the update after this one
+    options = {"warmup_gamma": WARMUP_UPDATES, "warmup_power": 1.0, "update_after_step": first}
+    return ModelEmaV3(module, decay=decay, use_warmup=warm_up, **options)

@@ -140,6 +140,29 @@ def open_run(
     return recorder
 
 
+def read_start(run: str | None, task: str, model: str) -> Mapping[str, Any] | None:
+    """The checkpoint of init_from=: the weights, EMA and head of a run from which another one starts.
+
+    Args:
+        run: its folder, whose last checkpoint counts, or a checkpoint; None for no such run.
+        task, model: their names in the new run.
+
+    Raises:
+        InputError: It is no run, or one of another task or model.
+    """
+    if run is None:
+        return None
+    path = Path(run, LAST) if Path(run).is_dir() else Path(run)
+    if not path.exists():
+        raise InputError(f"init_from={run}: no such run folder or checkpoint; pretrained= takes other weights")
+    saved = read_state(path)
+    for group, now in (("task", task), ("model", model)):
+        before = saved["identity"]["config"][group]["name"]
+        if before != now:
+            raise InputError(f"init_from={run}: was trained with {group}={before}, the new run has {group}={now}")
+    return saved
+
+
 def locate(resume: str, run_dir: str | None, name: Callable[[], str]) -> tuple[Path, Path | None] | None:
     """The folder of the run to continue, and its checkpoint if resume= names one."""
     if resume == "none":

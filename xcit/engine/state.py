@@ -141,12 +141,7 @@ class TrainingState:
 
         The optimizer's moments are restored; learning rates and weight decay are the configured ones.
         """
-        num_now, num_before = len(self.identity["classes"]), len(content["identity"]["classes"])
-        if num_now != num_before:
-            raise InputError(f"{origin}: was trained with {num_before} classes, the data have {num_now}")
-        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=True):
-            if now != before:
-                raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
+        self.load_weights(content, origin)
         seen = content.get("seen", 0)  # older checkpoints are of the end of an epoch
         if seen:
             self.require_same_order(content, origin)
@@ -155,12 +150,6 @@ class TrainingState:
             before, now = (identity.get("order", {}).get(key) for identity in (content["identity"], self.identity))
             if before != now:
                 print_note(f"{origin}: {key} was {before} and is {now} now")
-        load_exactly(self.task, content["task"], origin)
-        if (self.ema is None) != (content["ema"] is None):
-            has, wants = ("no", "one") if self.ema else ("an", "none")
-            raise InputError(f"{origin}: holds {has} EMA, train.ema_decay asks for {wants}")
-        if self.ema:
-            load_exactly(self.ema.module, content["ema"], origin)
         self.load_optimizer_state(content["optimizer"], origin)
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
@@ -174,6 +163,21 @@ class TrainingState:
         self.loss_sums = own_share(content.get("loss_sums", [{}]))
         for key in ("tracker", "tracker_home"):  # older checkpoints do not have the latter
             self.identity[key] = content["identity"].get(key)
+
+    def load_weights(self, content: Mapping[str, Any], origin: str) -> None:
+        """Restore the weights in `content` and their moving average, and nothing else."""
+        num_now, num_before = len(self.identity["classes"]), len(content["identity"]["classes"])
+        if num_now != num_before:
+            raise InputError(f"{origin}: was trained with {num_before} classes, the data have {num_now}")
+        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=True):
+            if now != before:
+                raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
+        load_exactly(self.task, content["task"], origin)
+        if (self.ema is None) != (content["ema"] is None):
+            has, wants = ("no", "one") if self.ema else ("an", "none")
+            raise InputError(f"{origin}: holds {has} EMA, train.ema_decay asks for {wants}")
+        if self.ema:
+            load_exactly(self.ema.module, content["ema"], origin)
 
     def follow_changed_headline(self, before: str, origin: str) -> None:
         """Begin to rank the checkpoints anew if another metric ranked them before."""
