@@ -31,6 +31,7 @@ from xcit.config import ScaledTrainConfig, TrainConfig
 from xcit.config.composition import Choices, continued, make_tables, read_config, require_target, to_yaml
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
+from xcit.engine.batch_size import find_accumulate
 from xcit.engine.ema import make_ema
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
@@ -103,6 +104,12 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         freeze(model, config.train.freeze)
         preprocessing = input_of(task, model, config.data.input_values, config.data.size, config.crop_ratio)
 
+        if config.train.batch_size == "auto":
+            progress.begin("trying batch sizes")
+            once = (examples, preprocessing, Length(updates=1), device)
+            trials = ((n, train_batches(tried, *once)) for n, tried in config.trials(distributed.world_size()))
+            config = config.with_accumulate(find_accumulate(task, trials, device, config.train.precision))
+
         # 5. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, choices, task, examples, preprocessing, device)
         if origin:
@@ -120,7 +127,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             return EvalLoader(
                 held_out,
                 VIEWS[task.view].evaluation(preprocessing.at(resolution), examples.classes),
-                config.train.batch_size(distributed.world_size()),
+                config.train.images_per_pass(distributed.world_size()),
                 **config.data.model_dump(include={"workers", "max_pixels"}),
                 device=device,
                 **distributed.place(),
@@ -204,7 +211,7 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     require_determinism(given.deterministic, device, task.nondeterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
     require_decoding(config.data.decode, device)
-    images = config.train.batch_size(distributed.world_size()) * distributed.world_size()  # of a forward pass
+    images = config.train.images_per_pass(distributed.world_size()) * distributed.world_size()
     task.check_options(config.task.options, config.augment.options)
     task.check_pass(config.task.options, images, min(config.training_sizes))
     sizes = {**config.sizes, **VIEWS[task.view].sizes(config.augment.options)}
@@ -265,7 +272,7 @@ def train_batches(
     inputs = map(preprocessing.at, config.training_sizes)
     order = TrainBatches(
         len(examples),
-        config.train.batch_size(distributed.world_size()),
+        config.train.images_per_pass(distributed.world_size()),
         seed=config.seed,
         accumulate=config.train.accumulate,
         repeats=config.augment.repeats,

@@ -89,7 +89,7 @@ def test_parameters_with_weight_decay(recipe: str) -> None:
 def test_epoch_has_as_many_updates() -> None:
     config = config_of("paper_p16")
     batches = TrainBatches(
-        IMAGES, config.train.batch_size(8), seed=0, repeats=config.augment.repeats, rank=3, world_size=8
+        IMAGES, config.train.images_per_pass(8), seed=0, repeats=config.augment.repeats, rank=3, world_size=8
     )
     assert (len(batches), config.augment.repeats) == (THEIRS["updates_per_epoch"], THEIRS["augmentation"]["repeats"])
 

@@ -147,7 +147,7 @@ LIMITS = {
     "xcit.models": (35, 56, 7),  # arguments are checked, also under timm's names; dense/ holds a pyramid and its heads
     "data": (56, 157, 8),  # what is read and skipped takes four files, a table four; one view builds on another
     "xcit.weights": (8, 10, 5),
-    "xcit.engine": (21, 38, 7),  # curves.png is drawn where the other trackers are; the loop keeps to train.max_time
+    "xcit.engine": (22, 42, 7),  # curves.png is drawn where the other trackers are; train.max_time and batch_size=auto
     "xcit.tasks": (15, 16, 5),  # DINO takes four files; two tasks share the weights of classes
     "xcit.evaluation": (20, 16, 5),  # each task has a file, and each way to measure frozen features
 }

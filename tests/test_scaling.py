@@ -58,7 +58,7 @@ def test_each_process_gets_a_batch_that_can_be_mixed(
     config = composed(*FOLDER, f"train.accumulate={accumulate}").scaled(num_images, processes)
     assert config.train.global_batch_size == batch
     view = VIEWS["labelled_crop"].training(Preprocessing(size=(16, 16)), ["a", "b"], "cpu", **config.augment.options)
-    view.check_batch_size(config.train.batch_size(processes))
+    view.check_batch_size(config.train.images_per_pass(processes))
 
 
 def test_numbers_on_the_command_line_win() -> None:

@@ -50,7 +50,7 @@ def test_a_training_command_trains_the_model_of_its_row(command: str) -> None:
     patch = f"_p{config.model.options['patch_size']}" if config.model.library == "xcit" else ""
     assert config.model.name + patch == RUNNABLE[command].model
     assert config.data.options["root"] == "/images"
-    assert config.train.batch_size(world_size=8) >= 1
+    assert config.train.images_per_pass(world_size=8) >= 1
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)

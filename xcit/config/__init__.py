@@ -8,8 +8,9 @@ there only. scripts/write_reference.py copies the line into conf/ and docs/confi
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -99,6 +100,21 @@ class TrainConfig(Section):
     def initial_weights(self) -> str | bool | None:
         """What the new model loads."""
         return self.init_from or self.pretrained
+
+    def with_accumulate(self, accumulate: int) -> Self:
+        """The same with another train.accumulate, which a resume keeps."""
+        train = self.train.model_copy(update={"accumulate": accumulate, "batch_size": None})
+        return self.model_copy(update={"train": train})
+
+    def trials(self, world_size: int) -> Iterator[tuple[int, Self]]:
+        """For train.batch_size=auto: train.accumulate, doubled each time, and the same with it at the largest size."""
+        accumulate = self.train.accumulate
+        alone = self.data.model_copy(update={"workers": 0})  # workers would load further batches
+        augment = self.augment.model_copy(update={"image_sizes": [max(self.training_sizes)]})
+        while self.train.global_batch_size % (world_size * accumulate) == 0:  # type: ignore[operator]
+            tried = self.with_accumulate(accumulate).model_copy(update={"augment": augment, "data": alone})
+            yield accumulate, tried
+            accumulate *= 2
 
     @property
     def order(self) -> dict[str, Any]:

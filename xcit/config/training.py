@@ -108,6 +108,8 @@ class LoopConfig(Section):
     """Length of the run in updates, instead of train.epochs; null: train.epochs sets it."""
     global_batch_size: PositiveInt | Auto
     """Images per update, over all processes; auto: at most 512 and half of the training images."""
+    batch_size: Auto | None = None
+    """auto: train.accumulate is doubled until a pass fits into the memory; null: it stays as it is."""
     accumulate: PositiveInt
     """Forward passes per update in each process (gradient accumulation)."""
     precision: Precision
@@ -187,7 +189,7 @@ class LoopConfig(Section):
             epochs = max(FEWEST_EPOCHS, -(-FEWEST_UPDATES // updates_per_epoch))
         return ScaledLoopConfig.model_validate(dict(self) | {"epochs": epochs, "global_batch_size": batch})
 
-    def batch_size(self, world_size: int) -> int:
+    def images_per_pass(self, world_size: int) -> int:
         """Images of one forward pass in one process; not for a global batch of "auto".
 
         Raises:
