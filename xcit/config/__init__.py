@@ -111,7 +111,7 @@ class TrainConfig(Section):
         accumulate = self.train.accumulate
         alone = self.data.model_copy(update={"workers": 0})  # workers would load further batches
         augment = self.augment.model_copy(update={"image_sizes": [max(self.training_sizes)]})
-        while self.train.global_batch_size % (world_size * accumulate) == 0:  # type: ignore[operator]
+        while self.train.global_batch_size % (world_size * accumulate) == 0:
             tried = self.with_accumulate(accumulate).model_copy(update={"augment": augment, "data": alone})
             yield accumulate, tried
             accumulate *= 2
