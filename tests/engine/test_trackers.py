@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xcit.engine.recorder import Recorder
@@ -86,6 +87,26 @@ def test_wandb_records_offline_and_resumes_under_the_same_id(tmp_path: Path, cap
     assert files
     wandb.teardown()  # waits until wandb's own process has written its files
     assert all(b"val_ema/top1" in file.read_bytes() for file in files)
+
+
+def test_mlflow_records_and_resumes_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for step, project in ((1, {}), (2, {"project": "xcit"})):
+        config = {"seed": 0, "optim": {"lr": 0.5}}
+        made = make_tracker("mlflow", tmp_path, after_step=step - 1, run_id="abc12345", config=config, **project)
+        made.log(TRAIN | {"step": step, "loss": 1.0 / step})
+        made.log(VAL | {"step": step})
+        assert made.home == {"project": "xcit"}
+        made.close()
+    assert "warning" not in capsys.readouterr().err
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("xcit").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "/".join(tmp_path.parts[-2:]))
+    assert run.data.params == {"seed": "0", "optim.lr": "0.5"}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert run.data.metrics["val_ema/top1"] == VAL["top1"]
 
 
 @pytest.fixture

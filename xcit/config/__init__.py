@@ -33,10 +33,10 @@ LONGEST_NAME = 255
 class LoggerConfig(Section):
     """conf/logger: where metrics go besides metrics.jsonl."""
 
-    name: Literal["none", "csv", "tensorboard", "wandb"]
+    name: Literal["none", "csv", "tensorboard", "wandb", "mlflow"]
     """Where metrics go, besides metrics.jsonl."""
     project: str | None = None
-    """Project on wandb; null: WANDB_PROJECT, otherwise xcit."""
+    """Project on wandb, or experiment on MLflow; null: WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, otherwise xcit."""
     entity: str | None = None
     """User or team on wandb; null: WANDB_ENTITY, otherwise wandb's default."""
     mode: Literal["online", "offline", "disabled"] | None = None

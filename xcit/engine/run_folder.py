@@ -32,7 +32,7 @@ BEFORE_RESULT = ("environment.json", "config.yaml")
 """What a command writes before its first result."""
 BEFORE_CHECKPOINT = (
     *BEFORE_RESULT,
-    *("classes.json", "metrics.jsonl", "metrics.csv", "curves.png", "tensorboard", "wandb"),
+    *("classes.json", "metrics.jsonl", "metrics.csv", "curves.png", "tensorboard", "wandb", "mlflow.db"),
 )
 """What a training run writes before its first checkpoint."""
 MAX_FAILURES = 3

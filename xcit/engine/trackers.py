@@ -1,10 +1,12 @@
-"""Trackers: where metrics go besides metrics.jsonl. A CSV table, TensorBoard, wandb."""
+"""Trackers: where metrics go besides metrics.jsonl. A CSV table, TensorBoard, wandb, MLflow."""
 
 import json
+import logging
 import os
 import sys
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +16,9 @@ from ..storage import csv_text, write_text
 Row = dict[str, Any]
 Mode = Literal["online", "offline", "disabled"]
 PROJECT = "xcit"
-"""wandb's project, if neither the configuration nor wandb's own settings name one."""
+"""wandb's project, or MLflow's experiment, if neither the configuration nor their own settings name one."""
+MLFLOW_TAG = "xcit.run"
+"""The tag by which a resume finds its run on MLflow, which chooses its own ids."""
 
 
 class Tracker(Protocol):
@@ -38,13 +42,14 @@ def make_tracker(
 
     Args:
         after_step: the update that the run continues from.
-        run_id, mode, project, entity, config: wandb's. See `WandbTracker` for None.
+        run_id, mode, project, entity, config: wandb's. See `WandbTracker` for None. MLflow has no mode and entity.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "none": NullTracker,
         "csv": lambda: CsvTracker(folder),
         "tensorboard": lambda: TensorBoardTracker(folder, after_step=after_step),
         "wandb": lambda: WandbTracker(folder, run_id=run_id, mode=mode, project=project, entity=entity, config=config),
+        "mlflow": lambda: MlflowTracker(folder, run_id=run_id, experiment=project, config=config),
     }
     return Shielded(name, makers[name])
 
@@ -134,6 +139,45 @@ class WandbTracker:
         self.run.finish()
 
 
+class MlflowTracker:
+    """A run on MLflow, at MLFLOW_TRACKING_URI or in mlflow.db in the run folder. A resume continues the same one.
+
+    experiment: None means MLFLOW_EXPERIMENT_NAME, or otherwise our own default.
+    """
+
+    def __init__(self, folder: Path, *, run_id: str, experiment: str | None, config: dict[str, Any]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=store)
+        name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        self.home = {"project": name}
+        known = self.client.get_experiment_by_name(name)
+        place = known.experiment_id if known else self.client.create_experiment(name)
+        found = self.client.search_runs([place], f"tags.`{MLFLOW_TAG}` = '{run_id}'")
+        if found:
+            self.run_id = found[0].info.run_id
+            self.client.update_run(self.run_id, status="RUNNING")
+            return
+        tags = {MLFLOW_TAG: run_id}
+        self.run_id = self.client.create_run(place, tags=tags, run_name="/".join(folder.parts[-2:])).info.run_id
+        params = [Param(key, str(value)) for key, value in flat(config)]
+        for first in range(0, len(params), 100):  # a call takes no more
+            self.client.log_batch(self.run_id, params=params[first : first + 100])
+
+    def log(self, row: Row) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        measured = scalars(row) | {"epoch": row["epoch"]}
+        self.client.log_batch(self.run_id, [Metric(name, value, now, row["step"]) for name, value in measured.items()])
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run_id)
+
+
 class Shielded:
     """A tracker whose first failure prints a warning and switches it off, so that the run continues."""
 
@@ -163,6 +207,15 @@ class Shielded:
             self.tracker = None
             reason = without_credentials(str(error))
             print(f"warning: logger={self.name} failed and is off from here on ({reason})", file=sys.stderr)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a nested configuration, under names like optim.lr."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def scalars(row: Row) -> dict[str, float]:
