@@ -60,6 +60,6 @@ def test_a_run_keeps_its_global_batch_and_what_was_found(
     result = command("train.py", *small, *sizes, "train.batch_size=auto", "run_dir=run")
     assert result.status == 0, result.stderr
     assert asked == [128, 64, 32]
-    assert "train.batch_size=auto: train.accumulate=4 passes for each update fit" in result.stderr
+    assert "train.batch_size=auto: a pass fits with train.accumulate=4" in result.stderr
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]
     assert (written["batch_size"], written["accumulate"], written["global_batch_size"]) == (None, 4, 128)

@@ -50,7 +50,7 @@ def find_accumulate(task: Task, trials: Iterable[tuple[int, Batches]], device: t
     for accumulate, batches in trials:
         if not distributed.greatest(int(not fits(copy, next(batches.epoch(0)), device, precision))):
             if distributed.is_main():
-                print_note(f"train.batch_size=auto: train.accumulate={accumulate} passes for each update fit")
+                print_note(f"train.batch_size=auto: a pass fits with train.accumulate={accumulate}")
             return accumulate
     raise InputError(
         "train.batch_size=auto: not even the smallest pass fits into the memory; a smaller data.image_size, "
