@@ -102,7 +102,8 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         task = task_class(model, target, **config.task.options).to(device)
         distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
-        preprocessing = input_of(task, model, config.data.input_values, config.data.size, config.crop_ratio)
+        given_values = {**(origin.input_values if origin else {}), **config.data.input_values}
+        preprocessing = input_of(task, model, given_values, config.data.size, config.crop_ratio)
 
         if config.train.batch_size == "auto":
             progress.begin("trying batch sizes")

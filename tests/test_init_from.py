@@ -53,6 +53,11 @@ def test_a_run_starts_from_the_weights_ema_and_head_of_another_with_all_else_new
         torch.testing.assert_close(now["ema"][key], 0.81 * before["ema"][key] + 0.19 * weights[key])
     rows = [json.loads(line) for line in (tmp_path / "second/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 2, 2]
+    # A resume reads no initial weights, and keeps what they said of the images.
+    result = command("train.py", "resume=second", "train.updates=3", "run_dir=third")
+    assert result.status == 0, result.stderr
+    third = last(tmp_path / "third")
+    assert (third["step"], third["preprocessing"]) == (3, now["preprocessing"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint import LAST
 from ..errors import InputError, WriteError, print_note
+from ..preprocessing import Preprocessing
 from . import distributed
 from .curves import Curves
 from .length import Length
@@ -46,6 +47,19 @@ class Origin:
         return length.is_reached(
             step=saved["step"], epoch=saved["epoch"], seen=saved.get("seen", 0), best_epoch=best_epoch
         )
+
+    @property
+    def input_values(self) -> dict[str, Any]:
+        """What the run expects of its images, besides their size; older checkpoints do not say it.
+
+        It may come from the weights that the run began with, which a resume does not read.
+        """
+        if "preprocessing" not in self.saved:
+            return {}
+        saved = Preprocessing.from_dict(self.saved["preprocessing"])
+        names = ["bit_depth", "value_range", "mean", "std", "interpolation"]
+        names += [] if saved.resize == "shortest" else ["resize"]  # that is the task's own
+        return {name: getattr(saved, name) for name in names}
 
     def set_unused_aside(self) -> None:
         """Move the unused checkpoints away, so that no later resume takes them for those of this run."""
