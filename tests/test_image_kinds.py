@@ -74,7 +74,10 @@ def test_another_normalization_is_refused(run: Path, typed: str) -> None:
     ("arguments", "line"),
     [
         (("data.channels=6", "data.mean=[0.5]"), "data.mean=(0.5,): must hold 6 finite values, one for each channel"),
-        (("data.channels=6", "data.std=[1,1,1,1,1,0]"), "data.std=[1,1,1,1,1,0]: must be a list of one or more numbers"),
+        (
+            ("data.channels=6", "data.std=[1,1,1,1,1,0]"),
+            "data.std=[1,1,1,1,1,0]: must be a list of one or more",
+        ),
         (("data.value_range=[2,1]",), "data.value_range=(2.0, 1.0): must hold the lowest and the highest value"),
         (("data.image_size=[16,24,3]",), "data.image_size"),
         (("data.bit_depth=17",), "data.bit_depth=17: must be an integer from 1 to 16"),
