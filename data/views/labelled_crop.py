@@ -166,8 +166,7 @@ def training_view(
         classes: Names of the classes.
         decode: Where JPEGs are decoded: "cpu" or "gpu".
         scale: Share of the image's area that the random crop takes, smallest and largest.
-        ratio: Width / height of the random crop, smallest and largest, relative to the result's with data.resize=crop,
-            otherwise relative to the image's.
+        ratio: Width / height of the random crop, smallest and largest, relative to the result's; see data.resize.
         hflip: Probability of a horizontal flip.
         color_jitter: Strength of color jitter; ignored if rand_augment is set, as in timm.
         rand_augment: A policy of timm, such as rand-m9-mstd0.5-inc1; null: no RandAugment.
