@@ -53,7 +53,7 @@ def refusal(*overrides: str, root: str = "train") -> str:
         ("data.decode=tpu", "cpu or gpu"),
         ("model.patch_size=12", "2, 4, 8, 16 or 32"),
         ("model.patch_embed=quadratic", "conv or linear"),
-        ("logger.name=paper", "none, csv, tensorboard or wandb"),
+        ("logger.name=paper", "none, csv, tensorboard, wandb or mlflow"),
         # lists and mappings
         ("resolutions=[]", "a list of one or more integers of at least 1, or null"),
         ("resolutions=[64,abc]", "a list of one or more integers of at least 1, or null"),
