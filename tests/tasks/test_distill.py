@@ -1,6 +1,7 @@
 """Distillation losses match their formulas. The teacher has its own preprocessing and is no part of the student."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -330,3 +331,25 @@ def test_an_xcit_can_be_the_teacher(tmp_path: Path) -> None:
     ours = a_teacher(tmp_path / "xcit.pth", "xcit_nano_12_p16_224", image_size=32)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(images), source(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_knows_the_normalization_that_the_run_gives_to_its_images(fake: Recorder) -> None:
+    """data.mean and data.std may differ from the student's defaults."""
+    task = TASKS["distill"](Student(), target_of(3))
+    given = replace(Preprocessing(), mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
+    assert task.preprocessing(given) == given
+    task.begin_training(CPU)
+    assert isinstance(task, Distill) and task.teacher
+    pixels = torch.rand(2, 3, 24, 24)
+    seen = [
+        (pixels - torch.tensor(m).view(3, 1, 1)) / torch.tensor(s).view(3, 1, 1)
+        for m, s in ((given.mean, given.std), (TEACHER_MEAN, TEACHER_STD))
+    ]
+    torch.testing.assert_close(task.teacher.convert(seen[0]), seen[1])
+
+
+def test_a_teacher_of_rgb_refuses_other_channels() -> None:
+    with pytest.raises(xcit.InputError, match=r"^data\.channels=4: must be 3 with task=distill"):
+        TASKS["distill"](Student(), target_of(3)).preprocessing(
+            Preprocessing(channels=4, mean=(0.5,) * 4, std=(0.5,) * 4)
+        )

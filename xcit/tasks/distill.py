@@ -54,6 +54,14 @@ class Distill(Classify):
         self.kind, self.alpha, self.tau, self.divide_by = kind, alpha, tau, divide_by
         self.teacher_name, self.teacher_weights, self.teacher_image_size = teacher, teacher_weights, teacher_image_size
         self.teacher: Teacher | None = None
+        self.input = Preprocessing.of_model(model)
+        """What the student gets; the teacher gets the same pixels in its own normalization."""
+
+    def preprocessing(self, of_model: Preprocessing) -> Preprocessing:
+        if of_model.channels != 3:
+            raise InputError(f"data.channels={of_model.channels}: must be 3 with task=distill; its teacher takes RGB")
+        self.input = of_model
+        return of_model
 
     def begin_training(self, device: torch.device) -> None:
         self.teacher = Teacher(
@@ -61,7 +69,7 @@ class Distill(Classify):
             len(self.target.classes),
             weights=self.teacher_weights,
             image_size=self.teacher_image_size,
-            student=Preprocessing.of_model(self.model),
+            student=self.input,
             device=device,
         )
 
