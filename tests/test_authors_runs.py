@@ -107,8 +107,8 @@ def view() -> RandomLabelledCrop:
 
 def test_crop_flip_and_normalization(view: RandomLabelledCrop) -> None:
     transform, theirs = view.transform, THEIRS["augmentation"]
-    assert (transform.image_size, transform.hflip) == (224, theirs["flip"])
-    crop = {"scale": transform.scale, "ratio": transform.ratio, "interpolation": transform.interpolation}
+    assert (transform.preprocessing.size, transform.hflip) == ((224, 224), theirs["flip"])
+    crop = {"scale": transform.scale, "ratio": transform.ratio, "interpolation": transform.preprocessing.interpolation}
     assert crop == theirs["crop"]
     # A pixel of 255 before and after normalization.
     white = transform.normalize(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).flatten().tolist()
