@@ -10,6 +10,7 @@ classes with the largest shares of its target.
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -33,6 +34,7 @@ from xcit.engine import distributed
 from xcit.engine.length import Length
 from xcit.errors import InputError
 from xcit.models.dry_run import dry_run
+from xcit.prediction.pictures import as_rgb
 from xcit.preprocessing import Preprocessing
 from xcit.storage import write_atomically
 from xcit.tasks import TASKS
@@ -42,6 +44,8 @@ MOST_LINES = 3
 SIDE = 128
 """Smallest side of an image on the sheet, in pixels. Smaller images are enlarged by a whole factor."""
 GAP, LINE = 10, 18
+SHOWN = Preprocessing()
+"""Of the pixels on the sheet: 8 bits."""
 FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
 
 
@@ -55,7 +59,8 @@ def show(given: TrainConfig) -> None:
 
         # One batch needs no workers. Workers would also load the next batches, which are not used.
         alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-        preprocessing = Preprocessing.of_model(dry_run(config.model.entry, config.model.options, {}))
+        of_model = Preprocessing.of_model(dry_run(config.model.entry, config.model_options, {}))
+        preprocessing = replace(of_model, **config.data.input_values).at(config.data.size)
         length = Length(config.train.epochs, config.train.updates)
         batch = next(train_batches(alone, examples, preprocessing, length, device).epoch(0))
         if not isinstance(batch, LabelledImages):
@@ -71,7 +76,7 @@ def show(given: TrainConfig) -> None:
             captions = [caption(target, examples.classes, smoothed) for target in targets]
         else:
             captions = [caption_of_numbers(target, examples.classes) for target in targets]
-        pictures = [Image.fromarray(pixels.numpy()) for pixels in preprocessing.denormalize(batch.images[:MOST])]
+        pictures = [as_rgb(pixels.numpy(), SHOWN) for pixels in preprocessing.denormalize(batch.images[:MOST])]
         if distributed.is_main():
             path = save(draw(pictures, captions), config.run_dir)
             summary.say(data_facts({"training": examples, "validation": source.val(examples.classes)}))
@@ -101,19 +106,19 @@ def caption_of_numbers(target: Tensor, names: list[str]) -> list[tuple[str, str]
 
 def draw(pictures: list[Image.Image], captions: list[list[tuple[str, str]]]) -> Image.Image:
     """Draw the sheet: rows of pictures, each with the lines of its caption below."""
-    size = pictures[0].width
-    side = size * max(1, math.ceil(SIDE / size))
+    scale = max(1, math.ceil(SIDE / min(pictures[0].size)))
+    wide, high = (scale * length for length in pictures[0].size)
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
-    width, height = side + GAP, side + GAP + LINE * max(map(len, captions))
+    width, height = wide + GAP, high + GAP + LINE * max(map(len, captions))
     sheet = Image.new("RGB", (GAP + columns * width, GAP + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
         left, top = GAP + number % columns * width, GAP + number // columns * height
-        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(picture.resize((wide, high), Image.Resampling.NEAREST), (left, top))
         for line, (name, share) in enumerate(lines):
-            text = shortened(name, side - FONT.getlength(share)) + share
-            pen.text((left, top + side + LINE * line + 1), text, "black", FONT)
+            text = shortened(name, wide - FONT.getlength(share)) + share
+            pen.text((left, top + high + LINE * line + 1), text, "black", FONT)
     return sheet
 
 
