@@ -12,7 +12,8 @@ from huggingface_hub import HfApi, ModelCard
 from timm.data import resolve_model_data_config
 
 import xcit
-from xcit.preprocessing import Preprocessing, describe_input
+from xcit.preprocessing import Preprocessing
+from xcit.weights.loading import describe_input
 
 from ..models.examples import same, tiny
 
