@@ -79,6 +79,8 @@ def test_the_name_of_timms_weights_gives_the_model(
     write_safetensors(tmp_path / HUB_FILE, model.state_dict())
     monkeypatch.setattr("xcit.weights.sources.hf_hub_download", lambda *_: str(tmp_path / HUB_FILE))
     name = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-    result = command("eval.py", f"checkpoint={name}", "data=digits", "resolutions=[96]", "run_dir=eval")
+    result = command(
+        "eval.py", f"checkpoint={name}", "data=digits", "data.image_size=224", "resolutions=[96]", "run_dir=eval"
+    )
     assert result.status == 0, result.stderr
     assert "vit_tiny_patch16_224.augreg_in21k_ft_in1k on digits" in result.stdout

@@ -70,11 +70,11 @@ def rows(folder: Path, split: str) -> list[dict]:
 def test_the_small_examples_train_and_evaluate(extended: Path) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("model.")]
     choices = ["task=poly", "task.epsilon=1.5", "model=pooled", "model.width=48", "data=photographs", "recipe=digits"]
-    call(extended, "train.py", *choices, *tiny, "train.epochs=6", "train.global_batch_size=32", "run_dir=run")
+    call(extended, "train.py", *choices, *tiny, "train.epochs=16", "train.global_batch_size=32", "run_dir=run")
     call(extended, "eval.py", "checkpoint=run", "run_dir=evaluated", "resolutions=[40]", "weights=raw")
     (row,) = json.loads((extended / "evaluated" / "results.json").read_text())
     assert (row["model"], row["eval_set"], row["images"]) == ("pooled", "photographs", 64)
-    assert row["top1"] > 60  # chance is 50
+    assert row["top1"] > 70
     assert "epsilon: 1.5" in (extended / "run" / "config.yaml").read_text()
 
 
