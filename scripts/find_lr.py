@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/
 import train
 from data.datasets import DATASETS
 from data.examples import target_statistics
+from scripts.save_picture import save_picture
 from train import TABLES, check, new_model, new_state, train_batches
 from xcit.command import guarded, run
 from xcit.config import TrainConfig
@@ -41,7 +42,6 @@ from xcit.engine.progress import Progress
 from xcit.engine.resume import read_start
 from xcit.engine.task import Target, input_of
 from xcit.errors import InputError
-from xcit.storage import write_atomically
 from xcit.tasks import TASKS
 
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -94,7 +94,8 @@ def find(given: TrainConfig) -> None:
         rates = [rate(update, updates) for update in range(len(losses))]
         if distributed.is_main():
             suggested = suggest(rates, losses)
-            path = save(draw(rates, losses, suggested), given.run_dir)
+            figure = draw(rates, losses, suggested)
+            path = save_picture(given.run_dir, "lr_finder.png", lambda file: figure.savefig(file, format="png"))
             print(f"{path}: the loss falls fastest at optim.lr={suggested:.2g}")
 
 
@@ -183,16 +184,6 @@ def draw(rates: Sequence[float], losses: Sequence[float], suggested: float) -> F
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def save(figure: Figure, run_dir: str | None) -> Path:
-    path = Path(run_dir or ".") / "lr_finder.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: figure.savefig(file, format="png"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")

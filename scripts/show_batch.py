@@ -25,6 +25,7 @@ import train
 from data.datasets import DATASETS
 from data.start_up import data_facts
 from data.views.labelled_crop import LabelledImages
+from scripts.save_picture import save_picture
 from train import TABLES, check, train_batches
 from xcit import summary
 from xcit.command import guarded, run
@@ -36,7 +37,6 @@ from xcit.errors import InputError
 from xcit.models.dry_run import dry_run
 from xcit.prediction.pictures import as_rgb
 from xcit.preprocessing import Preprocessing
-from xcit.storage import write_atomically
 from xcit.tasks import TASKS
 
 MOST = 64
@@ -78,7 +78,8 @@ def show(given: TrainConfig) -> None:
             captions = [caption_of_numbers(target, examples.classes) for target in targets]
         pictures = [as_rgb(pixels.numpy(), SHOWN) for pixels in preprocessing.denormalize(batch.images[:MOST])]
         if distributed.is_main():
-            path = save(draw(pictures, captions), config.run_dir)
+            sheet = draw(pictures, captions)
+            path = save_picture(config.run_dir, "batch.png", lambda file: sheet.save(file, "PNG"))
             summary.say(data_facts({"training": examples, "validation": source.val(examples.classes)}))
             print(f"{path}: {len(captions)} of the {len(batch.images)} images of the first batch")
 
@@ -129,16 +130,6 @@ def shortened(text: str, width: float) -> str:
     while text and FONT.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
-
-
-def save(sheet: Image.Image, run_dir: str | None) -> Path:
-    path = Path(run_dir or ".") / "batch.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: sheet.save(file, "PNG"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
