@@ -1,11 +1,18 @@
-"""Time and peak memory of an evaluation."""
+"""Time and peak memory of an evaluation, and of a forward pass at several resolutions."""
 
+import ctypes
+import math
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
+
+ENOUGH_SECONDS = 0.5
+"""`growth` repeats a call until its calls took so long together."""
 
 
 class Meter:
@@ -40,6 +47,57 @@ class Meter:
             self.peak_memory_mb = peak_of_process() / 1e6
 
 
+class Cost(NamedTuple):
+    """What a forward pass takes at one resolution."""
+
+    resolution: int
+    """In pixels."""
+    seconds: float
+    memory_mb: float
+    """MB of 10⁶ bytes that are needed above those in use before: of a GPU's tensors, or of the process on a CPU."""
+
+
+def cost_of(run: Callable[[int], object], resolution: int, device: torch.device) -> Cost:
+    """What `run` takes at a resolution. On a CPU, no other thread should allocate memory meanwhile."""
+    release_free_memory()
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else memory_of_process("VmRSS")
+    with Meter(device) as meter:
+        run(resolution)
+    return Cost(resolution, meter.seconds, max(0.0, meter.peak_memory_mb - before / 1e6))
+
+
+def growth(
+    run: Callable[[int], object], resolutions: Sequence[int], device: torch.device, budget: float = math.inf
+) -> list[Cost]:
+    """What `run` takes at each resolution, in ascending order.
+
+    After a first call, it is the shortest time and the largest memory of up to three calls.
+
+    It ends before a resolution that would exceed `budget` seconds in total, if the time grows as the pixels do. The
+    first resolution is measured in any case.
+    """
+    found: list[Cost] = []
+    started = time.perf_counter()
+    for resolution in sorted(resolutions):
+        if found:
+            next_call = found[-1].seconds * (resolution / found[-1].resolution) ** 2
+            if time.perf_counter() - started + 2 * next_call > budget:
+                break
+        run(resolution)  # the first call at a resolution computes what later ones keep
+        costs: list[Cost] = []
+        while len(costs) < 3 and sum(cost.seconds for cost in costs) < ENOUGH_SECONDS:
+            costs.append(cost_of(run, resolution, device))
+        seconds, memory_mb = min(cost.seconds for cost in costs), max(cost.memory_mb for cost in costs)
+        found.append(Cost(resolution, seconds, memory_mb))
+    return found
+
+
+def release_free_memory() -> None:
+    """Return freed memory to the system, since it would hide what is needed next. Does nothing without glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak_of_process() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -49,8 +107,13 @@ def reset_peak_of_process() -> None:
 
 def peak_of_process() -> int:
     """Bytes."""
+    return memory_of_process("VmHWM")
+
+
+def memory_of_process(field: str) -> int:
+    """Bytes; 0 if the system does not tell. field: of /proc/self/status: VmRSS for now, VmHWM for the peak."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:")), 0)
