@@ -31,6 +31,7 @@ from data.about import counted
 from data.datasets.listing import images_below
 from data.workers import default_workers
 from xcit.command import ArgumentParser, guarded
+from xcit.device import default_device
 from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, print_note
@@ -55,7 +56,7 @@ def main() -> None:
     require_writable(arguments.output)
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size={arguments.batch_size}: must be at least 1")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     with Progress() as progress:
         progress.begin("listing the images")
         paths = [path for given in arguments.images for path in files_of(given)]

@@ -48,6 +48,7 @@ from scripts.prediction_files import FEW, Output
 from scripts.prediction_tables import FORMATS, formats_of
 from xcit.command import ArgumentParser, guarded
 from xcit.command.printing import print_notices
+from xcit.device import default_device
 from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
@@ -62,8 +63,8 @@ from xcit.tasks.load import LoadedTask, load_task
 DENSE = ("detect", "segment")
 """Tasks that see whole images, one at a time."""
 SMALLEST_TILE = 32
-MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
-"""Parts of torch's messages on a CPU, which are RuntimeErrors."""
+MEMORY_ERRORS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""Parts of torch's messages on a CPU and on MPS, which are RuntimeErrors."""
 
 
 @guarded
@@ -73,7 +74,7 @@ def main() -> None:
     formats = formats_of(arguments.format)
     folder = RunFolder(new_path(arguments.run_dir, "predict"))
     folder.require_free()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     with Progress() as progress, stop_at_signals(), ExitStack() as at_end:
         progress.begin("listing the images")
         root, paths = listed(arguments.images)

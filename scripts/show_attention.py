@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not insta
 
 import xcit
 from xcit.command import ArgumentParser, guarded
+from xcit.device import default_device
 from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
 from xcit.errors import InputError, print_note
@@ -111,7 +112,7 @@ def load(name: str) -> Loaded:
         loaded = Loaded(model, Preprocessing.of_model(model), None)
     else:
         loaded = xcit.load(name)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.model.to(default_device())
     return loaded
 
 

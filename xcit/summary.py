@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from .credentials import without_credentials
+from .device import name_of
 from .engine import distributed
 from .engine.length import Length
 from .engine.optimizer import peak_lr
@@ -35,9 +36,9 @@ def device(device: torch.device, precision: str) -> Fact:
     """As ("device", "2 × NVIDIA H200, 2 processes, bf16")."""
     number = distributed.world_size()
     processes = f"{number} {'process' if number == 1 else 'processes'}"
-    if device.type == "cuda":
+    if gpu := name_of(device):
         gpus = f"{number} × " if number > 1 else ""
-        return "device", f"{gpus}{torch.cuda.get_device_name(device)}, {processes}, {precision}"
+        return "device", f"{gpus}{gpu}, {processes}, {precision}"
     threads = torch.get_num_threads()
     each = " each" if number > 1 else ""
     return "device", f"CPU ({cpu_name()}), {processes} of {threads} thread{'s' * (threads > 1)}{each}, {precision}"

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from xcit.device import moved
 from xcit.encoded_image import BrokenImageError, EncodedImage, rgb
 from xcit.errors import InputError
 from xcit.number_types import Probability
@@ -164,7 +165,7 @@ class MultiScaleObjects(View):
         self, collated: tuple[Any, ...], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> ObjectBatch:
         pixels, sizes, *_, counts = collated
-        pixels, boxes, labels, masks = (tensor.to(device, non_blocking=True) for tensor in (pixels, *collated[2:5]))
+        pixels, boxes, labels, masks = (moved(tensor, device) for tensor in (pixels, *collated[2:5]))
         images = self.normalize(pixels)
         for image, (h, w) in zip(images, sizes, strict=True):
             image[:, h:], image[:, :, w:] = 0, 0
@@ -173,8 +174,7 @@ class MultiScaleObjects(View):
             labels.split(counts),
             unflattened(masks, [(number, h, w) for number, (h, w) in zip(counts, sizes, strict=True)]),
         )
-        keys = ("boxes", "labels", "masks")
-        targets = [dict(zip(keys, values, strict=True)) for values in zip(*of_images, strict=True)]
+        targets = [dict(zip(("boxes", "labels", "masks"), one, strict=True)) for one in zip(*of_images, strict=True)]
         return ObjectBatch(images, sizes, targets, list(seeds))
 
 
@@ -195,7 +195,7 @@ class WholeImageObjects(View):
     def to_device(self, collated: tuple[Any, ...], device: torch.device, *_: Sequence[int]) -> WholeImages:
         flat, shapes, originals, objects = collated
         pictures = unflattened(flat, shapes)
-        images = [self.preprocessing.normalize(picture[None].to(device, non_blocking=True)) for picture in pictures]
+        images = [self.preprocessing.normalize(moved(picture[None], device)) for picture in pictures]
         return WholeImages(images, pictures, originals, [vars(found) for found in objects])
 
 

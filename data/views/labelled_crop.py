@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from xcit.device import moved
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError, Notice
 from xcit.number_types import NonNegative, PositiveFloat, Probability
@@ -81,7 +82,7 @@ class Collated(NamedTuple):
         """As `LabelledImages` has them."""
         labels, weights = torch.as_tensor(np.asarray(self.targets)), torch.tensor(self.weights, dtype=torch.float32)
         labels = labels.float() if labels.ndim == 2 else labels
-        return labels.to(device, non_blocking=True), weights.to(device, non_blocking=True)
+        return moved(labels, device), moved(weights, device)
 
 
 class RandomLabelledCrop(View):
@@ -99,7 +100,7 @@ class RandomLabelledCrop(View):
     def to_device(
         self, collated: Collated, device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> LabelledImages:
-        pixels = collated.pixels.to(device, non_blocking=True)
+        pixels = moved(collated.pixels, device)
         images = self.transform.on_device(pixels, seeds)
         labels, weights = collated.labels_and_weights(device)
         images, targets, weights = self.mixing(images, labels, weights, list(batch_seed), seeds)
@@ -129,7 +130,7 @@ class CenterLabelledCrop(View):
     def to_device(
         self, collated: Collated, device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> LabelledImages:
-        images = self.normalize(collated.pixels.to(device, non_blocking=True))
+        images = self.normalize(moved(collated.pixels, device))
         labels, weights = collated.labels_and_weights(device)
         targets = F.one_hot(labels, self.num_classes).float() if labels.ndim == 1 else labels
         return LabelledImages(images, targets, labels, weights)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms import v2
 
+from xcit.device import moved
 from xcit.errors import InputError
 from xcit.number_types import Probability
 from xcit.preprocessing import Preprocessing
@@ -96,10 +97,7 @@ class MultiCrop(View):
     def to_device(
         self, collated: list[Tensor], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> Crops:
-        images = [
-            normalize(pixels.to(device, non_blocking=True))
-            for normalize, pixels in zip(self.normalize, collated, strict=False)
-        ]
+        images = [normalize(moved(pixels, device)) for normalize, pixels in zip(self.normalize, collated, strict=False)]
         return Crops(images[0], images[1] if len(images) > 1 else None)
 
 
@@ -118,7 +116,7 @@ class CenterCrop(CenterLabelledCrop):
         super().__init__(preprocessing, num_classes=0)
 
     def to_device(self, collated: Any, device: torch.device, *_: Sequence[int]) -> Any:
-        return Images(self.normalize(collated.pixels.to(device, non_blocking=True)))
+        return Images(self.normalize(moved(collated.pixels, device)))
 
 
 def training_view(

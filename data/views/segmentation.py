@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from xcit.device import moved
 from xcit.encoded_image import rgb
 from xcit.errors import InputError
 from xcit.number_types import NonNegative, Probability
@@ -180,7 +181,7 @@ class RandomMaskedCrop(View):
     def to_device(
         self, collated: tuple[Tensor, Tensor], device: torch.device, seeds: Sequence[int], batch_seed: Sequence[int]
     ) -> MaskBatch:
-        pixels, masks = (tensor.to(device, non_blocking=True) for tensor in collated)
+        pixels, masks = (moved(tensor, device) for tensor in collated)
         return MaskBatch(self.normalize(pixels), masks.long())
 
 

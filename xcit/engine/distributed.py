@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..device import default_device
 from ..errors import InputError, TrainingError
 from .sync_batchnorm import convert_batchnorm, sum_over_processes
 
@@ -24,11 +25,15 @@ PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def session() -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did. Yields this process's device: its GPU, or the CPU."""
+    """Join the processes that torchrun started, if it did. Yields this process's device: its GPU, or the CPU.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
+    device = default_device()
+    if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if device.index >= torch.cuda.device_count():
             gpus = torch.cuda.device_count()
@@ -37,6 +42,8 @@ def session() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
+    if device.type == "mps":
+        raise InputError("--nproc-per-node: must be 1 with MPS; XCIT_DEVICE=cpu runs several processes on the CPU")
     # gloo beside NCCL, so that CPU tensors need not wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:

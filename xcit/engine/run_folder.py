@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import LAST
+from ..device import default_device, name_of
 from ..errors import InputError, TrainingError, print_note
 from ..storage import write_text
 from . import distributed
@@ -235,7 +236,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": name_of(default_device()) or platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "git_commit": git_commit(),

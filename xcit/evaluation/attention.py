@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..device import in_float64
 from ..errors import InputError
 from ..models.xcit import XCiT
 from ..preprocessing import Preprocessing
@@ -90,10 +91,10 @@ def keep_mass(maps: Tensor, mass: float) -> Tensor:
     """
     if not 0 < mass < 1:
         raise InputError(f"mass={mass}: must be greater than 0 and less than 1")
-    values, order = maps.double().flatten(-2).sort(dim=-1, descending=True)
+    values, order = in_float64(maps).flatten(-2).sort(dim=-1, descending=True)
     before = values.cumsum(dim=-1) - values  # the sum of all larger patches: a patch is kept until they suffice
     kept = before < mass * values.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(kept).scatter(-1, order, kept).view(maps.shape)
+    return torch.zeros_like(kept).scatter(-1, order, kept).view(maps.shape).to(maps.device)
 
 
 def overlay(pixels: Tensor, patches: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from ..device import in_float64, with_float64
 from ..engine import distributed
 from ..engine.task import Details
 from .ranking import auroc
@@ -40,7 +41,8 @@ class Classification:
     def __init__(self, model: nn.Module, classes: Sequence[str]) -> None:
         self.model, self.classes = model, classes
         device = next(model.parameters()).device
-        self.sums = {name: SumMetric(nan_strategy="disable").to(device) for name in ("top1", "top5", "loss", "images")}
+        place = with_float64(device)
+        self.sums = {name: SumMetric(nan_strategy="disable").to(place) for name in ("top1", "top5", "loss", "images")}
         for total in self.sums.values():
             total.set_dtype(torch.float64)
         none = torch.zeros(0, dtype=torch.long, device=device)
@@ -53,9 +55,9 @@ class Classification:
         logits = self.model(batch.images).detach().float()
         classes = logits.topk(min(5, logits.shape[1])).indices
         ranked = classes == batch.labels[:, None]
-        self.sums["top1"].update(ranked[:, 0].sum())
-        self.sums["top5"].update(ranked.sum())
-        self.sums["loss"].update(F.cross_entropy(logits, batch.targets, reduction="sum"))
+        self.sums["top1"].update(in_float64(ranked[:, 0].sum()))
+        self.sums["top5"].update(in_float64(ranked.sum()))
+        self.sums["loss"].update(in_float64(F.cross_entropy(logits, batch.targets, reduction="sum")))
         self.sums["images"].update(len(logits))
         self.labels.append(batch.labels)
         self.predicted.append(classes[:, 0])
@@ -68,7 +70,7 @@ class Classification:
     def compute(self) -> dict[str, float]:
         totals = {name: total.compute().item() for name, total in self.sums.items()}
         images = int(totals["images"])
-        true, predicted, right = (distributed.total(counts).double() for counts in self.counts())
+        true, predicted, right = (in_float64(distributed.total(counts)) for counts in self.counts())
         recall, precision, f1 = (100 * right / n for n in (true, predicted, (true + predicted) / 2))
         self.by_class = {"accuracy": recall, "precision": precision, "f1": f1}
         self.true = true

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ..device import in_float64
 from ..engine import distributed
 from ..errors import InputError
 from ..number_types import PositiveFloat, PositiveInt
@@ -102,7 +103,7 @@ class Classifiers(NamedTuple):
         for batch, wanted in zip(vectors.split(CHUNK), labels.split(CHUNK), strict=True):
             best = self.logits(batch).topk(min(5, self.biases.shape[1])).indices
             hits.append(best == wanted[:, None])
-        share = 100 * torch.cat(hits, dim=1).double().mean(dim=1)  # (L, 5)
+        share = 100 * in_float64(torch.cat(hits, dim=1)).mean(dim=1)  # (L, 5)
         return share[:, 0], share.sum(dim=1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import in_float64, with_float64
 from ..engine import distributed
 from ..engine.task import Details
 
@@ -37,20 +38,20 @@ class ValueMetrics:
     ) -> None:
         self.outputs, self.loss, self.values, self.mean, self.std = outputs, loss, values, mean, std
         # Standardised values make sums that lose no digits: of known, |error|, error², value, value² and loss.
-        self.sums = torch.zeros(6, len(values), dtype=torch.float64, device=mean.device)
+        self.sums = torch.zeros(6, len(values), dtype=torch.float64, device=with_float64(mean.device))
         self.images = torch.zeros((), dtype=torch.int64, device=mean.device)
 
     def update(self, batch: Any) -> None:
         truth, found = (batch.targets - self.mean) / self.std, self.outputs(batch.images).detach().float()
-        known = ~truth.isnan()
-        error, value, loss = (found - truth).double(), truth.double(), self.loss(found, truth).double()
-        of_each = (known.double(), error.abs(), error.square(), value, value.square(), loss)
-        self.sums += torch.stack([part.where(known, 0.0).sum(dim=0) for part in of_each])
+        known = in_float64(~truth.isnan())
+        error, value, loss = (in_float64(x) for x in (found - truth, truth, self.loss(found, truth)))
+        of_each = (known, error.abs(), error.square(), value, value.square(), loss)
+        self.sums += torch.stack([part.where(known > 0, 0.0).sum(dim=0) for part in of_each])
         self.images += len(truth)
 
     def compute(self) -> dict[str, float]:
         known, absolute, squared, total, total_squared, loss = distributed.total(self.sums)
-        std = self.std.double()
+        std = in_float64(self.std)
         variation = total_squared - total.square() / known
         different = variation > 1e-9 * total_squared  # what rounding leaves of equal numbers is below
         self.by_value = {

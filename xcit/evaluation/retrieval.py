@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import with_float64
 from ..engine import distributed
 from ..errors import InputError
 from .features import SIMILARITIES, Features, Kind
@@ -29,7 +30,9 @@ class Retrieval:
     def score(self, bank: Features, queries: Features, num_classes: int, device: torch.device) -> dict[str, float]:
         place = distributed.place()
         own = slice(place["rank"], None, place["world_size"])
-        vectors, labels, gallery, gallery_labels = (x.to(device) for x in (*(q[own] for q in queries), *bank))
+        vectors, labels, gallery, gallery_labels = (
+            x.to(with_float64(device)) for x in (*(q[own] for q in queries), *bank)
+        )
         found = average_precision(gallery, gallery_labels, vectors, labels)
         precisions, first = (distributed.rows_of_all(values.cpu()) for values in found)
         answered = ~precisions.isnan()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import in_float64, with_float64
 from ..engine import distributed
 from ..engine.task import Details
 
@@ -38,7 +39,7 @@ class Segmentation:
         self.bands, self.classes = bands, classes
         # Pixels by true class (row) and predicted class (column).
         self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=with_float64(device))
         self.images = torch.zeros((), dtype=torch.int64, device=device)
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []
         """Photograph (h, w, 3), truth and prediction (h, w) of the first images, on the CPU."""
@@ -62,13 +63,14 @@ class Segmentation:
             pairs = num_classes * own[labelled] + predicted[labelled]
             self.confusion += torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
             of_truth = probabilities.gather(0, own.clamp(min=0)[None])[0][labelled]
-            self.loss -= of_truth.clamp(min=torch.finfo(of_truth.dtype).tiny).double().log().sum()
+            self.loss -= in_float64(of_truth.clamp(min=torch.finfo(of_truth.dtype).tiny)).log().sum()
             found.append(predicted)
         self.images += 1
         return torch.cat(found)
 
     def compute(self) -> dict[str, float]:
         confusion, loss, images = map(distributed.total, (self.confusion, self.loss, self.images))
+        confusion = confusion.to(with_float64(confusion.device))
         self.by_class = iou, accuracy, pixels = by_class(confusion)
         correct, labelled = confusion.diagonal().sum(), pixels.sum()
         return {

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint import is_checkpoint, task_weights, upgraded
+from ..device import default_device
 from ..encoded_image import MAX_PIXELS, EncodedImage
 from ..errors import InputError
 from ..models.fast.inference import ready_for_inference
@@ -72,7 +73,7 @@ class Classifier:
         source: a run folder (its last checkpoint), a checkpoint in one, a folder of `save_pretrained`,
             hf-hub:OWNER/NAME, or a name of `list_pretrained()`.
         weights: "raw" or "ema". The default is the better one in the last validation of the run.
-        device: such as "cpu" or "cuda". The default is a GPU if there is one.
+        device: such as "cpu", "cuda" or "mps". The default is a GPU if there is one; see `default_device`.
         batch_size: images that are computed together.
         resolution: the image size in pixels, the shorter side of it; the default is that of the run.
         top: the number of classes or labels in an answer.
@@ -143,7 +144,7 @@ class Classifier:
 def device_of(device: str | torch.device | None) -> torch.device:
     """The device that is asked for; a GPU if there is one and none is asked for."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -26,7 +26,7 @@ class WholeImages:
     Args:
         source: a run folder, a checkpoint in one, or the name of a published detector or segmenter.
         weights: "raw" or "ema". The default is the better one in the last validation of the run.
-        device: such as "cpu" or "cuda". The default is a GPU if there is one.
+        device: such as "cpu", "cuda" or "mps". The default is a GPU if there is one.
         resolution: the shorter side of the model's input in pixels; the default is that of the run.
         tile: side of the tiles of a larger image in pixels, at its full size; 0: the image is resized as a whole.
         overlap: of neighboring tiles in pixels; the default is a quarter of the tile.
