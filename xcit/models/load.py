@@ -70,6 +70,18 @@ def load_content(source: str, path: Path, content: Mapping[str, Any], kind: str 
     return Loaded(model.eval(), weights.preprocessing(model), classes)
 
 
+def class_names(loaded: Loaded, source: str | Path) -> list[str]:
+    """The names of the model's classes; the numbers of those without known names.
+
+    Raises:
+        InputError: the model has no classifier.
+    """
+    num_classes = getattr(loaded.model, "num_classes", 0)
+    if not num_classes:
+        raise InputError(f"{source}: is a backbone without a classifier, so it predicts no classes")
+    return loaded.classes or [str(number) for number in range(num_classes)]
+
+
 def new_model(source: str, path: Path, content: Mapping[str, Any], weights: Weights, state: State) -> nn.Module:
     """The model that these weights are for, with its initial weights."""
     published, hub_config = find_published(source), read_hub_config(path)

@@ -15,7 +15,7 @@ from ..device import default_device
 from ..encoded_image import MAX_PIXELS, EncodedImage
 from ..errors import InputError
 from ..models.fast.inference import ready_for_inference
-from ..models.load import load_content
+from ..models.load import class_names, load_content
 from ..preprocessing import Preprocessing
 from ..storage import read_tensors
 from ..weights.dense import is_dense
@@ -50,14 +50,11 @@ def load_trained(source: str | Path, weights: str | None = None) -> Trained:
         what = "is a detector or segmenter" if is_dense(content) else f"was trained with task={name}"
         raise InputError(f"{source}: {what}, not with one of {', '.join(KINDS)}; see xcit.Detector and xcit.Segmenter")
     kind = weights or weights_at(path, content).better()
-    model, preprocessing, classes = load_content(str(source), path, content, weights)
+    loaded = load_content(str(source), path, content, weights)
     if is_checkpoint(content):
         state = task_weights(content)[kind]
-    num_outputs = getattr(model, "num_classes", 0)
-    if not num_outputs:
-        raise InputError(f"{source}: is a backbone without a classifier, so it predicts no classes")
-    names = classes or [str(number) for number in range(num_outputs)]
-    return Trained(ready_for_inference(model), preprocessing, Head.of_task(name, names, state))
+    head = Head.of_task(name, class_names(loaded, source), state)
+    return Trained(ready_for_inference(loaded.model), loaded.preprocessing, head)
 
 
 class Classifier:

@@ -9,7 +9,7 @@ from ..checkpoint import is_checkpoint, task_weights, upgraded
 from ..engine.task import Target, Task
 from ..errors import InputError, choose
 from ..models.fast.inference import ready_for_inference
-from ..models.load import build, load_content
+from ..models.load import build, class_names, load_content
 from ..preprocessing import Preprocessing
 from ..storage import load_exactly, read_tensors
 from ..weights.dense import is_dense, whole_task
@@ -109,13 +109,10 @@ def describe(content: Mapping[str, Any], source: str, origin: str) -> Descriptio
 
 def load_classifier(source: str, path: Path, content: Mapping[str, Any], kind: str | None) -> LoadedTask:
     """The task of weights of a model alone."""
-    model, preprocessing, classes = load_content(source, path, content, kind)
-    num_classes = getattr(model, "num_classes", 0)
-    if not num_classes:
-        raise InputError(f"{source}: is a backbone without a classifier, so it predicts no classes")
-    classes = classes or [str(number) for number in range(num_classes)]
-    task = TASKS[BARE_WEIGHTS](model, Target("class", tuple(classes)))
-    return LoadedTask(ready(task), preprocessing, classes, BARE_WEIGHTS)
+    loaded = load_content(source, path, content, kind)
+    classes = class_names(loaded, source)
+    task = TASKS[BARE_WEIGHTS](loaded.model, Target("class", tuple(classes)))
+    return LoadedTask(ready(task), loaded.preprocessing, classes, BARE_WEIGHTS)
 
 
 def ready(task: Task) -> Task:
