@@ -15,7 +15,7 @@ Writes to runs/predict/TIME, or to run_dir=:
     predictions.json    classify: for each file its most likely classes; segment: the share of each class;
                         detect: COCO's format, with scores, and masks as RLE; with format=jsonl, csv or parquet
                         predictions.jsonl, predictions.csv or predictions.parquet instead
-    contact_sheet.png   up to 60 of the images with their first class
+    contact_sheet.png   up to 60 of the images with what was predicted
     overlays/           the predictions, drawn on the images, as PNG; for detect and segment, or with overlays=true
     masks/              segment: the class of each pixel, as PNG with 8 bits, or 16 above 256 classes
 

@@ -72,7 +72,7 @@ class Output:
             self.save(Path("overlays", f"{item.name}.png"), drawn)
         picture = drawn if alone else item.picture
         if self.sheet and item.on_sheet and picture:
-            self.sheet.add(picture, " ".join(prediction.found[0]) if prediction.found else "—", item.name)
+            self.sheet.add(picture, [" ".join(one) for one in prediction.shown] or ["—"], item.name)
         self.counts.update(prediction.counts)
         if self.few:
             for number, (label, amount) in enumerate(prediction.found or [("—", "")]):

@@ -199,7 +199,7 @@ def test_what_was_predicted_is_on_disk_and_not_in_memory(tmp_path: Path, name: s
     def add(start: int, number: int) -> None:
         for index in range(start, start + number):
             row = {"file": f"{index}.jpg", "index": index}
-            file.add(Prediction({"": [row]}, row, [row], [], {}, Image.Image))
+            file.add(Prediction({"": [row]}, row, [row], [], [], {}, Image.Image))
 
     add(0, ROW_GROUP)
     tracemalloc.start()

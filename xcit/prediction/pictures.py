@@ -1,6 +1,7 @@
 """Pictures of predicted images: any image in RGB, and a contact sheet of many."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +13,8 @@ MOST = 60
 SIDE, GAP = 160, 10
 """Of the squares for the images, and the space between them, in pixels."""
 FONT_SIZE, LINE = 13, 18
+MOST_CAPTIONS = 4
+"""Lines below an image, besides its name."""
 
 
 def as_rgb(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> Image.Image:
@@ -26,7 +29,7 @@ def as_rgb(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> Ima
 
 
 class ContactSheet:
-    """Small pictures of at most `MOST` of all images, evenly spread, each above its caption and its name.
+    """Small pictures of at most `MOST` of all images, evenly spread, each above its captions and its name.
 
     Args:
         images: the number of all images.
@@ -34,27 +37,33 @@ class ContactSheet:
 
     def __init__(self, images: int) -> None:
         self.every = max(1, math.ceil(images / MOST))
-        self.cells: list[tuple[Image.Image, str, str]] = []
+        self.cells: list[tuple[Image.Image, list[str], str]] = []
 
     def takes(self, number: int) -> bool:
         """Whether the image with this number, from 0, is on the sheet."""
         return number % self.every == 0
 
-    def add(self, picture: Image.Image, caption: str, name: str) -> None:
+    def add(self, picture: Image.Image, captions: Sequence[str], name: str) -> None:
+        """captions: of too many, the last line says how many are left out."""
+        if len(captions) > MOST_CAPTIONS:
+            kept = MOST_CAPTIONS - 1
+            captions = [*captions[:kept], f"+{len(captions) - kept}"]
         small = picture.convert("RGB")
         small.thumbnail((SIDE, SIDE))
-        self.cells.append((small, caption, name))
+        self.cells.append((small, list(captions), name))
 
     def draw(self) -> Image.Image:
         columns = max(1, min(len(self.cells), math.ceil(math.sqrt(len(self.cells) * 1.5))))
-        width, height = SIDE + GAP, SIDE + GAP + 2 * LINE
+        lines = max((len(captions) for _, captions, _ in self.cells), default=1) + 1
+        width, height = SIDE + GAP, SIDE + GAP + lines * LINE
         sheet = Image.new("RGB", (GAP + columns * width, GAP + math.ceil(len(self.cells) / columns) * height), "white")
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
-        for number, (picture, caption, name) in enumerate(self.cells):
+        for number, (picture, captions, name) in enumerate(self.cells):
             left, top = GAP + number % columns * width, GAP + number // columns * height
-            # The image is centered, and stands on its caption.
+            # The image is centered, and stands on its captions.
             sheet.paste(picture, (left + (SIDE - picture.width) // 2, top + SIDE - picture.height))
-            for line, (text, color) in enumerate(((caption, "black"), (name, "gray"))):
+            texts = [(caption, "black") for caption in captions] + [(name, "gray")]
+            for line, (text, color) in enumerate(texts):
                 pen.text((left, top + SIDE + 2 + LINE * line), shortened(text, font), color, font)
         return sheet
 

@@ -32,7 +32,9 @@ class Prediction(NamedTuple):
     table: list[Row]
     """Rows of a table: plain values by column, which are the same in all rows of a task."""
     found: list[tuple[str, str]]
-    """Each class that was found, and how much of it, for the terminal. The first is shown on the contact sheet."""
+    """Each class, and how much of it, for the terminal."""
+    shown: list[tuple[str, str]]
+    """What was predicted, for the contact sheet: the likeliest class, the labels above their thresholds, or all."""
     counts: dict[str, int]
     """Each class, and what is added to its count over all images."""
     draw: Callable[[], Image.Image]

@@ -54,7 +54,7 @@ class ClassPredictor:
         head = Head.of_task(loaded.name, loaded.classes, loaded.task.state_dict())
         trained = Trained(loaded.task.model, loaded.preprocessing, head)
         self.classifier = Classifier(trained, device=settings.device, resolution=settings.resolution, top=settings.top)
-        self.kind = head.kind
+        self.kind, self.classes = head.kind, loaded.classes
         self.columns: Mapping[str, type] = {
             "class": {"file": str, "rank": int, "class": str, "index": int, "probability": float},
             "classes": {"file": str, "rank": int, "class": str, "index": int, "probability": float, "found": bool},
@@ -98,6 +98,11 @@ class ClassPredictor:
         marks = [" *" if name in answer.found else "" for name in answer.names]  # labels above their threshold
         found = [(n, text.format(x) + mark) for n, x, mark in zip(answer.names, amounts, marks, strict=True)]
         counted = {"class": answer.names[:1], "classes": answer.found, "values": []}[self.kind]
+        shown = found[:1] if self.kind == "class" else found
+        if self.kind == "classes":  # there may be more labels above their thresholds than were asked for
+            scores = zip(self.classes, self.classifier.head.activate(answer.logits[None])[0].tolist(), strict=True)
+            above = sorted(((x, name) for name, x in scores if name in answer.found), reverse=True)
+            shown = [(name, text.format(x)) for x, name in above]
 
         def draw() -> Image.Image:
             assert item.picture is not None
@@ -105,7 +110,7 @@ class ClassPredictor:
             rows = zip(answer.names, answer.indices, amounts, strict=True)
             return with_legend(item.picture, [(f"{name}: {share.format(x)}", color_of(i)) for name, i, x in rows])
 
-        return Prediction({"": [line]}, line, table, found, dict.fromkeys(counted, 1), draw)
+        return Prediction({"": [line]}, line, table, found, shown, dict.fromkeys(counted, 1), draw)
 
 
 class ObjectPredictor:
@@ -185,7 +190,8 @@ class ObjectPredictor:
 
         found_here = [(label, str(number)) for label, number in objects.most_common()]
         line = {"file": name, "height": size[0], "width": size[1], "objects": rows}
-        return Prediction({"images": [image], "annotations": rows}, line, table, found_here, dict(objects), draw)
+        sections = {"images": [image], "annotations": rows}
+        return Prediction(sections, line, table, found_here, found_here, dict(objects), draw)
 
     def table_row(self, name: str, row: Row) -> Row:
         box = dict(zip(("left", "top", "width", "height"), row["bbox"], strict=True))
@@ -242,7 +248,7 @@ class SegmentPredictor:
         mask = mask.astype(np.uint8 if len(self.classes) <= MOST_8_BIT else np.uint16)
         counts = {self.classes[label]: 1 for label in order}
         draw = lambda: draw_segments(picture, mask, self.classes)  # noqa: E731
-        return Prediction({"": [line]}, line, table, found, counts, draw, mask)
+        return Prediction({"": [line]}, line, table, found, found, counts, draw, mask)
 
 
 PREDICTORS: dict[str, Callable[[LoadedTask, Settings], Predictor]] = {
