@@ -48,8 +48,12 @@ PRINTED = {
     "images_per_second": "images/s",
     "peak_memory_mb": "peak MB",
 }
-IN_FILES_ONLY = ("_map75", "_small", "_medium", "_large", "balanced_accuracy", "macro_f1", "auroc", "rmse")
-"""Endings of metrics that the table does not show, unless one is the headline metric; the files do."""
+IN_FILES_ONLY = {
+    *("box_map75", "box_map_small", "box_map_medium", "box_map_large"),
+    *("mask_map75", "mask_map_small", "mask_map_medium", "mask_map_large"),
+    *("balanced_accuracy", "macro_f1", "auroc", "rmse"),
+}
+"""The metrics that the table does not show, unless one is the headline metric; the files do."""
 VARIANT = "@"
 """In the key of a metric with another setting, as knn_top1@k10. The table does not show these; the files do."""
 
@@ -118,7 +122,7 @@ def print_table(rows: Sequence[Row], headline: str, trained_at: int | None) -> N
     first = rows[0]
     labels = ("model", "checkpoint", "weights", "eval_set", "resolution", "crop_ratio", "inference", "images")
     measured = [key for key in first if key not in labels and VARIANT not in key]
-    measured = [key for key in measured if key == headline or not key.endswith(IN_FILES_ONLY)]
+    measured = [key for key in measured if key == headline or key not in IN_FILES_ONLY]
     printed = Table(title=title_of(first))
     for column in ("resolution", "weights", *measured):
         printed.add_column(PRINTED.get(column, column), justify="right")
