@@ -222,7 +222,14 @@ def test_wrong_options_of_an_evaluation_are_refused_before_its_folder_is_made(
             ("task=detect", "data=flowers", "data.root=small"),
             "task=detect: learns from targets of kind boxes; those of data=flowers are class",
         ),
-        (("task=dino", "data=flowers", "data.root=small"), "augment.global_scale: must be given; task=dino takes"),
+        (
+            ("task=segment", "data=cifar10", "data.root=small"),
+            "task=segment: learns from targets of kind mask; those of data=cifar10 are class",
+        ),
+        (
+            ("task=dino", "data=flowers", "data.root=small"),
+            "ratio, solarize; augment=multi_crop has them",
+        ),
         (("data=coco", "data.root=missing"), "missing: no such folder"),
         (
             ("data=coco", "data.root=small", "model=timm", "model.name=resnet18"),
@@ -240,9 +247,8 @@ def test_wrong_options_of_an_evaluation_are_refused_before_its_folder_is_made(
     ],
 )
 def test_what_cannot_be_is_one_line(command: Command, tmp_path: Path, wrong: tuple[str, ...], line: str) -> None:
-    augment = ("augment=detection",) if "data=digits" in wrong else ()
     write_small_coco(tmp_path / "small", images=4)
-    result = command("train.py", *wrong, *augment, "pretrained=null", "run_dir=run")
+    result = command("train.py", *wrong, "pretrained=null", "run_dir=run")
     assert result.status == 2, result.stderr
     assert line in result.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()

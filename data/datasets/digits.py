@@ -26,16 +26,16 @@ class Digits:
     def __init__(self, *, train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0) -> None:
         self.train_fraction = train_fraction
 
-    def train(self) -> Examples:
+    def train(self) -> "DigitImages":
         return self.split(0)
 
-    def val(self, classes: list[str] | None = None) -> Examples:
+    def val(self, classes: list[str] | None = None) -> "DigitImages":
         images = self.split(1)
         if classes not in (None, images.classes):
             raise InputError(f"data=digits: its classes are {', '.join(images.classes)}, not those of the model")
         return images
 
-    def split(self, part: int) -> Examples:
+    def split(self, part: int) -> "DigitImages":
         """Return the training split (part 0) or the validation split (part 1)."""
         # scikit-learn takes most of a second to import. Importing it here spares users of other data sets the wait.
         from sklearn.datasets import load_digits

@@ -24,6 +24,8 @@ from .stratified import fold_of, held_out_share
 class TableImages(ImageFiles):
     """Image files with the targets and weights of a table."""
 
+    target_kind = ""  # the table says which
+
     def __init__(
         self,
         paths: PackedStrings,

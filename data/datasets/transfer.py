@@ -26,13 +26,13 @@ class CIFAR10:
     def __init__(self, *, root: str) -> None:
         self.root = Path(root)
 
-    def train(self) -> Examples:
+    def train(self) -> "InMemoryImages":
         return self.split(True)
 
-    def val(self, classes: list[str] | None = None) -> Examples:
+    def val(self, classes: list[str] | None = None) -> "InMemoryImages":
         return self.split(False, classes)
 
-    def split(self, train: bool, classes: list[str] | None = None) -> Examples:
+    def split(self, train: bool, classes: list[str] | None = None) -> "InMemoryImages":
         reader, folder = self.reader, self.reader.base_folder
         names = [name for name, _ in [*reader.train_list, *reader.test_list]] + [reader.meta["filename"]]
         source = (

@@ -80,9 +80,12 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
     try:
         return complete.model_validate(plain)
     except ValidationError as invalid:
-        if invalid.errors()[0]["loc"][:1] == ("augment",):  # which may be that of the data set's own task
-            require_declared_kind(plain["task"]["name"], plain["data"]["name"], tables)
-        raise InputError(describe(invalid, complete, plain)) from None
+        remedy, problem = "", invalid.errors()[0]
+        if problem["loc"][:1] == ("augment",):  # which may be that of the data set's own task
+            task: Any = tables["task"][plain["task"]["name"]]
+            require_declared_kind(plain["task"]["name"], task.target_kinds, plain["data"]["name"], tables)
+            remedy = f"; augment={task.augment} has them" if task.augment and problem["type"] == "missing" else ""
+        raise InputError(describe(invalid, complete, plain) + remedy) from None
 
 
 def require_target(task: str, kinds: Sequence[str], data: str, kind: str) -> None:
@@ -95,14 +98,13 @@ def require_target(task: str, kinds: Sequence[str], data: str, kind: str) -> Non
         raise InputError(f"task={task}: learns from targets of kind {accepted}; those of data={data} are {kind}")
 
 
-def require_declared_kind(task: str, data: str, tables: Tables) -> None:
+def require_declared_kind(task: str, kinds: Sequence[str], data: str, tables: Tables) -> None:
     """`require_target` without reading the data: the return type of the data set's `train` may declare the kind."""
     source: Any = tables.get("data", {}).get(data)
-    examples: Any = inspect.get_annotations(source.train).get("return") if hasattr(source, "train") else None
+    examples: Any = inspect.get_annotations(source.train, eval_str=True).get("return") if source else None
     kind = getattr(examples, "target_kind", None)
     if kind and Protocol not in examples.__bases__:  # Examples itself says nothing of the kind
-        chosen: Any = tables["task"][task]
-        require_target(task, chosen.target_kinds, data, kind)
+        require_target(task, kinds, data, kind)
 
 
 FROM_SIGNATURES = {"extra": "forbid", "use_attribute_docstrings": False}

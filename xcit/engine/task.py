@@ -93,6 +93,8 @@ class Task(nn.Module):
 
     view: ClassVar[str]
     """The view that it learns from and is evaluated by: a name in data/views."""
+    augment: ClassVar[str] = ""
+    """The file in conf/augment that a message proposes if options of this view are missing; may be empty."""
     target_kinds: ClassVar[tuple[str, ...]]
     """The kinds of target that it learns from."""
     headline: ClassVar[str]

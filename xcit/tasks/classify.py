@@ -32,6 +32,7 @@ class Classify(Task):
     """
 
     view = "labelled_crop"
+    augment = "deit"
     target_kinds = ("class",)
     headline = "top1"
 

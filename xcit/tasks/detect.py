@@ -34,6 +34,7 @@ class Detect(Task):
     """
 
     view = "detection"
+    augment = "detection"
     target_kinds = ("boxes",)
     headline = "box_map"
     backbone = "model.model"

@@ -62,6 +62,7 @@ class Dino(Task):
     """
 
     view = "multi_crop"
+    augment = "multi_crop"
     target_kinds = ("class", "none")
     headline = "knn_val_top1"
     backbone = "teacher.backbone"

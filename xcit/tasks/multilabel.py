@@ -38,6 +38,7 @@ class Multilabel(Task):
     """
 
     view = "labelled_crop"
+    augment = "three_augment"
     target_kinds = ("classes",)
     headline = "map"
     on_validation_line = ("macro_f1",)

@@ -26,6 +26,7 @@ class Regress(Task):
     """
 
     view = "labelled_crop"
+    augment = "three_augment"
     target_kinds = ("values",)
     headline = "r2"
     on_validation_line = ("mae", "rmse")

@@ -44,6 +44,7 @@ class Segment(Task):
     """
 
     view = "segmentation"
+    augment = "segmentation"
     target_kinds = ("mask",)
     headline = "miou"
     backbone = "model.model"

@@ -13,9 +13,19 @@ from data.datasets import DATASETS
 from data.datasets.digits import Digits
 from data.datasets.folder import Folder
 from data.datasets.imagenet import ImageNet
+from xcit.config.composition import require_declared_kind
 from xcit.errors import InputError
 
 Tree = Callable[..., Path]
+
+
+def test_every_data_set_but_a_table_says_its_kind_of_target_before_it_is_read() -> None:
+    """A task that learns from other targets is then refused before its missing augment options are named."""
+    task = "none of them"
+    for name in set(DATASETS) - {"table"}:
+        with pytest.raises(InputError, match=f"^task=t: learns from targets of kind {task}; those of data={name} are"):
+            require_declared_kind("t", [task], name, {"data": DATASETS})
+    require_declared_kind("t", [task], "table", {"data": DATASETS})
 
 
 def test_a_fraction_of_the_digits_has_the_same_share_of_each_class() -> None:
