@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
-from scripts.training_runs import last_validation, train_unless_finished
+from scripts.training_runs import last_validation, refuse_set_here, train_unless_finished
 from xcit import InputError
 from xcit.checkpoint import LAST
 from xcit.command import ArgumentParser, guarded
@@ -29,8 +29,6 @@ from xcit.errors import TrainingError
 from xcit.storage import csv_text, read_tensors, without_nan, write_text
 
 Row = dict[str, float | str]
-
-SET_HERE = ("data.fold", "data.folds", "run_dir", "resume")
 
 
 @guarded
@@ -64,9 +62,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     arguments, overrides = parser.parse_known_args()
     if arguments.folds < 2:
         raise InputError(f"--folds={arguments.folds}: must be at least 2")
-    for override in overrides:
-        if override.lstrip("+").partition("=")[0] in SET_HERE:
-            raise InputError(f"{override}: is set by this script, see --folder and --folds")
+    refuse_set_here(overrides, ("data.fold", "data.folds", "run_dir", "resume"), "--folder and --folds")
     return arguments, overrides
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
-from scripts.training_runs import train_unless_finished
+from scripts.training_runs import refuse_set_here, train_unless_finished
 from xcit import InputError
 from xcit.checkpoint import LAST, merit, shown
 from xcit.command import ArgumentParser, guarded
@@ -32,7 +32,6 @@ from xcit.storage import csv_text, read_tensors, write_text
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-SET_HERE = ("run_dir", "resume")
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 Row = dict[str, Any]
 
@@ -83,9 +82,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     arguments, overrides = parser.parse_known_args()
     if arguments.trials < 1:
         raise InputError(f"--trials={arguments.trials}: must be at least 1")
-    for override in [*overrides, *arguments.search]:
-        if override.lstrip("+").partition("=")[0] in SET_HERE:
-            raise InputError(f"{override}: is set by this script, see --folder")
+    refuse_set_here([*overrides, *arguments.search], ("run_dir", "resume"), "--folder")
     return arguments, overrides
 
 

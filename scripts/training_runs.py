@@ -1,8 +1,9 @@
-"""Start train.py for one of several runs, as scripts/ablations.py and scripts/cross_validate.py do."""
+"""Start train.py for one of several runs, as scripts/ablations.py, cross_validate.py and sweep.py do."""
 
 import json
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from xcit import InputError
@@ -26,6 +27,13 @@ def train_unless_finished(folder: Path, start: str, overrides: list[str]) -> boo
     if not (folder / "results.json").is_file():
         train(start, command)
     return (folder / "results.json").is_file()
+
+
+def refuse_set_here(overrides: Sequence[str], keys: Sequence[str], options: str) -> None:
+    """Refuse overrides of keys that the script sets itself. options: of the script, which set them."""
+    for override in overrides:
+        if override.lstrip("+").partition("=")[0] in keys:
+            raise InputError(f"{override}: is set by this script, see {options}")
 
 
 def require_same(folder: Path, command: list[str]) -> None:
