@@ -16,7 +16,7 @@ from ..about import About, counted
 from ..examples import DIGEST, HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, digest_of
 from .image_files import ImageFiles, require_folder
 from .listing import list_images, skipped_below
-from .splits import find_splits_or_classes, held_out, require_fold, split_named
+from .splits import find_splits_or_classes, held_out, require_fold, require_val_fraction, split_named
 from .stratified import fold_of
 
 EXPECTED = "expected CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE in it"
@@ -46,12 +46,8 @@ class Folder:
         fold: Annotated[int, Field(ge=0)] | None = None,
         split_seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            raise InputError(
-                f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1, because a run needs "
-                "training and validation images; a folder with train/ and val/ is divided as it is"
-            )
-        self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
+        self.val_fraction = require_val_fraction(val_fraction)
+        self.root = require_folder(Path(root), "data.root")
         require_fold(folds, fold)
         self.folds, self.fold, self.split_seed = folds, fold, split_seed
         self.splits, self.class_like_split = find_splits_or_classes(self.root)

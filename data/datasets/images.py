@@ -11,7 +11,7 @@ from ..about import About, counted
 from ..examples import HELD_OUT, VAL_FRACTION, Example
 from .image_files import ImageFiles, require_folder
 from .listing import list_tree
-from .splits import held_out
+from .splits import held_out, require_val_fraction
 
 
 class UnlabelledFiles(ImageFiles):
@@ -39,9 +39,8 @@ class Images:
     """
 
     def __init__(self, *, root: str, val_fraction: float = 0.1) -> None:
-        if not 0 < val_fraction < 1:
-            raise InputError(f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1")
-        self.root, self.val_fraction = require_folder(Path(root), "data.root"), val_fraction
+        self.val_fraction = require_val_fraction(val_fraction)
+        self.root = require_folder(Path(root), "data.root")
 
     def train(self) -> UnlabelledFiles:
         return self.everything().take(np.flatnonzero(~self.chosen))

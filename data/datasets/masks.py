@@ -18,7 +18,7 @@ from ..index_mask import VALUES, IndexMask, Labels
 from .image_files import require_folder
 from .listing import list_tree
 from .packed_strings import PackedStrings
-from .splits import find_splits, held_out
+from .splits import find_splits, held_out, require_val_fraction
 
 Value = Annotated[int, Field(ge=0, lt=VALUES)]
 
@@ -95,9 +95,7 @@ class Masks:
         labels: dict[Value, Annotated[int, Field(ge=0)]] | None = None,
         val_fraction: float = 0.1,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            raise InputError(f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1")
-        self.val_fraction = val_fraction
+        self.val_fraction = require_val_fraction(val_fraction)
         self.root = require_folder(Path(root), "data.root")
         self.images = require_folder(self.root / images, "data.images: the images within data.root")
         self.masks = require_folder(self.root / masks, "data.masks: the masks within data.root")

@@ -136,6 +136,16 @@ def hash_of(name: str, seed: int = 0) -> float:
     return int.from_bytes(hashlib.sha256(normalized).digest()[:6]) / 2**48
 
 
+def require_val_fraction(share: float) -> float:
+    """The share of the images that is held out. Raise an InputError if it leaves no training or validation images."""
+    if not 0 < share < 1:
+        raise InputError(
+            f"data.val_fraction={share}: must be greater than 0 and less than 1, because a run needs training and "
+            "validation images; data that come with both are divided as they are"
+        )
+    return share
+
+
 def require_fold(folds: int | None, fold: int | None) -> None:
     """Raise an InputError unless `fold` is one of `folds`, or both are None."""
     if folds is None and fold is not None:

@@ -17,7 +17,7 @@ from .image_files import ImageFiles, missing_files, require_folder
 from .labelling import Labelling, find_labelling
 from .packed_strings import PackedStrings
 from .read_table import read_table
-from .splits import SPELLINGS, require_fold, split_named
+from .splits import SPELLINGS, require_fold, require_val_fraction, split_named
 from .stratified import fold_of, held_out_share
 
 
@@ -118,13 +118,12 @@ class LabelTable:
         fold: Annotated[int, Field(ge=0)] | None = None,
         split_seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            raise InputError(f"data.val_fraction={val_fraction}: must be greater than 0 and less than 1")
+        self.val_fraction = require_val_fraction(val_fraction)
         require_fold(folds, fold)
         if folds and split:
             raise InputError(f"data.folds={folds}: data.split={split} divides the images; leave one of them out")
         self.label_columns, self.kind, self.separator, self.weight = labels, kind, separator, weight
-        self.val_fraction, self.folds, self.fold, self.split_seed = val_fraction, folds, fold, split_seed
+        self.folds, self.fold, self.split_seed = folds, fold, split_seed
         self.split, self.group, self.image = split, group, image
         self.table = read_table(Path(path), delimiter)
         if not len(self.table):

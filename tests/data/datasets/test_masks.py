@@ -132,7 +132,12 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, spoil: Callable[[Path],
     [
         ({"labels": {1: 4}}, None, "data.labels: 1 stands for class 4; the classes are 0 to 3"),
         ({"classes": 300}, None, "data.ignore=[255]: 255 is also the label of class 255"),
-        ({"val_fraction": 1.0}, None, "data.val_fraction=1.0: must be greater than 0 and less than 1"),
+        (
+            {"val_fraction": 1.0},
+            None,
+            "data.val_fraction=1.0: must be greater than 0 and less than 1, because a run needs training and "
+            "validation images; data that come with both are divided as they are",
+        ),
         ({}, b"", "data.classes={file}: it is empty; must hold the name of a class in each line"),
         ({}, b"a\n\nb\n", "data.classes={file}: line 2 is empty; must hold the name of a class in each line"),
         ({}, b"a\nb\na\n", "data.classes={file}: holds the name a twice; each class needs a name of its own"),
