@@ -16,7 +16,7 @@ from ..models.dense.mask_rcnn import Detections, paste
 from ..tasks.load import LoadedTask
 from .answers import Answer, Head
 from .classifier import Classifier, Trained
-from .dense import Detector, Segmenter, WholeImages, size_of
+from .dense import Detector, Segmenter, size_of
 from .pictures import as_rgb
 from .predictor import Item, Prediction, Predictor, Row
 
@@ -113,8 +113,53 @@ class ClassPredictor:
         return Prediction({"": [line]}, line, table, found, shown, dict.fromkeys(counted, 1), draw)
 
 
-class ObjectPredictor:
+class WholeImagePredictor:
+    """What the predictors of whole images share. They predict one at a time."""
+
+    model_class: type[Detector | Segmenter]
+    together = False
+    named = counted = "class"
+
+    def __init__(self, loaded: LoadedTask, settings: Settings) -> None:
+        self.model: Any = self.model_class(
+            loaded,
+            device=settings.device,
+            resolution=settings.resolution,
+            tile=settings.tile,
+            overlap=settings.overlap,
+        )
+        self.classes = loaded.classes
+
+    def prepare(self, name: str, image: EncodedImage, shown: bool) -> Item:
+        picture = image.rgb()
+        return Item(name, picture, self.model.pixels(picture))
+
+    def predict(self, items: Sequence[Item]) -> list[Prediction]:
+        return [
+            self.described(item.name, item.picture, self.model.find(item.picture, item.pixels))
+            for item in items
+            if item.picture
+        ]
+
+    def described(self, name: str, picture: Image.Image, found: Any) -> Prediction:
+        raise NotImplementedError
+
+    def too_large(self, items: Sequence[Item]) -> str:
+        """The line for an image that memory was too short for, with a tile that takes less."""
+        name, picture, *_ = items[0]
+        assert picture is not None
+        if not self.model.is_tiled(picture):
+            smaller = min(LARGEST_TILE, self.model.preprocessing.size[0])
+            remedy = f"tile={smaller} without resolution= predicts it in parts"
+        else:
+            remedy = f"a smaller tile= than {self.model.tile} takes less"
+        return f"{name}: its {picture.width} × {picture.height} pixels do not fit into memory; {remedy}"
+
+
+class ObjectPredictor(WholeImagePredictor):
     """Images → objects, in COCO's format."""
+
+    model_class = Detector
 
     sections: Sequence[str] = ("images", "annotations")
     columns: Mapping[str, type] = {
@@ -128,35 +173,14 @@ class ObjectPredictor:
         "height": float,
         "area": int,
     }
-    together = False
-    named, column, counted, counts = "class", "objects", "class", "objects"
+    column = counts = "objects"
 
     def __init__(self, loaded: LoadedTask, settings: Settings) -> None:
-        self.detector = Detector(
-            loaded,
-            device=settings.device,
-            resolution=settings.resolution,
-            tile=settings.tile,
-            overlap=settings.overlap,
-        )
-        self.classes, self.score = loaded.classes, settings.score
+        super().__init__(loaded, settings)
+        self.score = settings.score
         self.fixed: Mapping[str, Any] = {"categories": categories(self.classes)}
         self.images = self.annotations = 0
         """Counted for their ids in COCO's format, which begin at 1."""
-
-    def prepare(self, name: str, image: EncodedImage, shown: bool) -> Item:
-        picture = image.rgb()
-        return Item(name, picture, self.detector.pixels(picture))
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        return [
-            self.described(item.name, item.picture, self.detector.find(item.picture, item.pixels))
-            for item in items
-            if item.picture
-        ]
-
-    def too_large(self, items: Sequence[Item]) -> str:
-        return does_not_fit(items[0], self.detector)
 
     def described(self, name: str, picture: Image.Image, found: Detections) -> Prediction:
         self.images += 1
@@ -200,38 +224,14 @@ class ObjectPredictor:
         return first | box | {"area": row["area"]}
 
 
-class SegmentPredictor:
+class SegmentPredictor(WholeImagePredictor):
     """Images → the class of each pixel, and the share of each class."""
 
+    model_class = Segmenter
     sections: Sequence[str] = ("",)
     fixed: Mapping[str, Any] = {}
     columns: Mapping[str, type] = {"file": str, "class": str, "index": int, "share": float}
-    together = False
-    named, column, counted, counts = "class", "share", "class", "images that show it"
-
-    def __init__(self, loaded: LoadedTask, settings: Settings) -> None:
-        self.segmenter = Segmenter(
-            loaded,
-            device=settings.device,
-            resolution=settings.resolution,
-            tile=settings.tile,
-            overlap=settings.overlap,
-        )
-        self.classes = loaded.classes
-
-    def prepare(self, name: str, image: EncodedImage, shown: bool) -> Item:
-        picture = image.rgb()
-        return Item(name, picture, self.segmenter.pixels(picture))
-
-    def predict(self, items: Sequence[Item]) -> list[Prediction]:
-        return [
-            self.described(item.name, item.picture, self.segmenter.find(item.picture, item.pixels))
-            for item in items
-            if item.picture and item.pixels is not None
-        ]
-
-    def too_large(self, items: Sequence[Item]) -> str:
-        return does_not_fit(items[0], self.segmenter)
+    column, counts = "share", "images that show it"
 
     def described(self, name: str, picture: Image.Image, mask: np.ndarray) -> Prediction:
         pixels = np.bincount(mask.ravel(), minlength=len(self.classes))
@@ -260,14 +260,3 @@ PREDICTORS: dict[str, Callable[[LoadedTask, Settings], Predictor]] = {
     "segment": SegmentPredictor,
 }
 """Task → what predicts its images."""
-
-
-def does_not_fit(item: Item, model: WholeImages) -> str:
-    """The line for an image that memory was too short for, with a tile that takes less."""
-    assert item.picture is not None
-    if not model.is_tiled(item.picture):
-        smaller = min(LARGEST_TILE, model.preprocessing.size[0])
-        remedy = f"tile={smaller} without resolution= predicts it in parts"
-    else:
-        remedy = f"a smaller tile= than {model.tile} takes less"
-    return f"{item.name}: its {item.picture.width} × {item.picture.height} pixels do not fit into memory; {remedy}"
