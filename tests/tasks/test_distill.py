@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,49 +19,11 @@ from xcit.engine.state import TrainingState
 from xcit.preprocessing import Preprocessing
 from xcit.tasks import TASKS, teacher
 from xcit.tasks.distill import Distill
-from xcit.tasks.teacher import Teacher
 
 from ..engine.toy import target_of
+from .tiny_models import TEACHER_MEAN, TEACHER_STD, Recorder, Student
 
 CPU = torch.device("cpu")
-TEACHER_MEAN, TEACHER_STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
-
-
-class Recorder(nn.Module):
-    """A teacher with BatchNorm and dropout that records its input images.
-
-    Its preprocessing differs from the student's: another mean, another standard deviation, 24 × 24 pixels.
-    """
-
-    def __init__(self, classes: int = 3) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, classes)
-        self.norm = nn.BatchNorm2d(3)
-        self.drop = nn.Dropout(0.5)
-        self.images: list[Tensor] = []
-        self.pretrained_cfg = {
-            "input_size": (3, 24, 24),
-            "mean": TEACHER_MEAN,
-            "std": TEACHER_STD,
-            "num_classes": classes,
-            "classifier": "head",
-        }
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.images.append(images)
-        return self.head(self.drop(self.norm(images)).mean(dim=(2, 3)))
-
-
-class Student(nn.Module):
-    """A tiny model with the default preprocessing, which is ImageNet's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.norm(images).mean(dim=(2, 3)))
 
 
 @pytest.fixture
@@ -282,55 +243,6 @@ def test_a_teacher_with_another_number_of_classes_is_refused(fake: Recorder) -> 
     fake.pretrained_cfg["num_classes"] = 1000
     with pytest.raises(xcit.InputError, match=r"task\.teacher=some: has 1000 classes, the data have 3"):
         begun(teacher="some")
-
-
-# Real teachers: timm's smallest models.
-
-
-def a_teacher(weights: Path, name: str = "test_resnet", **options: Any) -> Teacher:
-    arguments = {"weights": str(weights), "image_size": None, "student": Preprocessing(), "device": CPU}
-    return Teacher(name, 3, **arguments | options)
-
-
-def test_a_teacher_loads_the_given_weights(tmp_path: Path) -> None:
-    source = xcit.create_model("timm", name="test_resnet", num_classes=3).eval()
-    torch.save({"model": source.state_dict()}, tmp_path / "teacher.pth")
-    ours = a_teacher(tmp_path / "teacher.pth")
-    images = torch.randn(2, 3, 160, 160)
-    assert ours.size == (160, 160), "the size of test_resnet"
-    torch.testing.assert_close(ours(ours_to_student(images, ours)), source(images), rtol=1e-4, atol=1e-4)
-
-
-def ours_to_student(images: Tensor, of: Teacher) -> Tensor:
-    """Converts images that are normalized for this teacher to the student's normalization."""
-    mine, student = of.preprocessing, Preprocessing()
-    mean, std, student_mean, student_std = (
-        torch.tensor(values)[:, None, None] for values in (mine.mean, mine.std, student.mean, student.std)
-    )
-    return (images * std + mean - student_mean) / student_std
-
-
-@pytest.mark.parametrize("classes", [5, 0])
-def test_weights_for_other_classes_are_refused_instead_of_a_new_classifier(classes: int, tmp_path: Path) -> None:
-    source = xcit.create_model("timm", name="test_resnet", num_classes=classes)
-    torch.save(source.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(xcit.InputError, match=r"task\.teacher_weights=.*other\.pth: ") as caught:
-        a_teacher(tmp_path / "other.pth")
-    assert "fc.weight" in str(caught.value)
-
-
-def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    torch.save(xcit.create_model("timm", name="test_vit", num_classes=3).state_dict(), tmp_path / "vit.pth")
-    with pytest.raises(xcit.InputError, match=r"task\.teacher_weights=.*vit\.pth: belongs to another architecture"):
-        a_teacher(tmp_path / "vit.pth")
-
-
-def test_an_xcit_can_be_the_teacher(tmp_path: Path) -> None:
-    source = xcit.create_model("xcit_n12", num_classes=3).eval()
-    torch.save(source.state_dict(), tmp_path / "xcit.pth")
-    ours = a_teacher(tmp_path / "xcit.pth", "xcit_nano_12_p16_224", image_size=32)
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(ours(images), source(images), rtol=1e-4, atol=1e-4)
 
 
 def test_the_teacher_knows_the_normalization_that_the_run_gives_to_its_images(fake: Recorder) -> None:
