@@ -1,6 +1,7 @@
 """A tiny data set in COCO's format: photographs that packages ship, with pasted shapes and their exact masks."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sklearn.datasets import load_sample_images
 CATEGORIES = {"circle": 2, "rectangle": 5, "triangle": 9}
 """Name → id. The ids have gaps, and begin above 1."""
 COLORS = {"circle": (230, 30, 40), "rectangle": (20, 200, 60), "triangle": (30, 60, 235)}
+Change = Callable[[dict[str, Any]], object]
+"""Changes the content of a JSON file in place."""
 
 
 def write_small_coco(folder: Path, images: int = 8, size: int = 128, seed: int = 0) -> Path:
@@ -137,3 +140,15 @@ def uncompressed(mask: np.ndarray) -> list[int]:
     edges = [0, *(np.flatnonzero(np.diff(pixels)) + 1).tolist(), pixels.size]
     runs = np.diff(edges).tolist()
     return runs if pixels[0] == 0 else [0, *runs]
+
+
+def annotations_of(root: Path, split: str = "train") -> Path:
+    return root / "annotations" / f"instances_{split}2017.json"
+
+
+def change(root: Path, by: Change, split: str = "train") -> None:
+    """Apply a change to the JSON file of a split."""
+    path = annotations_of(root, split)
+    content = json.loads(path.read_text())
+    by(content)
+    path.write_text(json.dumps(content))
