@@ -1,4 +1,4 @@
-"""scripts/predict.py predicts images in folders: classes, labels and numbers, in files of every format, and a contact sheet."""
+"""scripts/predict.py predicts images in folders: classes, labels and numbers, in every format, on a contact sheet."""
 
 import csv
 import json

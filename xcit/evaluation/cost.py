@@ -18,7 +18,7 @@ ENOUGH_SECONDS = 0.5
 class Meter:
     """Measures seconds and peak memory of a block: `with Meter(device) as meter:`.
 
-    The peak is in MB of 10⁶ bytes: of the tensors on a GPU, or of the whole process on a CPU (0 if the system does not
+    The peak is in MB of 10⁶ bytes: of the tensors on a CUDA GPU, or else of the whole process (0 if the system does not
     tell).
     """
 
