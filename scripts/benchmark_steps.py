@@ -15,8 +15,9 @@ from scripts.measurements import Step
 from xcit.engine.optimizer import make_optimizer
 from xcit.export.files import write_file
 from xcit.export.formats import format_named
-from xcit.export.program import Exportable, require_exportable, signature, with_tokens_first
+from xcit.export.program import Exportable, require_exportable, signature
 from xcit.models.fast.compiling import compile_model
+from xcit.models.fast.exported import exported_form
 from xcit.preprocessing import Preprocessing
 
 
@@ -67,7 +68,7 @@ EXPORTED = {"inference_onnx": "onnx", "inference_aoti": "aoti"}
 def exported_inference(model: nn.Module, format: str, images: Tensor) -> Step:  # noqa: A002
     """Inference by a file as scripts/export.py writes it: for any number of images of any size."""
     preprocessing = Preprocessing.of_model(model).at((images.shape[-2], images.shape[-1]))
-    model = with_tokens_first(require_exportable(model, preprocessing))
+    model = exported_form(require_exportable(model, preprocessing))
     exportable, file_format, patch_size = (
         Exportable(model, preprocessing, False),
         format_named(format),

@@ -17,7 +17,8 @@ from xcit.errors import InputError
 from xcit.export.check import Agreement, on_random_pixels, require_agreement
 from xcit.export.files import steps
 from xcit.export.formats import FORMATS
-from xcit.export.program import Exportable, signature, sizes_to_check, with_tokens_first
+from xcit.export.program import Exportable, signature, sizes_to_check
+from xcit.models.fast.exported import exported_form
 from xcit.models.fast.inference import fuse_for_inference
 from xcit.preprocessing import Preprocessing
 
@@ -177,7 +178,7 @@ def test_pixels_of_any_kind_are_normalized_inside(preprocessing: Preprocessing, 
     options = {"patch_size": 8, "depth": 1, "in_chans": preprocessing.channels, "num_classes": 3, **ablated}
     model = xcit.create_model("xcit_n12", **options).eval()
     assert isinstance(model, xcit.XCiT)
-    exportable = Exportable(with_tokens_first(model), preprocessing, True)
+    exportable = Exportable(exported_form(model), preprocessing, True)
     signed = signature(exportable, 8)
     assert signed.input["shape"][-1] == preprocessing.channels
     FORMATS["torch"].write(

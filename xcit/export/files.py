@@ -9,13 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..models.fast.exported import exported_form
 from ..models.fast.inference import fuse_for_inference
 from ..models.load import Loaded
 from ..preprocessing import Preprocessing
 from ..storage import write_atomically, write_text
 from .check import TOLERANCE, TOLERANCE_INT8, Images, on_images, on_random_pixels, require_agreement
 from .formats import FileFormat, Format, format_named
-from .program import Exportable, Signature, require_exportable, signature, sizes_to_check, with_tokens_first
+from .program import Exportable, Signature, require_exportable, signature, sizes_to_check
 from .quantize import quantize_onnx
 
 Quantize = Literal["none", "int8"]
@@ -61,9 +62,9 @@ def export(
     if int8 and not images:
         raise InputError("quantize=int8: needs images to measure the range of the activations, and to compare results")
     model = require_exportable(loaded.model, loaded.preprocessing)
-    # The reference is what predictions are made with. The exported one runs without our kernels while it is traced.
+    # The reference is what predictions are made with. The exported one runs without our kernels.
     reference = Exportable(fuse_for_inference(model), loaded.preprocessing, preprocessing)
-    exportable = Exportable(with_tokens_first(model), loaded.preprocessing, preprocessing)
+    exportable = Exportable(exported_form(model), loaded.preprocessing, preprocessing)
     signed = signature(exportable, model.patch_size)
     if tolerance is None:
         tolerance = TOLERANCE_INT8 if int8 else TOLERANCE

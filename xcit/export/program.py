@@ -1,15 +1,12 @@
 """What is exported: the model, with the normalization of its pixels before it, for images of any number and size."""
 
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
 from ..errors import InputError
-from ..models.cross_covariance import CrossCovarianceAttention
 from ..models.position import LearnedPositionEncoding
 from ..models.xcit import XCiT
 from ..preprocessing import Preprocessing
@@ -45,34 +42,6 @@ class Exportable(nn.Module):
         shape = (batch_size, *size, self.preprocessing.channels)
         values = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
         return self.takes(self.preprocessing.as_pixels(values))
-
-
-class TokensFirstAttention(CrossCovarianceAttention):
-    """XCA on (B, heads, N, d) instead of (B, heads, d, N). The other programs cannot transpose as cheaply as torch can.
-
-    ONNX Runtime runs n12/16 1.3 × as fast with it. It is for inference in fp32.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, N, C = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.l2_norm:
-            q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
-        scores = q.mT @ k
-        if self.temperature is not None:
-            scores = scores * self.temperature
-        attended = v @ scores.softmax(dim=-1).mT
-        return self.proj(attended.transpose(1, 2).reshape(B, N, C))
-
-
-def with_tokens_first(model: XCiT) -> XCiT:
-    """A copy of the model, with its attention in the form that is exported."""
-    copy = deepcopy(model).eval()
-    for part in copy.modules():
-        if type(part) is CrossCovarianceAttention:
-            part.__class__ = TokensFirstAttention
-    return copy
 
 
 class Signature(NamedTuple):
