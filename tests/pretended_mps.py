@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-MPS = torch.device("mps")
+MPS = torch.device("mps", 0)
+"""As tensors name it, also those that were asked for with "mps"."""
 TAKE_BOTH = {Tensor.to, Tensor.copy_, Tensor.__setitem__, Tensor.__getitem__, torch._has_compatible_shallow_copy_type}
 """Operations that may take tensors of two devices."""
 

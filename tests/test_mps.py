@@ -46,7 +46,7 @@ def _mps(_mac: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_mac")
 def test_a_gpu_is_chosen_unless_another_device_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with distributed.session() as device:
-        assert device == default_device() == MPS
+        assert device == default_device() == torch.device("mps")
     monkeypatch.setenv("XCIT_DEVICE", "cpu")
     with distributed.session() as device:
         assert device == default_device() == CPU
@@ -77,13 +77,13 @@ def test_the_pretended_device_refuses_what_mps_refuses() -> None:
 
 @pytest.mark.usefixtures("_mps")
 def test_a_run_its_evaluation_and_its_predictions(command: Callable[..., Result]) -> None:
-    """Training, validation, EMA, checkpoints, an evaluation of the checkpoint, and answers."""
+    """Training with a scaled loss, validation, EMA, checkpoints, an evaluation of the checkpoint, and answers."""
     small = ("model.depth=1", "model.class_depth=1", "train.updates=2", "train.epochs=null", "data.train_fraction=0.2")
-    result = command("train.py", "run_dir=run", *TINY, *small, "resolutions=[16]")
-    assert (result.status, result.stderr.splitlines()[0]) == (0, "device      Apple MPS, 1 process, fp32")
+    result = command("train.py", "run_dir=run", *TINY, *small, "resolutions=[16]", "train.precision=fp16")
+    assert (result.status, result.stderr.splitlines()[0]) == (0, "device      Apple MPS, 1 process, fp16")
     assert command("eval.py", "checkpoint=run", "run_dir=found").status == 0
     classifier = xcit.Classifier("run")
-    assert classifier.device == MPS
+    assert classifier.device.type == "mps"
     pixels = [torch.zeros(16, 16, 3, dtype=torch.uint8)]
     torch.testing.assert_close(classifier.logits(pixels), xcit.Classifier("run", device="cpu").logits(pixels))
 
