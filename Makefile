@@ -1,6 +1,7 @@
 # make install set up: everything that train.py, eval.py and the scripts need
 # make demo    set up, train on the digits, evaluate what was trained
 # make test    set up, run the tests
+# make test-gpu   set up, run the tests that need a CUDA GPU (minutes; without a GPU each is skipped)
 # make test-slow  set up, run the tests that take minutes: detection and segmentation overfit small sets (half an hour)
 # make lint    set up, run ruff and mypy
 # make bench   set up, measure our models beside timm's (half an hour on two cores), write bench.json
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 DEMO := runs/demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-gpu test-slow lint bench clean
 
 install: $(VENV)/train.installed
 	@echo "installed into $(VENV); now: source $(VENV)/bin/activate"
@@ -25,6 +26,9 @@ demo: $(VENV)/train.installed
 
 test: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+test-gpu: $(VENV)/test.installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m gpu -ra --durations=10
 
 test-slow: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow -rP

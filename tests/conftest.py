@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xcit.kernels import dispatch
@@ -27,6 +28,15 @@ TINY = (
     "train.log_every=1",
     "resolutions=[16,24]",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests with the marker "gpu" without a GPU, except where Triton's interpreter stands in for one."""
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
 @dataclass
@@ -62,11 +72,18 @@ def command(
 
 
 def launch(
-    script: str, *arguments: str, cwd: Path, processes: int = 1, before: str = "", timeout: float = 600
+    script: str,
+    *arguments: str,
+    cwd: Path,
+    processes: int = 1,
+    before: str = "",
+    timeout: float = 600,
+    on_gpu: bool = False,
 ) -> Result:
     """Runs an entry point in separate processes, with torchrun if there is more than one.
 
     before: Python code that each process executes first.
+    on_gpu: whether the processes may use the GPUs of the machine.
     """
     starter = [sys.executable]
     if processes > 1:
@@ -78,10 +95,11 @@ def launch(
         starter.append(str(path))
     # If an earlier test started a wandb service in this process, that service would keep the run of a killed child.
     inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*starter, str(ROOT / script), *arguments],
         cwd=cwd,
-        env=inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=inherited | {"OMP_NUM_THREADS": "1"} | hidden,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -23,7 +23,7 @@ from ..conftest import TINY, Result
 from .test_crops import encoded, photograph
 
 CPU = torch.device("cpu")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LIGHT: dict[str, Any] = {
     "scale": (0.08, 1.0),
     "ratio": (3 / 4, 4 / 3),

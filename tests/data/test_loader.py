@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,13 +45,15 @@ def loader(
     mixing: dict | None = None,
     sizes: tuple[int, ...] = (24,),
     epochs: int = 1,
+    device: torch.device = CPU,
+    erase_prob: float = 0.25,
     **shares: int,
 ) -> TrainLoader:
     return TrainLoader(
         images,
         [
             RandomLabelledCrop(
-                TrainTransform(Preprocessing(size=(size, size)), **DEIT),
+                TrainTransform(Preprocessing(size=(size, size)), **DEIT | {"erase_prob": erase_prob}),
                 Mixing(len(images.classes), **(mixing or BOTH)),
             )
             for size in sizes
@@ -58,7 +61,7 @@ def loader(
         TrainBatches(len(images), batch_size, seed=3, repeats=3, **shares),
         epochs=epochs,
         workers=workers,
-        device=CPU,
+        device=device,
     )
 
 
@@ -85,6 +88,30 @@ def test_augmentation_does_not_depend_on_workers_or_on_what_was_loaded_before() 
     for mine, other in zip(first(alone, epoch=1), first(helped, epoch=1), strict=True):
         for a, b in zip(mine, other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_on_a_gpu_come_through_pinned_memory_and_are_those_on_the_cpu(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: set[tuple[str, bool]] = set()
+    to_device = RandomLabelledCrop.to_device
+
+    def noted(self: RandomLabelledCrop, collated: Any, device: torch.device, *seeds: Any) -> LabelledImages:
+        pinned.add((device.type, collated.pixels.is_pinned()))
+        return to_device(self, collated, device, *seeds)
+
+    monkeypatch.setattr(RandomLabelledCrop, "to_device", noted)
+    # Without erasing, whose noise comes from the generator of the device.
+    here, there = (
+        loader(Digits().train(), workers=workers, device=torch.device(name), erase_prob=0.0) for name in ("cpu", "cuda")
+    )
+    for mine, other in zip(first(here, epoch=0), first(there, epoch=0), strict=True):
+        for a, b in zip(mine, other, strict=True):
+            assert b.is_cuda
+            torch.testing.assert_close(a, b.cpu())
+    assert pinned == {("cpu", False), ("cuda", True)}
 
 
 def test_two_processes_see_what_one_sees_mixed_the_same() -> None:

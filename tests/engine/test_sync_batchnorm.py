@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -32,17 +33,22 @@ def results(network: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tenso
     return {"output": output.detach(), "input grad": x.grad} | gradients | dict(network.named_buffers())
 
 
-def work(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    network, x, direction = make()
-    convert_batchnorm(network, torch.device("cpu"))
-    assert sum(isinstance(m, SyncBatchNorm2d) for m in network.modules()) == 2
-    torch.save(results(network, x[SHARES[rank]], direction[SHARES[rank]]), f"{folder}/{rank}.pt")
+def work(rank: int, folder: str, on: str) -> None:
+    """On GPUs the processes use NCCL, or gloo if there is only one GPU: NCCL refuses to share it."""
+    backend = "nccl" if on == "cuda" and torch.cuda.device_count() > 1 else "gloo"
+    device = torch.device(on, rank % torch.cuda.device_count()) if on == "cuda" else torch.device(on)
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    network, x, direction = (thing.to(device) for thing in make())
+    convert_batchnorm(network, device)
+    assert sum(isinstance(m, nn.SyncBatchNorm if on == "cuda" else SyncBatchNorm2d) for m in network.modules()) == 2
+    found = results(network, x[SHARES[rank]], direction[SHARES[rank]])
+    torch.save({key: value.cpu() for key, value in found.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("on", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_two_processes_equal_one(tmp_path: Path, on: str) -> None:
+    mp.spawn(work, (str(tmp_path), on), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = results(*make())
     for key in whole:

@@ -20,6 +20,7 @@ from .test_layers import difference, nodes, randomized, tokens
 from .test_triton import (
     DEVICE,
     INTERPRETED,
+    not_interpreted,
     outcome,
     runs,
     triton_cross_covariance,
@@ -106,7 +107,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return launches
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
+@not_interpreted
 def test_a_compiled_layer_launches_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     layer, x = randomized(lambda: XCiTLayer(32, 2, 1.0)).cuda(), tokens(2, 6, 32).cuda()
