@@ -31,11 +31,15 @@ class Normalize:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.mean, self.std = preprocessing.pixel_statistics()
+        self.moved: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.buffers: list[np.ndarray] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.device.type != "cpu":
-            mean, std = self.mean.to(images.device), self.std.to(images.device)
+            # Moved once: a copy from ordinary memory waits until the GPU has finished everything before it.
+            if images.device not in self.moved:
+                self.moved[images.device] = (self.mean.to(images.device), self.std.to(images.device))
+            mean, std = self.moved[images.device]
             return images.to(torch.float32, copy=True).sub_(mean).div_(std).permute(0, 3, 1, 2)
         B, H, W, C = images.shape
         out = self.unused_buffer((B, H, W * C))
@@ -59,7 +63,7 @@ class Normalize:
         return torch.from_numpy(self.buffers[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"buffers": []}  # a worker started by spawn allocates its own buffers
+        return self.__dict__ | {"buffers": [], "moved": {}}  # a worker started by spawn allocates its own
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """A trained model that another one learns from."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +50,14 @@ class Teacher:
             load_whole(model, weights)
         self.preprocessing = Preprocessing.of_model(model)
         self.model = model.eval().requires_grad_(False).to(device)
-        self.student, self.size = student, (image_size, image_size) if image_size else self.preprocessing.size
+        self.size = (image_size, image_size) if image_size else self.preprocessing.size
+        mine, theirs = self.preprocessing, student
+        self.normalizes_alike = (mine.mean, mine.std) == (theirs.mean, theirs.std)
+        # On the device from the start: to copy them for each batch would wait for the GPU.
+        self.mine, self.theirs = (
+            [torch.tensor(values, device=device)[:, None, None] for values in (of.mean, of.std)]
+            for of in (mine, theirs)
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -61,17 +66,12 @@ class Teacher:
 
     def convert(self, images: Tensor) -> Tensor:
         """The student's images in the teacher's normalization and size."""
-        mine, theirs = self.preprocessing, self.student
-        if (mine.mean, mine.std) != (theirs.mean, theirs.std):
-            pixels = images * channels(theirs.std, images) + channels(theirs.mean, images)  # from 0 to 1
-            images = (pixels - channels(mine.mean, images)) / channels(mine.std, images)
+        if not self.normalizes_alike:
+            (mean, std), (mean_of_student, std_of_student) = self.mine, self.theirs
+            images = (images * std_of_student + mean_of_student - mean) / std
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return images
-
-
-def channels(values: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None, None]
 
 
 def load_whole(model: nn.Module, weights: str) -> None:
