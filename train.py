@@ -32,6 +32,7 @@ from xcit.config.composition import Choices, continued, make_tables, read_config
 from xcit.credentials import without_credentials
 from xcit.engine import distributed
 from xcit.engine.batch_size import find_accumulate
+from xcit.engine.cuda_graph import require_cuda_graph
 from xcit.engine.ema import make_ema
 from xcit.engine.freezing import freeze, frozen_parts
 from xcit.engine.length import Length
@@ -104,7 +105,6 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         freeze(model, config.train.freeze)
         given_values = {**(origin.input_values if origin else {}), **config.data.input_values}
         preprocessing = input_of(task, model, given_values, config.data.size, config.crop_ratio)
-
         if config.train.batch_size == "auto":
             progress.begin("trying batch sizes")
             once = (examples, preprocessing, Length(updates=1), device)
@@ -154,19 +154,18 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         progress.begin("looking through the validation images")
         summary.say([], require_sound(distributed.from_all(look_through(validation)), len(held_out)))
 
-        # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile, DDP.
+        # 7. Prepare for training: the task's hook (distillation fetches its teacher), torch.compile.
         progress.begin("preparing the training")
         with distributed.main_first():
             task.begin_training(device)
         if config.train.compile:
             for part in task.networks.values():
                 compile_model(task.get_submodule(part))
-        module = distributed.parallelise(task, device)
 
-        # 8. Train, with a validation and a checkpoint after each epoch. The run folder is created here.
+        # 8. Train, in DDP if there are several processes. A validation and a checkpoint follow each epoch.
         trainer = Trainer(
             state,
-            module,
+            distributed.parallelise(task, device),
             schedule=make_schedule(
                 state.optimizer,
                 num_updates=length.num_updates(updates_per_epoch),
@@ -211,6 +210,7 @@ def check(given: TrainConfig, device: torch.device) -> list[int]:
     task = TASKS[config.task.name]
     require_determinism(given.deterministic, device, task.nondeterministic)
     warn_of_slow_precision(device, config.train.precision, "train.precision")
+    require_cuda_graph(config.train.cuda_graph, device, config.task.name, task)
     require_decoding(config.data.decode, device)
     images = config.train.images_per_pass(distributed.world_size()) * distributed.world_size()
     task.check_options(config.task.options, config.augment.options)

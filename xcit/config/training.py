@@ -99,6 +99,9 @@ class OptimConfig(Section):
         return self
 
 
+OF_TRAINER = {"precision", "global_batch_size", "accumulate", "cuda_graph", "log_every", "max_time"}
+
+
 class LoopConfig(Section):
     """train.*: the loop."""
 
@@ -116,6 +119,8 @@ class LoopConfig(Section):
     """Data type of the forward pass: fp32, bf16 or fp16 (with a scaled loss)."""
     compile: bool
     """Whether to use torch.compile."""
+    cuda_graph: bool = False
+    """Whether forward and backward pass are one CUDA graph, so that the GPU need not wait for the processor."""
     channels_last: bool
     """Whether to keep the weights in torch.channels_last."""
     grad_checkpointing: bool = False
@@ -148,7 +153,7 @@ class LoopConfig(Section):
     @property
     def trainer(self) -> dict[str, Any]:
         """Arguments of `Trainer`."""
-        return self.model_dump(include={"precision", "global_batch_size", "accumulate", "log_every", "max_time"})
+        return self.model_dump(include=OF_TRAINER)
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +175,17 @@ class LoopConfig(Section):
     def has_a_length(self) -> "LoopConfig":
         if self.epochs is None and self.updates is None:
             raise ValueError("epochs: must be given, or train.updates")
+        return self
+
+    @model_validator(mode="after")
+    def captures_one_pass(self) -> "LoopConfig":
+        for option, is_set in (
+            (f"accumulate={self.accumulate}", self.accumulate > 1),
+            ("batch_size=auto", self.batch_size == "auto"),
+            ("grad_checkpointing=true", self.grad_checkpointing),
+        ):
+            if self.cuda_graph and is_set:
+                raise ValueError(f"cuda_graph=true: cannot be combined with train.{option}")
         return self
 
     def scaled(self, num_images: int, world_size: int) -> "ScaledLoopConfig":

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from ..checkpoint import better_weights, describe_lag
 from ..errors import StoppedTrainingError, TrainingError, print_note
 from . import distributed
+from .cuda_graph import CapturedPass
 from .length import Length
 from .numerics import autocast
 from .optimizer import ClipBy, clip_gradients
@@ -44,6 +46,7 @@ class Trainer:
         clip_by: whether that is the norm over all parameters, or of each parameter.
         frozen: parts of the task that are not trained; they stay in evaluation mode.
         max_time: hours after which `fit` ends the run after the update or validation in progress, or None.
+        cuda_graph: whether the forward and the backward pass are one CUDA graph; see cuda_graph.py.
     """
 
     state: TrainingState
@@ -60,6 +63,7 @@ class Trainer:
     frozen: Sequence[nn.Module] = ()
     clip_by: ClipBy = "all"
     max_time: float | None = None
+    cuda_graph: bool = False
 
     def train_epoch(self, loader: EpochLoader, recorder: Recorder, progress: TrainingProgress) -> Iterator[None]:
         """Make the updates that are left of an epoch, yielding after each.
@@ -112,6 +116,17 @@ class Trainer:
         self.schedule.step_update(self.state.step)
         return max(group["lr"] for group in self.state.optimizer.param_groups)
 
+    @cached_property
+    def learn(self) -> Callable[[Any], Losses]:
+        """Computes the losses of a batch and adds the gradients."""
+        return CapturedPass(self.forward_backward, self.module) if self.cuda_graph else self.forward_backward
+
+    def forward_backward(self, batch: Any) -> Losses:
+        with autocast(self.device, self.precision):
+            losses = self.module(batch)
+            self.state.scaler.scale(losses["loss"] / self.accumulate).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
     def update(self, batches: Iterator[Any], position: Position) -> Losses:
         """One update; returns the mean losses of this process's batch, still on the device."""
         state = self.state
@@ -123,11 +138,10 @@ class Trainer:
             # After the loader, which may use the same generator in this process.
             seed_step(self.seed, state.step, part, distributed.rank())
             more = part < self.accumulate - 1
-            with distributed.gradients_stay(self.module, more), autocast(self.device, self.precision):
-                losses = self.module(batch)
-                state.scaler.scale(losses["loss"] / self.accumulate).backward()
+            with distributed.gradients_stay(self.module, more):
+                losses = self.learn(batch)
             for name, loss in losses.items():
-                share = loss.detach() / self.accumulate
+                share = loss / self.accumulate
                 totals[name] = totals[name] + share if name in totals else share
 
         # Take the optimizer step, with a task hook before and after it.

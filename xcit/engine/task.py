@@ -105,6 +105,9 @@ class Task(nn.Module):
     """Name → submodule of each network of the model's kind: a student and its teacher, for example."""
     nondeterministic: ClassVar[str] = ""
     """As "task=NAME needs an operation" without a deterministic form on a GPU: there deterministic=true is refused."""
+    is_capturable: ClassVar[bool] = False
+    """Whether train.cuda_graph can record `forward`: the same operations on tensors for each batch of a shape, with
+    nothing read back from the GPU, and a batch that is a named tuple of tensors."""
     on_training_line: ClassVar[tuple[str, ...]] = ()
     """The losses that the progress line shows besides "loss"."""
     on_validation_line: ClassVar[tuple[str, ...]] = ()

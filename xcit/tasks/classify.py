@@ -35,6 +35,7 @@ class Classify(Task):
     augment = "deit"
     target_kinds = ("class",)
     headline = "top1"
+    is_capturable = True
 
     def __init__(
         self,

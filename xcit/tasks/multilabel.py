@@ -41,6 +41,7 @@ class Multilabel(Task):
     augment = "three_augment"
     target_kinds = ("classes",)
     headline = "map"
+    is_capturable = True
     on_validation_line = ("macro_f1",)
 
     def __init__(

@@ -29,6 +29,7 @@ class Regress(Task):
     augment = "three_augment"
     target_kinds = ("values",)
     headline = "r2"
+    is_capturable = True
     on_validation_line = ("mae", "rmse")
 
     def __init__(
