@@ -13,31 +13,37 @@ figure, ours, timm, ratio, lowest, highest, share, of_eager. The share is our pa
 matrix product, counted by the operations of timm's model. The script first prints the machine's rates: of a linear
 layer, of the same product as a 1 × 1 convolution in channels-last memory, and of our matrix product.
 
+--minutes bounds the time: figures that have not begun by then are named and not measured. On a GPU each training figure
+adds rows: the milliseconds of a step in which kernels run, their number, and the share of the step in which the GPU is
+busy. bench.kernels.txt, beside bench.json, lists the kernels that take the longest, and bench.trace.json.gz is a trace
+of our first profiled steps. "peak_memory" is the peak of a step in MB. "loop" has the images/s of train.py on JPEGs in
+the column of ours, and those of our bare step on a batch in memory in the column of timm.
+
 With --figures inference_onnx or inference_aoti, ours is a file of scripts/export.py, run by ONNX Runtime or compiled by
 AOTInductor, and of_eager is its speed by that of our eager model. They run only on machines without a GPU.
 """
 
 import argparse
+import gc
+import itertools
 import json
+import math
 import os
-import re
-import statistics
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-import timm
 import torch
 import torch._inductor.config
-from rich.table import Table
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
-import xcit
+from scripts.benchmark_cases import Case, Row, print_table, row
 from scripts.benchmark_steps import EXPORTED, TIMED, exported_inference
+from scripts.gpu_figures import loop, peaks, profiled
 from scripts.measurements import Rates, in_turns, kept_by, measure_machine, operations_of, rate
 from xcit.command import ArgumentParser, guarded
 from xcit.engine.progress import Progress
@@ -47,72 +53,23 @@ from xcit.kernels import forced
 from xcit.kernels.dispatch import KINDS
 from xcit.kernels.self_check import check_triton_kernels
 from xcit.storage import write_text
-from xcit.tables import show_table
-from xcit.weights.published import long_name
 
 CASES = {
     "cpu": ("n12/16@224x16", "s12/16@224x16", "s12/8@224x4", "s12/16@384x4", "s12/8@384x1"),
-    "cuda": ("s12/16@224x256",),
+    "cuda": ("s12/16@224x256", "s12/16@224x1024", "s12/8@384x64"),
 }
 
-
-@dataclass(frozen=True)
-class Case:
-    model: str
-    patch_size: int
-    image_size: int
-    batch_size: int
-
-    @classmethod
-    def read(cls, text: str) -> "Case":
-        """Read s12/16@224x8: the S12 at patch 16, at 224 pixels, in batches of 8."""
-        found = re.fullmatch(r"(\w+)/(\d+)@(\d+)x(\d+)", text)
-        if not found:
-            raise InputError(f"--cases={text}: must be MODEL/PATCH@PIXELSxBATCH, as s12/16@224x8")
-        model = f"xcit_{found[1]}"
-        choose({name: name for name in xcit.list_models()}, model, "--cases")
-        case = cls(model, *map(int, found.groups()[1:]))
-        if case.patch_size not in (8, 16) or case.batch_size < 1 or case.image_size < case.patch_size:
-            raise InputError(f"--cases={text}: must have a patch of 8 or 16, at least one image, of at least one patch")
-        return case
-
-    def models(self, device: torch.device) -> dict[str, nn.Module]:
-        """Both models, with the same weights."""
-        torch.manual_seed(0)
-        theirs = timm.create_model(f"{long_name(self.model, self.patch_size)}_224")
-        ours = xcit.create_model(self.model, patch_size=self.patch_size)
-        xcit.load_weights(ours, theirs.state_dict())
-        models = {"ours": ours.to(device), "timm": theirs.to(device)}
-        if device.type == "cuda":
-            theirs.to(memory_format=torch.channels_last)
-        return models
-
-    def images(self, device: torch.device) -> Tensor:
-        images = torch.randn(self.batch_size, 3, self.image_size, self.image_size, device=device)
-        return images.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images
-
-
-@dataclass(frozen=True)
-class Row:
-    model: str
-    image_size: int
-    batch_size: int
-    mode: str
-    figure: str
-    ours: float
-    timm: float
-    ratio: float
-    lowest: float
-    highest: float
-    share: float | None = None
-    of_eager: float | None = None
-    """Of an export: its speed by that of our eager model, the median of the rounds."""
-
-
-FIGURES = (*TIMED, "memory", *EXPORTED)
+FIGURES = (*TIMED, "memory", "peak_memory", "loop", *EXPORTED)
+ON_GPU = {name for name, figure in TIMED.items() if figure.needs_gpu} | {"peak_memory", "loop"}
+"""Figures for machines with a GPU."""
 USUAL = {
-    "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled") and name not in EXPORTED],
-    "cuda": [name for name in FIGURES if "bf16" in name],
+    "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled") and name not in {*ON_GPU, *EXPORTED}],
+    # Those that need no compiler come first, because compiling takes minutes.
+    "cuda": [
+        *("training_bf16_graph", "training_bf16", "inference_bf16", "peak_memory", "loop", "inference_bf16_compiled"),
+        *("training_bf16_compiled_graph", "training_bf16_compiled", "training_bf16_reduce_overhead"),
+        *("inference_bf16_reduce_overhead", "inference_bf16_autotuned", "training_bf16_autotuned"),
+    ],
 }
 
 
@@ -126,6 +83,9 @@ def main() -> None:
         choose({name: name for name in FIGURES}, name, "--figures")
         for name in named(arguments.figures, USUAL[device.type])
     ]
+    for figure in ON_GPU & set(figures):
+        if device.type != "cuda":
+            raise InputError(f"--figures={figure}: is for machines with a GPU")
     for figure in EXPORTED.keys() & set(figures):
         if device.type != "cpu":
             raise InputError(f"--figures={figure}: is for machines without a GPU")
@@ -133,6 +93,9 @@ def main() -> None:
     kernels = choose({kind: kind for kind in KINDS}, arguments.kernels, "--kernels")
     if arguments.rounds < 1:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
+    if arguments.minutes <= 0:
+        raise InputError(f"--minutes={arguments.minutes:g}: must be greater than 0")
+    end = time.monotonic() + 60 * arguments.minutes
     table = Path(arguments.json).absolute()
     if table.is_dir() or not os.access(table.parent, os.W_OK):
         raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
@@ -147,19 +110,28 @@ def main() -> None:
         # Measure the models, and write all rows after each case and figure, so that an interruption loses little.
         rows: list[Row] = []
         check_triton_kernels(torch.empty(1, device=device))  # the self-check of the kernels, before anything is timed
-        for case in cases:
-            for figure in figures:
-                print(f"{case} {figure}", file=sys.stderr, flush=True)
-                progress.begin(f"{case} {figure}")
+        missing: list[str] = []
+        for figure, case in itertools.product(figures, cases):
+            if time.monotonic() > end:
+                missing.append(f"{case} {figure}: not measured, because --minutes={arguments.minutes:g} are over")
+                continue
+            print(f"{case} {figure}", file=sys.stderr, flush=True)
+            progress.begin(f"{case} {figure}")
+            # Forget compiled code: after eight versions of a layer, torch.compile would run it uncompiled.
+            torch.compiler.reset()
+            gc.collect()
+            try:
                 with forced(kernels):
-                    if figure in EXPORTED:
-                        rows.append(timed_export(case, figure, arguments.rounds, device))
-                    elif figure == "memory":
-                        rows += saved_tensors(case, device)
-                    else:
-                        rows += timed(case, figure, arguments.rounds, device, best)
-                write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                    rows += measure(case, figure, arguments.rounds, device, best, table)
+            except RuntimeError as error:  # out of memory, or a compiler's error: the other figures may work
+                missing.append(f"{case} {figure}: {str(error).splitlines()[0]}")
+                print(missing[-1], file=sys.stderr, flush=True)
+            write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print_table(rows)
+    for line in missing:
+        print(line)
+    if missing:
+        sys.exit(1)
 
 
 def named(listed: str | None, usual: Sequence[str]) -> Sequence[str]:
@@ -178,11 +150,25 @@ def parse_arguments() -> argparse.Namespace:
         "--kernels", default="auto", help=f"the kernels of our model: {', '.join(KINDS)} (default: auto)"
     )
     parser.add_argument("--rounds", type=int, default=10, help="turns of each side (default: 10)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no figure begins later (default: no limit)")
     parser.add_argument("--json", default="bench.json", help="the file for the rows (default: bench.json)")
     return parser.parse_args()
 
 
-def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates) -> list[Row]:
+def measure(case: Case, figure: str, rounds: int, device: torch.device, best: Rates, table: Path) -> list[Row]:
+    """The rows of a figure. table: the file of --json; profiles are written beside it."""
+    if figure in EXPORTED:
+        return [timed_export(case, figure, rounds, device)]
+    if figure == "memory":
+        return saved_tensors(case, device)
+    if figure == "peak_memory":
+        return [peaks(case, device)]
+    if figure == "loop":
+        return [loop(case, rounds, device)]
+    return timed(case, figure, rounds, device, best, table)
+
+
+def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates, table: Path) -> list[Row]:
     """Measure images/s of both sides, and the seconds of the first step if they are compiled."""
     figure, images, models = TIMED[name], case.images(device), case.models(device)
     operations = case.batch_size * operations_of(models["timm"], images[:1], figure.training)
@@ -191,13 +177,18 @@ def timed(case: Case, name: str, rounds: int, device: torch.device, best: Rates)
     if figure.compiled:
         torch.compile(torch.sin)(images)  # starts the compiler's processes, so that neither side's first step does
     first = {side: [1 / rate(step, 1, device)] for side, step in steps.items()}
+    if figure.warm_up:
+        for step in steps.values():
+            rate(step, figure.warm_up, device)
     rates = in_turns(steps, rounds, device)
     speeds = {side: [case.batch_size * one for one in found] for side, found in rates.items()}
     mode = "compiled" if figure.compiled else "eager"
-    share = statistics.median(rates["ours"]) * operations / best[figure.dtype]
+    share = median(rates["ours"]) * operations / best[figure.dtype]
     rows = [row(case, mode, name, speeds["ours"], speeds["timm"], share)]
     if figure.compiled:
         rows.append(row(case, mode, f"{name}: first step, s", first["ours"], first["timm"]))
+    if figure.training and device.type == "cuda":
+        rows += profiled(case, mode, name, steps, rates, device, table)
     return rows
 
 
@@ -207,7 +198,7 @@ def timed_export(case: Case, name: str, rounds: int, device: torch.device) -> Ro
     steps = {side: TIMED["inference"].step(model, images) for side, model in models.items()}
     steps["export"] = exported_inference(models["ours"].eval(), EXPORTED[name], images)
     speeds = {side: [case.batch_size * one for one in found] for side, found in in_turns(steps, rounds, device).items()}
-    of_eager = statistics.median(a / b for a, b in zip(speeds["export"], speeds["ours"], strict=True))
+    of_eager = median(a / b for a, b in zip(speeds["export"], speeds["ours"], strict=True))
     return replace(row(case, EXPORTED[name], name, speeds["export"], speeds["timm"]), of_eager=of_eager)
 
 
@@ -221,27 +212,6 @@ def saved_tensors(case: Case, device: torch.device) -> list[Row]:
         row(case, "eager", "saved tensors, MB", found["ours"], found["timm"]),
         row(case, "eager", "saved tensors, MB: checkpointed", checkpointed, found["timm"]),
     ]
-
-
-def row(case: Case, mode: str, figure: str, ours: list[float], theirs: list[float], share: float | None = None) -> Row:
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    medians = statistics.median(ours), statistics.median(theirs)
-    spread = statistics.median(ratios), min(ratios), max(ratios)
-    model = f"{case.model}_p{case.patch_size}"
-    return Row(model, case.image_size, case.batch_size, mode, figure, *medians, *spread, share)
-
-
-def print_table(rows: list[Row]) -> None:
-    table = Table()
-    for column in ("model", "pixels", "batch", "figure", "ours", "timm", "ratio", "range", "share", "of eager"):
-        table.add_column(column, justify="left" if column in ("model", "figure") else "right", overflow="fold")
-    for r in rows:
-        numbers: tuple[Any, ...] = (f"{r.ours:,.1f}", f"{r.timm:,.1f}", f"{r.ratio:.2f}")
-        share = "" if r.share is None else f"{100 * r.share:.0f} %"
-        spread = f"{r.lowest:.2f}–{r.highest:.2f}"
-        of_eager = "" if r.of_eager is None else f"{r.of_eager:.2f}"
-        table.add_row(r.model, str(r.image_size), str(r.batch_size), r.figure, *numbers, spread, share, of_eager)
-    show_table(table)
 
 
 if __name__ == "__main__":

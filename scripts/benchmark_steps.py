@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import xcit
 from scripts.measurements import Step
+from xcit.engine.cuda_graph import WARM_UP, CapturedPass
 from xcit.engine.optimizer import make_optimizer
 from xcit.export.files import write_file
 from xcit.export.formats import format_named
@@ -30,6 +32,19 @@ class Figure:
     compiled: bool = False
     checkpointed: bool = False
     """Gradient checkpointing in our model only. It is compared with timm's plain step."""
+    graph: bool = False
+    """Our forward and backward pass as one CUDA graph, as train.cuda_graph=true runs them."""
+    timm_mode: str | None = None
+    """The mode of torch.compile for timm's model."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        return self.graph or self.timm_mode is not None
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before the first that is timed, besides those of `in_turns`: to capture CUDA graphs."""
+        return WARM_UP + 1 if self.needs_gpu else 0
 
     def step(self, model: nn.Module, images: Tensor) -> Step:
         """The step to time. It may change the model, which must not be used for anything else afterwards."""
@@ -38,11 +53,15 @@ class Figure:
             model = xcit.fuse_for_inference(model)
         if self.checkpointed and isinstance(model, xcit.XCiT):
             model.set_grad_checkpointing()
-        if self.compiled:
+        if self.compiled and self.timm_mode and not ours:
+            model.compile(mode=self.timm_mode)
+        elif self.compiled:
             compile_model(model)
-        step = training(model, images, ours) if self.training else inference(model, images)
+        step = training(model, images, ours, self.graph) if self.training else inference(model, images)
 
         def cast() -> object:
+            if self.timm_mode == "reduce-overhead":
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 return step()
 
@@ -59,7 +78,15 @@ TIMED = {
     "training_checkpointed": Figure(training=True, checkpointed=True),
     "inference_bf16_compiled": Figure(training=False, dtype=torch.bfloat16, compiled=True),
     "training_bf16_compiled": Figure(training=True, dtype=torch.bfloat16, compiled=True),
+    "training_bf16_graph": Figure(training=True, dtype=torch.bfloat16, graph=True),
+    "training_bf16_compiled_graph": Figure(training=True, dtype=torch.bfloat16, compiled=True, graph=True),
+    **{
+        f"{what}_bf16_{name}": Figure(training, torch.bfloat16, compiled=True, graph=training, timm_mode=mode)
+        for name, mode in (("reduce_overhead", "reduce-overhead"), ("autotuned", "max-autotune-no-cudagraphs"))
+        for what, training in (("training", True), ("inference", False))
+    },
 }
+"""The last four compare our compiled model, in training as a CUDA graph, with timm's in other modes of the compiler."""
 
 EXPORTED = {"inference_onnx": "onnx", "inference_aoti": "aoti"}
 """Figure → the format of our export, which is measured in turns with our eager model and timm's."""
@@ -90,8 +117,13 @@ def inference(model: nn.Module, images: Tensor) -> Step:
     return step
 
 
-def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
-    """An update as in train.py: forward, backward, clipping, AdamW, EMA."""
+class Batch(NamedTuple):
+    images: Tensor
+    targets: Tensor
+
+
+def training(model: nn.Module, images: Tensor, ours: bool, graph: bool = False) -> Step:
+    """An update as in train.py: forward, backward, clipping, AdamW, EMA. graph: see `Figure`."""
     model.train()
     targets = torch.full((len(images), 1000), 1e-3, device=images.device)
     if ours:
@@ -100,8 +132,15 @@ def training(model: nn.Module, images: Tensor, ours: bool) -> Step:
         optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
     ema = ModelEmaV3(model, decay=0.999)
 
+    def forward_backward(batch: Batch) -> dict[str, Tensor]:
+        loss = F.cross_entropy(model(batch.images), batch.targets)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    learn = CapturedPass(forward_backward, model) if graph and ours else forward_backward
+
     def step() -> None:
-        F.cross_entropy(model(images), targets).backward()
+        learn(Batch(images, targets))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 import xcit
+from scripts import benchmark_steps, measurements
+from scripts.benchmark_steps import Figure
 
 from ..conftest import Result
 
@@ -51,6 +54,7 @@ def test_an_unknown_case_or_figure_is_one_line(command: Command) -> None:
         (("--cases", "s13/16@224x8"), "--cases=xcit_s13: unknown; did you mean xcit_s12?"),
         (("--cases", "n12/7@64x2"), "--cases=n12/7@64x2: must have a patch of 8 or 16"),
         (("--rounds", "0"), "--rounds=0: must be at least 1"),
+        (("--minutes", "0"), "--minutes=0: must be greater than 0"),
         (("--json", "nowhere/a.json"), "--json=nowhere/a.json: must be a file in a folder that exists"),
         (("--json", "/"), "--json=/: must be a file in a folder that exists"),
         (("--json", ""), "--json=: must be a file in a folder that exists"),
@@ -61,3 +65,35 @@ def test_an_unknown_case_or_figure_is_one_line(command: Command) -> None:
         result = command(SCRIPT, *arguments)
         assert (result.status, result.stderr.count("\n")) == (2, 1)
         assert result.stderr.startswith(f"error: {message}")
+
+
+def test_figures_for_a_gpu_are_refused_without_one(command: Command) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    for figure in ("training_bf16_graph", "inference_bf16_autotuned", "peak_memory", "loop"):
+        result = command(SCRIPT, "--figures", figure)
+        assert (result.status, result.stderr) == (2, f"error: --figures={figure}: is for machines with a GPU\n")
+
+
+def test_a_graph_is_measured_and_what_does_not_work_or_has_no_time_is_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(figure: Figure, model: torch.nn.Module, images: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("out of memory\nin frame 3")
+
+    monkeypatch.setattr(
+        measurements, "measure_machine", lambda *given: dict.fromkeys((torch.float32, torch.bfloat16), 1)
+    )
+    monkeypatch.setattr(measurements, "SECONDS", 0.01)
+    monkeypatch.setattr(Figure, "needs_gpu", False)
+    monkeypatch.setattr(benchmark_steps, "CapturedPass", lambda run, module: run)
+    small = ("--cases", "n12/16@32x2", "--rounds", "2")
+    result = command(SCRIPT, *small, "--figures", "training_bf16_graph")
+    assert result.status == 0, result.stderr
+    (row,) = json.loads((tmp_path / "bench.json").read_text())
+    assert (row["figure"], row["mode"]) == ("training_bf16_graph", "eager") and row["ratio"] > 0
+    monkeypatch.setattr(Figure, "step", fails)
+    result = command(SCRIPT, *small, "--figures", "inference")
+    assert result.status == 1 and "n12/16@32x2 inference: out of memory" in result.stdout.splitlines()
+    result = command(SCRIPT, *small, "--figures", "inference", "--minutes", "1e-9")
+    assert "n12/16@32x2 inference: not measured, because --minutes=1e-09 are over" in result.stdout.splitlines()
