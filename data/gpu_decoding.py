@@ -1,4 +1,4 @@
-"""Decodes JPEGs on the GPU with torchvision's nvjpeg. Workers choose the crops and pass the encoded files on."""
+"""Decodes JPEGs on the GPU by torchcodec or torchvision. Workers choose the crops and pass the encoded files on."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
@@ -21,21 +20,21 @@ from .transforms import TrainTransform
 
 
 def require_decoding(where: str, device: torch.device) -> None:
-    """Raise an InputError if data.decode=gpu cannot run: without a CUDA device or without nvjpeg in torchvision."""
+    """Raise an InputError if data.decode=gpu cannot run: without a CUDA device or without nvjpeg."""
     if where == "cpu":
         return
     if device.type != "cuda":
         raise InputError(
             f"data.decode=gpu: needs a CUDA GPU, and this run is on the {device.type}; set data.decode=cpu"
         )
-    # Decode a small JPEG, since torchvision has no function that says whether it was built with nvjpeg.
+    # Decode a small JPEG, since neither library has a function that says whether it was built with nvjpeg.
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:
         decode([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # an OSError if a library of torchcodec cannot be loaded
         reason = str(error).splitlines()[0]
-        raise InputError(f"data.decode=gpu: torchvision cannot decode here ({reason}); set data.decode=cpu") from None
+        raise InputError(f"data.decode=gpu: JPEGs cannot be decoded here ({reason}); set data.decode=cpu") from None
 
 
 class EncodedCrop(NamedTuple):
@@ -131,4 +130,8 @@ class EncodedBatch:
 
 def decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
     """Decode JPEGs on the device: a (bytes,) tensor each → (3, H, W), uint8 each."""
-    return decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device)
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except ImportError:  # before 0.16 it has no decoder of images; those of torchvision are deprecated since 0.29
+        from torchvision.io import decode_jpeg
+    return decode_jpeg(jpegs, mode="RGB", device=device)

@@ -1,7 +1,8 @@
 """Decoding on the device gives the crops of decoding in workers, or an error that says why it cannot run."""
 
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def batches(images: ImageFiles, transform: TrainTransform, workers: int, device:
     return [batch._replace(images=batch.images.cpu().clone()) for batch in loader.epoch(0)]
 
 
+@pytest.fixture(params=["torchcodec.decoders", "torchvision.io"])
+def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library that decodes: torchcodec, or torchvision where torchcodec is not installed."""
+    module, calls = pytest.importorskip(request.param), []
+    decode = module.decode_jpeg
+    monkeypatch.setattr(module, "decode_jpeg", lambda *given, **named: calls.append(given) or decode(*given, **named))
+    if request.param == "torchvision.io":
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # makes its import fail
+    yield
+    assert calls
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision are deprecated")
+@pytest.mark.usefixtures("_library")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_other_way(tmp_path: Path, workers: int, device: str) -> None:
@@ -68,6 +83,8 @@ def test_batches_are_those_of_the_other_way(tmp_path: Path, workers: int, device
         assert difference.mean() < 1
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision are deprecated")
+@pytest.mark.usefixtures("_library")
 def test_what_cannot_be_decoded_is_named_and_the_others_of_its_batch_are_not_lost() -> None:
     picture = photograph(64, 64)
     good = encoded(picture)
@@ -102,12 +119,12 @@ def test_without_a_gpu_it_is_refused() -> None:
         require_decoding("gpu", CPU)
 
 
-def test_what_torchvision_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_decoded_here_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("nvjpeg is missing\nin frame 3")
 
     monkeypatch.setattr("data.gpu_decoding.decode", refuse)
-    with pytest.raises(InputError, match=r"^data\.decode=gpu: torchvision cannot decode here \(nvjpeg is missing\);"):
+    with pytest.raises(InputError, match=r"^data\.decode=gpu: JPEGs cannot be decoded here \(nvjpeg is missing\);"):
         require_decoding("gpu", torch.device("cuda"))
 
 
