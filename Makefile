@@ -28,7 +28,7 @@ test: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 test-gpu: $(VENV)/test.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m gpu -ra --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 4 -m gpu -vv -ra --durations=10
 
 test-slow: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow -rP
