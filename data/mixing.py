@@ -75,8 +75,9 @@ class Mixing:
             np.random.seed(seed)
             return self.mix(images, labels, weights)
         targets, mixed = images.new_empty(len(images), self.num_classes), torch.empty_like(weights)
-        for draw, rows in rows_of_draws(image_seeds, self.mix_draws).items():
+        for draw, listed in rows_of_draws(image_seeds, self.mix_draws).items():
             np.random.seed([*seed, draw])
+            rows = index_on(images.device, listed)
             images[rows], targets[rows], mixed[rows] = self.mix(images[rows], labels[rows], weights[rows])
         return images, targets, mixed
 
@@ -90,6 +91,12 @@ class Mixing:
         if labels.ndim == 1:
             return mixup_target(labels, self.num_classes, lam, self.label_smoothing)
         return labels if lam == 1.0 else lam * labels + (1.0 - lam) * labels.flip(0)
+
+
+def index_on(device: torch.device, rows: Sequence[int]) -> Tensor:
+    """The rows as a tensor. A copy to a GPU from memory that is not pinned would wait for all work before it."""
+    index = torch.tensor(rows)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def rows_of_draws(image_seeds: Sequence[int], draws: int) -> dict[int, list[int]]:

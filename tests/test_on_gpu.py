@@ -136,6 +136,8 @@ def test_between_two_rows_no_update_waits_for_the_gpu(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Trainer, "update", watched)
-    result = command("train.py", *SMALL, *options, "augment=deit", "train.log_every=5", "run_dir=run")
+    result = command(
+        "train.py", *SMALL, *options, "augment=deit", "augment.mix_draws=4", "train.log_every=5", "run_dir=run"
+    )
     assert result.status == 0, result.stderr
     assert updates == [10]
