@@ -162,7 +162,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             for part in task.networks.values():
                 compile_model(task.get_submodule(part))
 
-        # 8. Train, in DDP if there are several processes. A validation and a checkpoint follow each epoch.
+        # 8. Train, with a validation and a checkpoint after each epoch. open_run creates the run folder.
         trainer = Trainer(
             state,
             distributed.parallelise(task, device),
