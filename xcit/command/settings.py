@@ -1,6 +1,7 @@
 """Every setting of the configuration and the types that it takes, read without importing torch."""
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ class Settings:
     """Key → its comment in conf/. A key that is in no file there has none."""
 
 
+@functools.cache  # a command asks twice, and to read the source takes a quarter of a second
 def read_settings(schema: type[BaseModel], root: str, repository: Path) -> Settings:
     """The settings of the command that composes conf/ROOT.yaml.
 
