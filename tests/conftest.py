@@ -1,5 +1,7 @@
 """Shared fixtures: small data sets of real image files, and functions that run the entry points as a user does."""
 
+import contextlib
+import io
 import os
 import runpy
 import signal
@@ -8,12 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from xcit.engine import curves
 from xcit.kernels import dispatch
 from xcit.signals import SIGNALS
 
@@ -28,6 +33,10 @@ TINY = (
     "train.log_every=1",
     "resolutions=[16,24]",
 )
+
+
+# Compiles in this process. By default, torch.compile starts a pool of processes that import torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,22 +62,49 @@ def command(
     """command("train.py", "key=value", …) runs an entry point as __main__ in this process, in an empty folder."""
 
     def call(script: str, *arguments: str) -> Result:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        monkeypatch.chdir(tmp_path)  # for the rest of the test
         capsys.readouterr()
-        status = 0
-        handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGPIPE)}
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        status = run_here(script, *arguments, cwd=tmp_path)
         captured = capsys.readouterr()
         return Result(status, captured.out, captured.err)
 
     return call
+
+
+def call_here(script: str, *arguments: str, cwd: Path) -> Result:
+    """As `command`, for fixtures that several tests share. It is seconds faster than `launch`, which imports torch."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = run_here(script, *arguments, cwd=cwd)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def run_here(script: str, *arguments: str, cwd: Path) -> int:
+    """Runs an entry point as __main__ in this process, and returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        patch.setattr(curves, "draw", curves_alone)
+        handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGPIPE)}
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return 0
+
+
+draw_curves = curves.draw
+
+
+def curves_alone(runs: Any) -> Figure:
+    """The curves of runs without axes, whose layout takes a second. engine/test_curves.py and `launch` draw them all."""
+    figure = draw_curves(runs)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_axis_off()
+    return figure
 
 
 def launch(

@@ -11,7 +11,7 @@ from data.crops import random_resized_crop
 from xcit.encoded_image import EncodedImage
 from xcit.preprocessing import Preprocessing
 
-from .conftest import launch
+from .conftest import call_here
 from .test_pixel_arrays import bands, npy
 from .test_preprocessing import noise, statistics
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bands(noise(20, 30, 6, bit_depth=16, seed=number)))
     root = f"data.root={folder / 'images'}"
-    result = launch(
+    result = call_here(
         "train.py", "data=folder", root, *PIXELS, *SHAPE, *TINY, "resolutions=[16]", "run_dir=run", cwd=folder
     )
     assert result.status == 0, result.stderr
@@ -53,7 +53,7 @@ def test_the_checkpoint_holds_what_was_given_and_is_evaluated_with_it(run: Path)
     saved = torch.load(run / "run/checkpoints/last.pt", weights_only=True)["preprocessing"]
     given = {"size": [16, 24], "channels": 6, "bit_depth": 16, "resize": "letterbox", "mean": MEAN, "std": STD}
     assert {key: saved[key] for key in given} == given
-    result = launch("eval.py", "checkpoint=run", "run_dir=evaluated", cwd=run)
+    result = call_here("eval.py", "checkpoint=run", "run_dir=evaluated", cwd=run)
     assert result.status == 0, result.stderr
     rows = [json.loads((run / folder / "results.json").read_text()) for folder in ("run", "evaluated")]
     for trained, evaluated in zip(*rows, strict=True):
@@ -65,7 +65,7 @@ def test_the_checkpoint_holds_what_was_given_and_is_evaluated_with_it(run: Path)
     "typed", ["data.mean=[0,0,0,0,0,0]", "data.bit_depth=8", "data.resize=crop", "data.channels=3"]
 )
 def test_another_normalization_is_refused(run: Path, typed: str) -> None:
-    result = launch("eval.py", "checkpoint=run", typed, "run_dir=other", cwd=run)
+    result = call_here("eval.py", "checkpoint=run", typed, "run_dir=other", cwd=run)
     assert result.status == 2 and "which is always used" in result.stderr and typed.split("=")[0] in result.stderr
     assert not (run / "other").exists()
 
@@ -85,7 +85,7 @@ def test_another_normalization_is_refused(run: Path, typed: str) -> None:
 )
 def test_what_cannot_be_is_told_before_anything_is_written(run: Path, arguments: tuple[str, ...], line: str) -> None:
     root = f"data.root={run / 'images'}"
-    result = launch("train.py", "data=folder", root, *TINY, *arguments, "run_dir=refused", cwd=run)
+    result = call_here("train.py", "data=folder", root, *TINY, *arguments, "run_dir=refused", cwd=run)
     assert result.status == 2 and line in result.stderr, result.stderr
     assert not (run / "refused").exists()
 
