@@ -7,7 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -99,7 +100,7 @@ draw_curves = curves.draw
 
 
 def curves_alone(runs: Any) -> Figure:
-    """The curves of runs without axes, whose layout takes a second. engine/test_curves.py and `launch` draw them all."""
+    """The curves of runs without axes, whose layout takes a second. `launch` and engine/test_curves.py draw axes."""
     figure = draw_curves(runs)
     figure.set_layout_engine("none")
     for axes in figure.axes:
@@ -142,6 +143,29 @@ def launch(
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def in_two_processes(work: Callable[[int, str], None], folder: Path) -> None:
+    """Calls work(rank, folder) in two processes, which have one thread each.
+
+    A fork has imported torch already. Where there is a GPU, it may not use autograd, and processes are spawned.
+    """
+    how = "spawn" if torch.cuda.is_available() else "fork"
+    mp.start_processes(with_one_thread, (work, str(folder)), nprocs=2, start_method=how)
+
+
+def with_one_thread(rank: int, work: Callable[[int, str], None], folder: str) -> None:
+    torch.set_num_threads(1)  # a fork has no pool of OpenMP threads
+    work(rank, folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Uses one thread, as the processes that `launch` starts do, so that all runs are bit-identical."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

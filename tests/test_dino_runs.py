@@ -14,7 +14,7 @@ from PIL import Image
 import xcit
 from xcit.storage import read_tensors
 
-from .conftest import Result, launch
+from .conftest import Result, call_here, launch
 from .test_resuming import AT_STEP_14
 
 Command = Callable[..., Result]
@@ -49,9 +49,9 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino") / "run"
-    result = launch("train.py", *TINY_DINO, f"run_dir={folder}", cwd=folder.parent)
+    result = call_here("train.py", *TINY_DINO, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
     for name in ("teacher_entropy", "batch_entropy", "feature_std", "knn_val_top1", "rankme"):
         assert f"  {name} " in result.stderr + result.stdout, "the progress line tells of a collapse"
@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_exactly(trained: Path, command: Command, tmp_path:
     arguments = ("train.py", *TINY_DINO, "run_dir=run", "resume=auto")
     before = AT_STEP_14.format("signal.raise_signal(signal.SIGKILL)")
     assert launch(*arguments, cwd=tmp_path, before=before).status == -9
-    result = launch(*arguments, cwd=tmp_path)
+    result = command(*arguments)
     assert result.status == 0, result.stderr
     assert untimed(tmp_path / "run") == untimed(trained)
     ours, theirs = (read_tensors(path / "checkpoints/last.pt")["task"] for path in (tmp_path / "run", trained))

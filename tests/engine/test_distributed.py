@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from data.samplers import EvalBatches
 from xcit.engine import distributed
+
+from ..conftest import in_two_processes
 
 
 def test_a_system_without_prctl_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,5 +32,5 @@ def gather(rank: int, folder: str) -> None:
 
 
 def test_rows_that_are_spread_over_processes_come_back_in_their_order(tmp_path: Path) -> None:
-    mp.spawn(gather, (str(tmp_path),), nprocs=2)
+    in_two_processes(gather, tmp_path)
     assert distributed.rows_of_all(torch.arange(3)).tolist() == [0, 1, 2]

@@ -1,15 +1,17 @@
 """SyncBatchNorm over two CPU processes equals BatchNorm over their joint batch."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from xcit.engine.sync_batchnorm import SyncBatchNorm2d, convert_batchnorm
+
+from ..conftest import in_two_processes
 
 SHARES = (slice(0, 3), slice(3, 8))  # the two shares differ in size
 
@@ -48,7 +50,7 @@ def work(rank: int, folder: str, on: str) -> None:
 
 @pytest.mark.parametrize("on", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_two_processes_equal_one(tmp_path: Path, on: str) -> None:
-    mp.spawn(work, (str(tmp_path), on), nprocs=2)
+    in_two_processes(partial(work, on=on), tmp_path)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = results(*make())
     for key in whole:
@@ -78,7 +80,7 @@ def activations() -> Tensor:
 
 
 def test_timms_batchnorm_keeps_its_activation(tmp_path: Path) -> None:
-    mp.spawn(work_with_activation, (str(tmp_path),), nprocs=2)
+    in_two_processes(work_with_activation, tmp_path)
     network = nn.Sequential(BatchNormAct2d(3, act_layer=nn.SiLU))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -22,6 +21,8 @@ from xcit.evaluation import detection
 from xcit.evaluation.detection import DRAWN_FROM, CocoMetrics
 from xcit.evaluation.drawing import font_for, text_size
 from xcit.models.dense.mask_rcnn import Detections, paste
+
+from ..conftest import in_two_processes
 
 CLASSES = ("cat", "dog", "never seen", "bird")
 SIZE = (150, 200)
@@ -192,7 +193,7 @@ def share(rank: int, folder: str) -> None:
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     """Exactly, and detections with equal scores do not change that."""
-    mp.spawn(share, (str(tmp_path),), nprocs=2)
+    in_two_processes(share, tmp_path)
     metrics, evaluator = measured(tuple(reversed(range(IMAGES))))
     for rank, pictures in ((0, 6), (1, 0)):
         found, rows, shown = torch.load(tmp_path / f"{rank}.pt")

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score, recall_score
 from torch import Tensor
 
 from xcit.evaluation import drawing, segmentation
 from xcit.evaluation.segmentation import Segmentation
+
+from ..conftest import in_two_processes
 
 CLASSES = ("sky", "tree", "road", "car", "boat", "absent")
 CPU = torch.device("cpu")
@@ -112,7 +113,7 @@ def test_without_labelled_pixels_the_metrics_are_undefined() -> None:
     assert found.pop("images") == 1 and all(math.isnan(value) for value in found.values())
 
 
-def in_two_processes(rank: int, folder: str) -> None:
+def measure_in_two(rank: int, folder: str) -> None:
     _, whole = measured(batch(range(5)))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for own in (range(3), range(3, 5)), (range(5), range(0)):
@@ -125,7 +126,7 @@ def in_two_processes(rank: int, folder: str) -> None:
 
 
 def test_metrics_are_exact_over_two_processes(tmp_path: Path) -> None:
-    mp.spawn(in_two_processes, (str(tmp_path),), nprocs=2)
+    in_two_processes(measure_in_two, tmp_path)
 
 
 def test_a_probability_of_0_does_not_make_the_loss_infinite() -> None:

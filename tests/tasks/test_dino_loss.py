@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +19,8 @@ from xcit.tasks.dino_loss import (
     masked_patch_entropy,
     sinkhorn,
 )
+
+from ..conftest import in_two_processes
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -139,7 +140,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    in_two_processes(work, tmp_path)
     (loss, gradient, first), (_, _, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     teacher, student = (F.normalize(random(n, 6, 4, seed=n), dim=-1) for n in (2, 5))
     student.requires_grad_()

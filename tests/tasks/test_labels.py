@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from sklearn import metrics
 from timm.loss import AsymmetricLossMultiLabel
@@ -20,6 +19,7 @@ from xcit.errors import InputError
 from xcit.evaluation import classification
 from xcit.tasks import TASKS
 
+from ..conftest import in_two_processes
 from .test_classify import Table
 
 CPU = torch.device("cpu")
@@ -230,7 +230,7 @@ def share(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_unequal_shares_measure_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(share, (str(tmp_path),), nprocs=2)
+    in_two_processes(share, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     for one, two, other, is_mean in zip(all_of(slice(0, 59)), first, second, (False, True, True), strict=True):
         assert two[1] == other[1] == pytest.approx(one[1])

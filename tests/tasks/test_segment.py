@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from xcit.engine import distributed
@@ -19,6 +18,7 @@ from xcit.models.fast.checkpointing import set_checkpointing
 from xcit.preprocessing import Preprocessing
 from xcit.tasks.segment import Segment
 
+from ..conftest import in_two_processes
 from .small_segment import CLASSES, batch, task, whole_masks
 
 HEADS = ("semantic_fpn", "upernet")
@@ -105,7 +105,7 @@ def of_two_processes(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.spawn(of_two_processes, (str(tmp_path),), nprocs=2)
+    in_two_processes(of_two_processes, tmp_path)
 
 
 def test_two_shares_weighted_by_their_labelled_pixels_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
