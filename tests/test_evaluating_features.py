@@ -17,7 +17,7 @@ from data.datasets.digits import Digits
 from data.examples import Examples
 from xcit.storage import read_tensors
 
-from .conftest import TINY, Result, launch
+from .conftest import TINY, Result, call_here, launch
 
 Command = Callable[..., Result]
 
@@ -26,7 +26,9 @@ Command = Callable[..., Result]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trains a tiny run for an epoch. Returns its folder."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = launch("train.py", *TINY, "+model.depth=1", "train.ema_decay=0.9", f"run_dir={folder}", cwd=folder.parent)
+    result = call_here(
+        "train.py", *TINY, "+model.depth=1", "train.ema_decay=0.9", f"run_dir={folder}", cwd=folder.parent
+    )
     assert result.status == 0, result.stderr
     return folder
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from data.views import VIEWS
 from xcit.preprocessing import Preprocessing
 from xcit.storage import read_tensors
 
-from .conftest import ROOT, Result, launch
+from .conftest import ROOT, Result
 from .test_recipes import composed
 
 Command = Callable[..., Result]
@@ -103,16 +105,12 @@ def test_a_folder_trains_from_the_downloaded_weights_of_its_model(
 
 
 def test_weights_that_cannot_be_downloaded_end_the_run_with_a_way_out(
-    image_tree: Callable[..., Path], tmp_path: Path
+    command: Command, image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_tree("mine", {"train/red": 8, "train/green": 8, "val/red": 2})
-    offline = (
-        "import socket, torch\n"
-        f"torch.hub.set_dir({str(tmp_path / 'cache')!r})\n"
-        "def refuse(*_, **__): raise OSError('no network')\n"
-        "socket.getaddrinfo = refuse"
-    )
-    result = launch("train.py", "data=folder", f"data.root={root}", *SMALL, "run_dir=run", cwd=tmp_path, before=offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=OSError("no network")))
+    result = command("train.py", "data=folder", f"data.root={root}", *SMALL, "run_dir=run")
     assert result.status == 2
     assert re.fullmatch(
         r"error: pretrained=\S+xcit_nano_12_p16_224_dist\.pth: cannot be downloaded \(.*\); if you have the file, pass "

@@ -18,7 +18,7 @@ import xcit
 from xcit.preprocessing import Preprocessing
 from xcit.storage import read_tensors, write_tensors
 
-from ..conftest import TINY, Result, launch
+from ..conftest import TINY, Result, call_here
 from ..engine.older_formats import as_version_2
 from ..test_wheel import wheel  # noqa: F401  # a fixture
 from .examples import same, tiny
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.full((30 + number, 40, 3), color, np.uint8)
                 Image.fromarray(pixels).save(folder / "mine" / split / name / f"{number}.png")
     small = ("+model.depth=1", "model.lpi=false", "train.global_batch_size=8", "train.epochs=2")
-    result = launch("train.py", "data.root=mine", *RUN, *small, "run_dir=run", cwd=folder)
+    result = call_here("train.py", "data.root=mine", *RUN, *small, "run_dir=run", cwd=folder)
     assert result.status == 0, result.stderr
     return folder / "run"
 
