@@ -15,7 +15,7 @@ from xcit.checkpoint import LAST
 from xcit.errors import Notice
 from xcit.storage import read_tensors
 
-from .conftest import Result, launch
+from .conftest import Result, call_here, launch
 from .data.small_ade import write_small_ade
 from .data.small_coco import write_small_coco
 from .test_dino_runs import untimed
@@ -77,9 +77,9 @@ def arguments(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def trained(arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(one_thread: None, arguments: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "run"
-    result = launch(*arguments, f"run_dir={folder}", cwd=folder.parent)
+    result = call_here(*arguments, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
     return folder
 
@@ -109,11 +109,13 @@ def test_a_run_leaves_metrics_a_table_of_the_classes_and_pictures(trained: Path)
     assert all(min(Image.open(picture).size) >= 64 for picture in pictures)
 
 
-def test_a_killed_run_goes_on_exactly(arguments: Sequence[str], trained: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_exactly(
+    arguments: Sequence[str], trained: Path, command: Command, tmp_path: Path
+) -> None:
     """Killed within an epoch. Every row and weight is the same to the last digit."""
-    command = (*arguments, "run_dir=run", "resume=auto")
-    assert launch(*command, cwd=tmp_path, before=KILL).status == -9
-    result = launch(*command, cwd=tmp_path)
+    typed = (*arguments, "run_dir=run", "resume=auto")
+    assert launch(*typed, cwd=tmp_path, before=KILL).status == -9
+    result = command(*typed)
     assert result.status == 0, result.stderr
     assert "resuming run/checkpoints/last.pt" in result.stderr
     assert untimed(tmp_path / "run") == untimed(trained)

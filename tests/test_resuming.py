@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from xcit.engine.run_lock import RunLock
 from xcit.preprocessing import Preprocessing
 
-from .conftest import TINY, Result, launch
+from .conftest import TINY, Result, call_here, launch
 from .engine.older_formats import as_version_2
 
 Command = Callable[..., Result]
@@ -23,15 +23,6 @@ SMALL = (
     *("augment=deit", "train.epochs=2", "train.accumulate=2", "train.ema_decay=0.9", "resolutions=[16]"),
     *("+model.depth=1", "+model.class_depth=1", "data.workers=2"),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Uses one thread, as the processes that `launch` starts do, so that all runs are bit-identical."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -48,10 +39,10 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption. Each epoch has 11 updates."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    result = launch("train.py", *SMALL, f"run_dir={folder}", cwd=folder.parent)
+    result = call_here("train.py", *SMALL, f"run_dir={folder}", cwd=folder.parent)
     assert result.status == 0, result.stderr
     return folder
 
@@ -82,7 +73,7 @@ def test_a_run_killed_within_an_epoch_resumes_from_its_last_update(
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, stopped by SIGTERM in the second epoch. Its data workers get it, too, as on some clusters."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     # setsid puts the run and its workers in a process group without pytest, and killpg sends the signal to that group.
