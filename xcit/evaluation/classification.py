@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import SumMetric
 
 from ..device import in_float64, with_float64
 from ..engine import distributed
@@ -41,10 +40,8 @@ class Classification:
     def __init__(self, model: nn.Module, classes: Sequence[str]) -> None:
         self.model, self.classes = model, classes
         device = next(model.parameters()).device
-        place = with_float64(device)
-        self.sums = {name: SumMetric(nan_strategy="disable").to(place) for name in ("top1", "top5", "loss", "images")}
-        for total in self.sums.values():
-            total.set_dtype(torch.float64)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=with_float64(device))
+        """Images whose class is the most likely, or among the five most likely, and the loss, of this process."""
         none = torch.zeros(0, dtype=torch.long, device=device)
         self.labels, self.predicted = [none], [none]
         self.scores: list[Tensor] = [torch.zeros(0, len(classes), device=device)]
@@ -55,10 +52,8 @@ class Classification:
         logits = self.model(batch.images).detach().float()
         classes = logits.topk(min(5, logits.shape[1])).indices
         ranked = classes == batch.labels[:, None]
-        self.sums["top1"].update(in_float64(ranked[:, 0].sum()))
-        self.sums["top5"].update(in_float64(ranked.sum()))
-        self.sums["loss"].update(in_float64(F.cross_entropy(logits, batch.targets, reduction="sum")))
-        self.sums["images"].update(len(logits))
+        loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+        self.sums += in_float64(torch.stack([ranked[:, 0].sum(), ranked.sum(), loss]))
         self.labels.append(batch.labels)
         self.predicted.append(classes[:, 0])
         self.kept += len(logits)
@@ -68,16 +63,16 @@ class Classification:
             del self.scores[1:]
 
     def compute(self) -> dict[str, float]:
-        totals = {name: total.compute().item() for name, total in self.sums.items()}
-        images = int(totals["images"])
         true, predicted, right = (in_float64(distributed.total(counts)) for counts in self.counts())
+        images = int(true.sum())
+        top1, top5, loss = distributed.total(self.sums).tolist()
         recall, precision, f1 = (100 * right / n for n in (true, predicted, (true + predicted) / 2))
         self.by_class = {"accuracy": recall, "precision": precision, "f1": f1}
         self.true = true
         measured = {
-            "top1": 100 * totals["top1"] / images,
-            "top5": 100 * totals["top5"] / images,
-            "loss": totals["loss"] / images,
+            "top1": 100 * top1 / images,
+            "top5": 100 * top5 / images,
+            "loss": loss / images,
             "balanced_accuracy": recall.nanmean().item(),
             "macro_f1": f1.nanmean().item(),
         }
