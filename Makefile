@@ -24,14 +24,15 @@ demo: $(VENV)/train.installed
 	$(RUN) eval.py checkpoint=$(DEMO) run_dir=$(DEMO)-eval
 	@echo "look at $(DEMO)/top1_vs_resolution.png and $(DEMO)-eval/results.csv"
 
+# worksteal: neighbours go to one process, so that the runs which the tests of a file share are trained once.
 test: $(VENV)/test.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-gpu: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 4 -m gpu -vv -ra --durations=10
 
 test-slow: $(VENV)/test.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow -rP
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m slow -rP
 
 lint: $(VENV)/test.installed
 	$(RUN) -m ruff check .
