@@ -1,14 +1,19 @@
 """Shared fixtures: small data sets of real image files, and functions that run the entry points as a user does."""
 
 import contextlib
+import functools
 import io
+import json
+import multiprocessing
 import os
 import runpy
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +157,36 @@ def in_two_processes(work: Callable[[int, str], None], folder: Path) -> None:
     """
     how = "spawn" if torch.cuda.is_available() else "fork"
     mp.start_processes(with_one_thread, (work, str(folder)), nprocs=2, start_method=how)
+
+
+def launch_forks(script: str, *arguments: str, cwd: Path) -> Result:
+    """As launch(…, processes=2), but in forks of this process, which import nothing again, and without torchrun.
+
+    torchrun itself starts the runs of test_commands.py, test_resuming.py, test_signals.py and test_bad_input.py.
+    """
+    if torch.cuda.is_available():
+        return launch(script, *arguments, cwd=cwd, processes=2)
+    results = cwd / "results_of_forks"
+    results.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    work = functools.partial(one_of_two, script=script, arguments=arguments, cwd=cwd, port=port)
+    in_two_processes(work, results)
+    found = [Result(**json.loads(path.read_text())) for path in sorted(results.iterdir())]
+    shutil.rmtree(results)
+    one, two = found
+    return Result(max(one.status, two.status), one.stdout + two.stdout, one.stderr + two.stderr)
+
+
+def one_of_two(rank: int, results: str, *, script: str, arguments: Sequence[str], cwd: Path, port: int) -> None:
+    """Runs an entry point with the environment that torchrun gives to one of two processes."""
+    ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in ours.items()}, MASTER_ADDR="127.0.0.1")
+    result = call_here(script, *arguments, cwd=cwd)
+    Path(results, str(rank)).write_text(json.dumps(asdict(result)))
+    for worker in multiprocessing.active_children():
+        worker.kill()  # data workers, which DataLoader ends by atexit, but a fork does not come to that
 
 
 def with_one_thread(rank: int, work: Callable[[int, str], None], folder: str) -> None:

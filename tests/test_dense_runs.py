@@ -15,7 +15,7 @@ from xcit.checkpoint import LAST
 from xcit.errors import Notice
 from xcit.storage import read_tensors
 
-from .conftest import Result, call_here, launch
+from .conftest import Result, call_here, launch, launch_forks
 from .data.small_ade import write_small_ade
 from .data.small_coco import write_small_coco
 from .test_dino_runs import untimed
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def test_two_processes_learn_and_measure_what_one_does(arguments: Sequence[str], trained: Path, tmp_path: Path) -> None:
-    result = launch(*arguments, "run_dir=run", processes=2, cwd=tmp_path)
+    result = launch_forks(*arguments, "run_dir=run", cwd=tmp_path)
     assert result.status == 0, result.stderr
     for one, two in zip(untimed(trained), untimed(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()

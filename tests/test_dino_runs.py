@@ -14,7 +14,7 @@ from PIL import Image
 import xcit
 from xcit.storage import read_tensors
 
-from .conftest import Result, call_here, launch
+from .conftest import Result, call_here, launch, launch_forks
 from .test_resuming import AT_STEP_14
 
 Command = Callable[..., Result]
@@ -82,7 +82,7 @@ def test_a_killed_run_goes_on_exactly(trained: Path, command: Command, tmp_path:
 
 def test_two_processes_learn_what_one_learns(trained: Path, tmp_path: Path) -> None:
     """The center and the entropies are of all processes."""
-    result = launch("train.py", *TINY_DINO, "run_dir=run", processes=2, cwd=tmp_path)
+    result = launch_forks("train.py", *TINY_DINO, "run_dir=run", cwd=tmp_path)
     assert result.status == 0, result.stderr
     for one, two in zip(untimed(trained), untimed(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()

@@ -17,7 +17,7 @@ from data.datasets.digits import Digits
 from data.examples import Examples
 from xcit.storage import read_tensors
 
-from .conftest import TINY, Result, call_here, launch
+from .conftest import TINY, Result, call_here, launch_forks
 
 Command = Callable[..., Result]
 
@@ -83,7 +83,7 @@ def test_knn_is_that_of_scikit_learn_on_the_features_of_the_run(
 def test_two_processes_measure_what_one_does(command: Command, trained: Path, tmp_path: Path) -> None:
     arguments = ("eval.py", f"checkpoint={trained}", "evaluate=knn", "resolutions=[16]", "weights=raw", "batch_size=50")
     assert command(*arguments, "run_dir=one").status == 0
-    result = launch(*arguments, "run_dir=two", processes=2, cwd=tmp_path)
+    result = launch_forks(*arguments, "run_dir=two", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert [metrics(row) for row in rows(tmp_path / "two")] == [metrics(row) for row in rows(tmp_path / "one")]
 

@@ -22,7 +22,7 @@ from xcit.engine.run_folder import RunFolder
 from xcit.models.variants import VARIANTS
 from xcit.storage import read_tensors
 
-from .conftest import ROOT, TINY, Result, launch
+from .conftest import ROOT, TINY, Result, launch_forks
 from .data.small_ade import write_small_ade, write_small_masks
 from .data.small_coco import write_small_coco
 
@@ -236,7 +236,7 @@ def test_two_processes_distil_what_one_does(command: Command, teacher: Path, tmp
     taught = ("task=distill", "task.teacher=resnet10t", f"task.teacher_weights={teacher}", "task.teacher_image_size=16")
     arguments = (*TINY, "+model.depth=2", "pretrained=start.pth", *taught)
     assert command("train.py", *arguments, "run_dir=one").status == 0
-    result = launch("train.py", *arguments, "run_dir=two", cwd=tmp_path, processes=2)
+    result = launch_forks("train.py", *arguments, "run_dir=two", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert result.stderr.count("note: start.pth: its classifier of 7 classes is not loaded") == 1
     one, two = (rows(tmp_path / run / "metrics.jsonl", "train") for run in ("one", "two"))

@@ -12,7 +12,7 @@ import torch
 from xcit.engine.run_lock import RunLock
 from xcit.preprocessing import Preprocessing
 
-from .conftest import TINY, Result, call_here, launch
+from .conftest import TINY, Result, call_here, launch, launch_forks
 from .engine.older_formats import as_version_2
 
 Command = Callable[..., Result]
@@ -202,7 +202,7 @@ def test_an_evaluation_uses_the_preprocessing_of_the_checkpoint(whole: Path, com
 def test_a_run_resumes_with_more_processes(stopped: Path, whole: Path, tmp_path: Path) -> None:
     """Losses agree within rounding: two processes train on the same images, each once."""
     folder = shutil.copytree(stopped, tmp_path / "run")
-    result = launch("train.py", *SMALL, "resume=run", processes=2, cwd=tmp_path)
+    result = launch_forks("train.py", *SMALL, "resume=run", cwd=tmp_path)
     assert result.status == 0, result.stderr
     for one, two in zip(metrics(whole), metrics(folder), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one

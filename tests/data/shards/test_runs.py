@@ -16,7 +16,7 @@ from data.datasets.imagenet_shards import ShardImages
 from data.shards.reader import LRUCache
 from xcit.engine.loop import Trainer
 
-from ...conftest import ROOT, launch
+from ...conftest import ROOT, launch_forks
 from .servers import Faults, serving
 from .sharded import SMALL, Command, source
 
@@ -121,7 +121,7 @@ def test_two_processes_with_two_workers_learn_what_one_learns(command: Command, 
         urls = (f"data.urls={base}/train", f"data.val_urls={base}/val", f"data.cache_dir={tmp_path}/cache")
         arguments = (*SMALL, *urls, "data.backoff=0.001", "data.workers=2", "train.global_batch_size=12")
         arguments += ("train.precision=fp32",)  # bf16 rounds differently for other batch sizes
-        together = launch("train.py", *arguments, "run_dir=two", processes=2, cwd=tmp_path)
+        together = launch_forks("train.py", *arguments, "run_dir=two", cwd=tmp_path)
         assert together.status == 0, together.stderr
         alone = command("train.py", *arguments, "run_dir=one")
         assert alone.status == 0, alone.stderr
