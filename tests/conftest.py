@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +157,13 @@ def in_two_processes(work: Callable[[int, str], None], folder: Path) -> None:
     A fork has imported torch already. Where there is a GPU, it may not use autograd, and processes are spawned.
     """
     how = "spawn" if torch.cuda.is_available() else "fork"
-    mp.start_processes(with_one_thread, (work, str(folder)), nprocs=2, start_method=how)
+    both = mp.start_processes(with_one_thread, (work, str(folder)), nprocs=2, join=False, start_method=how)
+    end = time.monotonic() + 300  # a fork waits forever for a lock that another thread of its parent held
+    while not both.join(timeout=1):
+        if time.monotonic() > end:
+            for process in both.processes:
+                process.kill()
+            pytest.fail("two processes did not end within 300 s")
 
 
 def launch_forks(script: str, *arguments: str, cwd: Path) -> Result:
