@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from xcit.engine.cuda_graph import WARM_UP
 from xcit.engine.loop import Trainer
 from xcit.engine.task import Losses
 
@@ -50,6 +51,8 @@ def in_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*BOTH_BF16, "train.grad_checkpointing=true"),
         ("train.precision=fp16",),
         (*BOTH_BF16, "train.compile=true"),
+        (*BOTH_BF16, "train.cuda_graph=true"),
+        (*BOTH_BF16, "train.cuda_graph=true", "train.compile=true"),
     ],
     ids=" ".join,
 )
@@ -120,7 +123,7 @@ def test_jpegs_are_decoded_on_the_gpu(
     assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
 
 
-@pytest.mark.parametrize("options", [(), BOTH_BF16], ids=" ".join)
+@pytest.mark.parametrize("options", [(), BOTH_BF16, (*BOTH_BF16, "train.cuda_graph=true")], ids=" ".join)
 def test_between_two_rows_no_update_waits_for_the_gpu(
     command: Command, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
@@ -128,8 +131,8 @@ def test_between_two_rows_no_update_waits_for_the_gpu(
 
     def watched(self: Trainer, *given: Any) -> Losses:
         updates[0] += 1
-        # The first updates wait: the kernels are checked, and the optimizer makes its state.
-        torch.cuda.set_sync_debug_mode("error" if updates[0] > 3 else "default")
+        # The first updates wait: the kernels are checked, the optimizer makes its state, and a graph is recorded.
+        torch.cuda.set_sync_debug_mode("error" if updates[0] > WARM_UP + 1 else "default")
         try:
             return update(self, *given)
         finally:

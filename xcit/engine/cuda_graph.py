@@ -59,9 +59,13 @@ class CudaGraphs:
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
         """The function's result, whose tensors have no values yet, and what computes them."""
         graph = torch.cuda.CUDAGraph()
+        # cuBLAS writes into a workspace that it keeps between calls. The graph gets one in its own memory, as others
+        # may free the kept one: torch.compile(mode="reduce-overhead") does.
+        torch._C._cuda_clearCublasWorkspaces()
         # "thread_local": the loader's thread may allocate pinned memory meanwhile.
         with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             result = function()
+        torch._C._cuda_clearCublasWorkspaces()
         return result, graph.replay
 
 
