@@ -5,7 +5,7 @@
 
 Each side runs as its users run it. Our model is folded for inference, compiled layer by layer, and trained with the
 optimizer of train.py. timm's model runs unchanged, is compiled as a whole, and is trained with timm's optimizer. On a
-GPU both use channels-last memory and, by default, bf16.
+GPU both use channels-last memory, fused AdamW and, by default, bf16.
 
 The script prints a row for each case (model/patch@pixels x batch) and figure: the medians of both sides, their ratio,
 and the range of the ratio over the rounds. It writes the rows to bench.json: model, image_size, batch_size, mode,
@@ -13,25 +13,29 @@ figure, ours, timm, ratio, lowest, highest, share, of_eager. The share is our pa
 matrix product, counted by the operations of timm's model. The script first prints the machine's rates: of a linear
 layer, of the same product as a 1 × 1 convolution in channels-last memory, and of our matrix product.
 
---minutes bounds the time: figures that have not begun by then are named and not measured. On a GPU each training figure
-adds rows: the milliseconds of a step in which kernels run, their number, and the share of the step in which the GPU is
-busy. bench.kernels.txt, beside bench.json, lists the kernels that take the longest, and bench.trace.json.gz is a trace
-of our first profiled steps. "peak_memory" is the peak of a step in MB. "loop" has the images/s of train.py on JPEGs in
-the column of ours, and those of our bare step on a batch in memory in the column of timm.
+--minutes bounds the time: figures that have not begun by then are named and not measured. One that is still measured a
+minute later, as when a compiler hangs, ends the script with status 1 and says where it was. On a GPU each training
+figure adds rows: the milliseconds of a step in which kernels run, their number, and the share of the step in which the
+GPU is busy. bench.kernels.txt, beside bench.json, lists the kernels that take the longest, and bench.trace.json.gz is a
+trace of our first profiled step. "peak_memory" is the peak of a step in MB. "loop" has the images/s of train.py on
+JPEGs in the column of ours, and those of our bare step on a batch in memory in the column of timm.
 
 With --figures inference_onnx or inference_aoti, ours is a file of scripts/export.py, run by ONNX Runtime or compiled by
 AOTInductor, and of_eager is its speed by that of our eager model. They run only on machines without a GPU.
 """
 
 import argparse
+import faulthandler
 import gc
 import itertools
 import json
 import math
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -64,13 +68,16 @@ ON_GPU = {name for name, figure in TIMED.items() if figure.needs_gpu} | {"peak_m
 """Figures for machines with a GPU."""
 USUAL = {
     "cpu": [name for name in FIGURES if not name.endswith("_bf16_compiled") and name not in {*ON_GPU, *EXPORTED}],
-    # Those that need no compiler come first, because compiling takes minutes.
+    # Those that take seconds come first, then the most important ones: compiling takes minutes and may hang.
     "cuda": [
-        *("training_bf16_graph", "training_bf16", "inference_bf16", "peak_memory", "loop", "inference_bf16_compiled"),
-        *("training_bf16_compiled_graph", "training_bf16_compiled", "training_bf16_reduce_overhead"),
-        *("inference_bf16_reduce_overhead", "inference_bf16_autotuned", "training_bf16_autotuned"),
+        *("training_bf16_graph", "training_bf16", "inference_bf16", "peak_memory"),
+        *("training_bf16_compiled_graph", "inference_bf16_compiled", "loop"),
+        *("training_bf16_reduce_overhead", "inference_bf16_reduce_overhead", "training_bf16_compiled"),
+        *("training_bf16_autotuned", "inference_bf16_autotuned"),
     ],
 }
+GRACE = 60
+"""Seconds after --minutes in which a figure may end."""
 
 
 @guarded
@@ -95,12 +102,12 @@ def main() -> None:
         raise InputError(f"--rounds={arguments.rounds}: must be at least 1")
     if arguments.minutes <= 0:
         raise InputError(f"--minutes={arguments.minutes:g}: must be greater than 0")
-    end = time.monotonic() + 60 * arguments.minutes
     table = Path(arguments.json).absolute()
     if table.is_dir() or not os.access(table.parent, os.W_OK):
         raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
     # Measure the machine.
-    with Progress() as progress:
+    end = time.monotonic() + 60 * arguments.minutes
+    with ends_by(60 * arguments.minutes + GRACE), Progress() as progress:
         torch._inductor.config.force_disable_caches = True  # because the time to compile is one of the figures
         progress.begin("measuring the machine")
         best = measure_machine(device, {TIMED[name].dtype for name in figures if name in TIMED})
@@ -123,7 +130,8 @@ def main() -> None:
             try:
                 with forced(kernels):
                     rows += measure(case, figure, arguments.rounds, device, best, table)
-            except RuntimeError as error:  # out of memory, or a compiler's error: the other figures may work
+            # Out of memory, a compiler's error, or a run of train.py that hangs: the other figures may work.
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
                 missing.append(f"{case} {figure}: {str(error).splitlines()[0]}")
                 print(missing[-1], file=sys.stderr, flush=True)
             write_text(table, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -132,6 +140,17 @@ def main() -> None:
         print(line)
     if missing:
         sys.exit(1)
+
+
+@contextmanager
+def ends_by(seconds: float) -> Iterator[None]:
+    """End the process with status 1 if the context lasts longer, even if it hangs in compiled code."""
+    if seconds < math.inf:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def named(listed: str | None, usual: Sequence[str]) -> Sequence[str]:

@@ -129,7 +129,9 @@ def training(model: nn.Module, images: Tensor, ours: bool, graph: bool = False) 
     if ours:
         optimizer = make_optimizer(model, name="adamw", lr=1e-4, weight_decay=0.05, options={})
     else:
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+        # On a GPU both sides have the same optimizer. On a CPU timm's users get PyTorch's default.
+        fused = {"fused": True} if images.is_cuda else {}
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, **fused)
     ema = ModelEmaV3(model, decay=0.999)
 
     def forward_backward(batch: Batch) -> dict[str, Tensor]:

@@ -22,8 +22,10 @@ from scripts.benchmark_steps import TIMED
 from scripts.measurements import Step, in_turns, rate
 
 ROOT = Path(__file__).parents[1]
-PROFILED = 3
-"""Steps of a profile."""
+PROFILED = 1
+"""Steps of a profile. PyTorch takes seconds to read one, for tens of thousands of events."""
+LONGEST = 300
+"""Seconds that a run of train.py may take."""
 DISTINCT, UPDATES, LOG_EVERY = 64, 60, 10
 """Different JPEGs, updates, and updates between two rows of the run by train.py."""
 GRAPH = ("train.precision=bf16", "train.channels_last=true", "train.cuda_graph=true")
@@ -76,6 +78,9 @@ def loop(case: Case, rounds: int, device: torch.device) -> Row:
     step = figure.step(case.models(device)["ours"], case.images(device))
     rate(step, figure.warm_up, device)
     bare = [case.batch_size * one for one in in_turns({"ours": step}, rounds, device)["ours"]]
+    del step  # train.py needs the memory, which its graph holds
+    gc.collect()
+    torch.cuda.empty_cache()
     speed = speed_of_training(case, GRAPH)
     return row(case, "graph", "loop: train.py, and the bare step", [speed] * rounds, bare)
 
@@ -159,7 +164,7 @@ def speed_of_training(case: Case, options: Iterable[str]) -> float:
             *("augment=light", f"resolutions=[{case.image_size}]", f"train.global_batch_size={case.batch_size}"),
             *(f"train.updates={UPDATES}", f"train.log_every={LOG_EVERY}", "train.ema_decay=0.999", *options),
         ]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LONGEST, check=False)
         if done.returncode:
             raise RuntimeError(f"train.py: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())

@@ -37,6 +37,9 @@ def in_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[
     found: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(rounds):
         for side, step in steps.items():
+            if device.type == "cuda":
+                # If both sides do not fit into the memory, a side's first step takes it from the other one.
+                rate(step, 1, device)
             found[side].append(rate(step, repeats[side], device))
     return found
 

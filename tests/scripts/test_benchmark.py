@@ -1,5 +1,6 @@
 """scripts/benchmark.py measures both sides and writes its rows. No test asserts a speed."""
 
+import faulthandler
 import json
 from collections.abc import Callable
 from functools import partial
@@ -97,5 +98,11 @@ def test_a_graph_is_measured_and_what_does_not_work_or_has_no_time_is_named(
     monkeypatch.setattr(Figure, "step", fails)
     result = command(SCRIPT, *small, "--figures", "inference")
     assert result.status == 1 and "n12/16@32x2 inference: out of memory" in result.stdout.splitlines()
+    # A figure that hangs in compiled code ends the script, by a thread that needs no Python.
+    watched: list[tuple[float, bool]] = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **named: watched.append((seconds, named["exit"]))
+    )
     result = command(SCRIPT, *small, "--figures", "inference", "--minutes", "1e-9")
+    assert watched == [(pytest.approx(60), True)]
     assert "n12/16@32x2 inference: not measured, because --minutes=1e-09 are over" in result.stdout.splitlines()
