@@ -29,7 +29,7 @@ test: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 test-gpu: $(VENV)/test.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 4 -m gpu -vv -ra --durations=10
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 4 -m gpu -vv -ra --durations=10 $$(grep -rl --include='*.py' mark.gpu tests)
 
 test-slow: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m slow -rP
