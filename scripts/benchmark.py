@@ -16,9 +16,9 @@ layer, of the same product as a 1 × 1 convolution in channels-last memory, and 
 --minutes bounds the time: figures that have not begun by then are named and not measured. One that is still measured a
 minute later, as when a compiler hangs, ends the script with status 1 and says where it was. On a GPU each training
 figure adds rows: the milliseconds of a step in which kernels run, their number, and the share of the step in which the
-GPU is busy. bench.kernels.txt, beside bench.json, lists the kernels that take the longest, and bench.trace.json.gz is a
-trace of our first profiled step. "peak_memory" is the peak of a step in MB. "loop" has the images/s of train.py on
-JPEGs in the column of ours, and those of our bare step on a batch in memory in the column of timm.
+GPU is busy. Beside bench.json, bench.kernels.txt lists the slowest kernels, and bench.FIGURE.trace.json.gz
+is a trace of our step in the first case. "peak_memory" is the peak of a step in MB. "loop" has the images/s of train.py
+on JPEGs in the column of ours, and those of our bare step on a batch in memory in the column of timm.
 
 With --figures inference_onnx or inference_aoti, ours is a file of scripts/export.py, run by ONNX Runtime or compiled by
 AOTInductor, and of_eager is its speed by that of our eager model. They run only on machines without a GPU.
@@ -105,6 +105,8 @@ def main() -> None:
     table = Path(arguments.json).absolute()
     if table.is_dir() or not os.access(table.parent, os.W_OK):
         raise InputError(f"--json={arguments.json}: must be a file in a folder that exists and can be written to")
+    for profile in ("kernels.txt", *(f"{name}.trace.json.gz" for name in TIMED)):
+        table.with_suffix(f".{profile}").unlink(missing_ok=True)  # of an earlier run
     # Measure the machine.
     end = time.monotonic() + 60 * arguments.minutes
     with ends_by(60 * arguments.minutes + GRACE), Progress() as progress:

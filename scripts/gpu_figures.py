@@ -47,7 +47,7 @@ def profiled(
     """
     found = {}
     for side, step in steps.items():
-        trace = table.with_suffix(".trace.json.gz")
+        trace = table.with_suffix(f".{name}.trace.json.gz")
         found[side] = profile_step(step, device, trace if side == "ours" and not trace.exists() else None)
         with table.with_suffix(".kernels.txt").open("a") as file:
             file.write(f"{case} {name}, {side}\n{found[side].table}\n")
@@ -159,7 +159,8 @@ def speed_of_training(case: Case, options: Iterable[str]) -> float:
         workers = len(os.sched_getaffinity(0))
         command = [
             *(sys.executable, str(ROOT / "train.py"), f"run_dir={run}", "pretrained=null"),
-            *(f"model={case.model}", f"model.patch_size={case.patch_size}"),
+            # Without stochastic depth, as the bare step.
+            *(f"model={case.model}", f"model.patch_size={case.patch_size}", "model.drop_path_rate=0"),
             *("data=folder", f"data.root={root}", f"data.image_size={case.image_size}", f"data.workers={workers}"),
             *("augment=light", f"resolutions=[{case.image_size}]", f"train.global_batch_size={case.batch_size}"),
             *(f"train.updates={UPDATES}", f"train.log_every={LOG_EVERY}", "train.ema_decay=0.999", *options),

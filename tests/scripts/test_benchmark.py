@@ -91,8 +91,11 @@ def test_a_graph_is_measured_and_what_does_not_work_or_has_no_time_is_named(
     monkeypatch.setattr(Figure, "needs_gpu", False)
     monkeypatch.setattr(benchmark_steps, "CapturedPass", lambda run, module: run)
     small = ("--cases", "n12/16@32x2", "--rounds", "2")
+    for profile in ("bench.kernels.txt", "bench.training_bf16_graph.trace.json.gz"):
+        (tmp_path / profile).write_text("of an earlier run")
     result = command(SCRIPT, *small, "--figures", "training_bf16_graph")
     assert result.status == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     (row,) = json.loads((tmp_path / "bench.json").read_text())
     assert (row["figure"], row["mode"]) == ("training_bf16_graph", "eager") and row["ratio"] > 0
     monkeypatch.setattr(Figure, "step", fails)

@@ -28,7 +28,7 @@ def test_a_profile_has_the_time_of_both_sides_their_kernels_and_a_trace(tmp_path
     assert busy.ours > 0 and busy.timm > 0
     assert 2 * kernels.ours == kernels.timm
     assert (share.ours, share.timm) == pytest.approx((busy.ours * 1000 / 10, busy.timm * 500 / 10))
-    assert (tmp_path / "bench.trace.json.gz").stat().st_size > 100
+    assert (tmp_path / "bench.training_bf16.trace.json.gz").stat().st_size > 100
     listed = (tmp_path / "bench.kernels.txt").read_text()
     assert listed.count("training_bf16, timm") == 2 and "aten::mm" in listed
 
