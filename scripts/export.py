@@ -14,7 +14,8 @@ is 1.
 Writes to runs/export/TIME, or to run_dir=:
 
     model.onnx or model.pt2    the export
-    model.json                 its input and output, the classes, how an image becomes the input, and what was compared
+    model.json                 its input and output, the classes, how an image becomes the input and how an output becomes
+                               an answer, and what was compared
 
 An option may be written as key=value or as --key value. See docs/export.md.
 """
@@ -51,7 +52,8 @@ from xcit.export import export
 from xcit.export.check import Images
 from xcit.export.files import require_usable
 from xcit.export.formats import format_named
-from xcit.models.load import load
+from xcit.models.load import Loaded, class_names, load
+from xcit.prediction.answers import KINDS, Head
 from xcit.preprocessing import Preprocessing
 from xcit.saved import Saved, read_checkpoint
 from xcit.signals import stop_at_signals
@@ -94,6 +96,7 @@ def main() -> None:
                 quantize=arguments.quantize,
                 images=images,
                 tolerance=arguments.tolerance,
+                head=head_of(saved, loaded, arguments),
                 origin=arguments.checkpoint,
             )
             folder.describe(yaml.safe_dump(vars(arguments) | {"data": of_data}))
@@ -114,7 +117,7 @@ def parse_arguments(typed: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     add("--weights", choices=("raw", "ema"), help="default: the better one in the run's last validation")
     add("--preprocessing", choices=("true", "false"), default="true", help="whether the export normalizes pixels")
     add("--quantize", default="none", help="none (default), or int8 for format=onnx")
-    add("--tolerance", type=float, help="largest difference; default: 1e-4 of the largest output; int8: 0.05 of images")
+    add("--tolerance", type=float, help="see docs/export.md; default: 1e-4 of the largest output; int8: 0.05")
     add("--images", type=int, default=1000, help="validation images that are compared, at most; default: 1000")
     add("--batch_size", type=int, default=16, help="of those images; default: 16")
     keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
@@ -133,6 +136,15 @@ def require_classifier(saved: Saved, checkpoint: str) -> None:
     task = saved.config.task.name if saved.config else (saved.weights.task or {}).get("name")
     if task in ("detect", "segment"):
         raise InputError(f"checkpoint={checkpoint}: was trained with task={task}, which cannot be exported")
+
+
+def head_of(saved: Saved, loaded: Loaded, arguments: argparse.Namespace) -> Head | None:
+    """How the outputs are read; None for features."""
+    name = saved.config.task.name if saved.config else "classify"
+    if name not in KINDS or not getattr(loaded.model, "num_classes", 0):
+        return None
+    state = saved.weights.kinds[arguments.weights or saved.weights.better()]
+    return Head.of_task(name, class_names(loaded, arguments.checkpoint), state)
 
 
 def validation(saved: Saved, of_data: list[str]) -> Examples | None:
@@ -185,8 +197,9 @@ def report(path: Path, check: dict[str, Any]) -> str:
         f"{path}: {path.stat().st_size / 1e6:.1f} MB; its outputs differ from the model's by at most "
         f"{check['difference']:.1e} of the largest one"
     ]
-    if check["images"]:
-        lines.append(f"{counted(check['images'], 'image')}: the same class for {check['same_top1']}")
+    for key, what in (("same_top1", "class"), ("same_labels", "labels")):
+        if check["images"] and key in check:
+            lines.append(f"{counted(check['images'], 'image')}: the same {what} for {check[key]}")
     if "top1_before" in check:
         lines.append(f"top-1: {check['top1_before']:.2f} % before, {check['top1_after']:.2f} % after")
     return "\n".join(lines)

@@ -119,6 +119,18 @@ def test_labels_and_numbers_are_learnt_and_evaluated(
         assert loaded.task.mean.tolist() == pytest.approx(np.nanmean(targets, axis=0).tolist())
         assert loaded.task.std.tolist() == pytest.approx(np.nanstd(targets, axis=0).tolist())
 
+    export = ("format=torch", "weights=raw", "images=16", f"run_dir={tmp_path / 'exported'}")
+    exported = squares("scripts/export.py", kind, f"checkpoint={run}", *export)
+    assert exported.status == 0, exported.stderr
+    described = json.loads((tmp_path / "exported" / "model.json").read_text())
+    if task == "multilabel":
+        thresholds = loaded.task.thresholds.tolist()
+        assert described["answers"] == {"kind": "classes", "formula": "sigmoid(output)", "thresholds": thresholds}
+        assert described["check"]["same_labels"] == described["check"]["images"] == 16
+    else:
+        numbers = {"mean": loaded.task.mean.tolist(), "std": loaded.task.std.tolist()}
+        assert described["answers"] == {"kind": "values", "formula": "output * std + mean", **numbers}
+
     evaluated = squares("eval.py", kind, f"checkpoint={run}", "weights=raw", f"run_dir={tmp_path / 'eval'}")
     assert evaluated.status == 0, evaluated.stderr
     (again,) = json.loads((tmp_path / "eval" / "results.json").read_text())

@@ -51,7 +51,7 @@ ALLOWED = {
         "xcit.evaluation",
         "xcit.tasks",
     },
-    "xcit.export": {"xcit.errors", "xcit.preprocessing", "xcit.storage", "xcit.models"},
+    "xcit.export": {"xcit.errors", "xcit.preprocessing", "xcit.storage", "xcit.models", "xcit.prediction"},
     "xcit.checkpoint": {"xcit.errors"},
     "xcit.config": {"xcit.credentials", "xcit.errors", "xcit.number_types"},
     "xcit.command": {"xcit.credentials", "xcit.errors", "xcit.openmp", "xcit.signals", "xcit.config", "xcit.tables"},

@@ -20,6 +20,7 @@ from xcit.export.formats import FORMATS
 from xcit.export.program import Exportable, signature, sizes_to_check
 from xcit.models.fast.exported import exported_form
 from xcit.models.fast.inference import fuse_for_inference
+from xcit.prediction.answers import Head
 from xcit.preprocessing import Preprocessing
 
 from ..conftest import TINY, Result, launch
@@ -207,7 +208,29 @@ def test_a_difference_at_one_size_or_an_output_that_is_no_number_is_found() -> N
     agreement, _ = on_random_pixels(reference, reference, 8)
     require_agreement(agreement, Agreement(), 1e-3, int8=False)
     with pytest.raises(InputError, match=r"another class than the model for 2 of 4 images, more than tolerance=0\.4"):
-        require_agreement(agreement, Agreement(images=4, same_top1=2), 0.4, int8=True)
+        require_agreement(agreement, Agreement(Head("class", "abc"), images=4, same=2), 0.4, int8=True)
+
+
+def test_labels_are_compared_at_their_thresholds_and_numbers_by_their_size() -> None:
+    expected, found = torch.tensor([[2.0, -1.0], [1.0, 3.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    one_differs = {"class": 2, "classes": 1, "values": 0}  # the largest output stays the largest one
+    for kind, same in one_differs.items():
+        agreement = Agreement(Head(kind, "ab", thresholds=torch.tensor([0.5, 0.6])))
+        agreement.add(expected, found)
+        agreement.count(expected, found, None)
+        assert (agreement.images, agreement.same) == (2, same)
+        if kind == "class":
+            require_agreement(Agreement(difference=9.0), agreement, 0.05, int8=True)
+        else:
+            said = {
+                "classes": "other labels than the model for 1 of 2 images",
+                "values": "differ from the model's by 6.7",
+            }
+            with pytest.raises(InputError, match=said[kind]):
+                require_agreement(Agreement(), agreement, 0.05, int8=True)
+    close = Agreement(Head("classes", "ab", thresholds=torch.tensor([0.5, 0.8])))  # sigmoid(1) = 0.73
+    close.count(expected, found, None)
+    assert close.same == 2
 
 
 class Mean(nn.Module):

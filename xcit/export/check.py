@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..prediction.answers import Head
 from .formats import Run
 from .program import BATCH_SIZES, Exportable, sizes_to_check
 
@@ -15,9 +16,10 @@ TOLERANCE = 1e-4
 """Largest difference of an output, relative to the largest output. Sums in another order differ by about 1e-6 in fp32,
 and a wrong operation by more than 1e-2."""
 TOLERANCE_INT8 = 0.05
-"""Share of the images whose largest output may be another one. Weights and activations of 8 bits are inexact."""
+"""Share of the images that may get another class or other labels; for numbers and features the largest difference of an
+output, relative to the largest output. Weights and activations of 8 bits are inexact."""
 NEAR_TIES = 0.001
-"""Share of the images whose largest output may be another one in fp32, where two outputs are almost equal."""
+"""Share of the images that may get another class or other labels in fp32, where outputs are almost equal."""
 
 
 class DisagreementError(InputError):
@@ -37,13 +39,18 @@ class Images(NamedTuple):
 
 @dataclass
 class Agreement:
-    """How far an export agrees with the model."""
+    """How far an export agrees with the model.
 
+    Args:
+        head: How outputs are read; None for features.
+    """
+
+    head: Head | None = None
     difference: float = 0.0
     """Largest difference of an output, relative to the largest output of the batch."""
     images: int = 0
-    same_top1: int = 0
-    """Images whose largest output is the same."""
+    same: int = 0
+    """Images that get the same class or labels."""
     labelled: int = 0
     right_before: int = 0
     """Labelled images whose class the model finds."""
@@ -58,18 +65,29 @@ class Agreement:
         self.difference = max(self.difference, difference if difference == difference else float("inf"))
 
     def count(self, expected: Tensor, found: Tensor, labels: Tensor | None) -> None:
-        before, after = expected.argmax(dim=1), found.argmax(dim=1)
-        self.images += len(before)
-        self.same_top1 += int((before == after).sum())
-        if labels is not None:
+        self.images += len(expected)
+        before, after = (self.head.decisions(outputs) if self.head else None for outputs in (expected, found))
+        if before is None or after is None:
+            return
+        self.same += int((before == after).all(dim=1).sum())
+        if labels is not None and self.decides == "class":
             self.labelled += len(labels)
-            self.right_before += int((before == labels).sum())
-            self.right_after += int((after == labels).sum())
+            self.right_before += int((before[:, 0] == labels).sum())
+            self.right_after += int((after[:, 0] == labels).sum())
+
+    @property
+    def decides(self) -> str | None:
+        """What an image gets: a "class" or "labels"; None for numbers and features."""
+        return {"class": "class", "classes": "labels"}.get(self.head.kind) if self.head else None
 
     @property
     def changed(self) -> float:
-        """The share of images whose largest output is another one."""
-        return 1 - self.same_top1 / self.images if self.images else 0.0
+        """The share of images that get another class or other labels; 0 for numbers and features."""
+        return 1 - self.same / self.images if self.images and self.decides else 0.0
+
+    def same_answers(self) -> dict[str, int]:
+        """The number of images that get the same class or labels, for the JSON file; empty for numbers and features."""
+        return {f"same_{'top1' if self.decides == 'class' else 'labels'}": self.same} if self.decides else {}
 
     def accuracy(self) -> dict[str, float]:
         """Top-1 in percent of the model and of the export; empty without labels."""
@@ -91,9 +109,9 @@ def on_random_pixels(reference: Exportable, run: Run, patch_size: int) -> tuple[
 
 
 @torch.inference_mode()
-def on_images(reference: Exportable, run: Run, batches: Sequence[Images]) -> Agreement:
+def on_images(reference: Exportable, run: Run, batches: Sequence[Images], head: Head | None) -> Agreement:
     """Compare on images."""
-    agreement = Agreement()
+    agreement = Agreement(head)
     for pixels, labels in batches:
         images = reference.takes(pixels)
         expected, found = reference(images), run(images)
@@ -105,11 +123,14 @@ def on_images(reference: Exportable, run: Run, batches: Sequence[Images]) -> Agr
 def require_agreement(random: Agreement, images: Agreement, tolerance: float, *, int8: bool) -> None:
     """Refuse an export that differs too much.
 
+    In 8 bits only the answers for images count: their class or labels, or else their outputs. Random pixels have other
+    activations than those that the ranges were measured on.
+
     Raises:
         DisagreementError: it does.
     """
-    difference = max(random.difference, images.difference)
-    if not int8 and difference > tolerance:
+    difference = images.difference if int8 else max(random.difference, images.difference)
+    if not (int8 and images.decides) and difference > tolerance:
         raise DisagreementError(
             f"the export's outputs differ from the model's by {difference:.1e} of the largest one, more than "
             f"tolerance={tolerance:g}; it is not kept"
@@ -118,6 +139,6 @@ def require_agreement(random: Agreement, images: Agreement, tolerance: float, *,
     if images.changed > most:
         key = f"tolerance={tolerance:g}" if int8 else f"a share of {NEAR_TIES:g}"
         raise DisagreementError(
-            f"the export finds another class than the model for {images.images - images.same_top1} of {images.images} "
-            f"images, more than {key}; it is not kept"
+            f"the export finds {'another class' if images.decides == 'class' else 'other labels'} than the model for "
+            f"{images.images - images.same} of {images.images} images, more than {key}; it is not kept"
         )

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..models.fast.exported import exported_form
 from ..models.fast.inference import fuse_for_inference
 from ..models.load import Loaded
+from ..prediction.answers import Head
 from ..preprocessing import Preprocessing
 from ..storage import write_atomically, write_text
 from .check import TOLERANCE, TOLERANCE_INT8, Images, on_images, on_random_pixels, require_agreement
@@ -31,6 +32,7 @@ def export(
     quantize: Quantize = "none",
     images: Sequence[Images] = (),
     tolerance: float | None = None,
+    head: Head | None = None,
     origin: str | None = None,
 ) -> dict[str, Any]:
     """Export a trained model to `path`, and describe it in a JSON file of this name beside it.
@@ -46,7 +48,9 @@ def export(
         quantize: "int8" for weights and activations of 8 bits; for ONNX, and only with `images`.
         images: batches of them, as `Preprocessing.pixels` makes them.
         tolerance: the largest difference of an output, relative to the largest one; for int8 the largest share of
-            images that get another class. The default is 1e-4, for int8 0.05.
+            images that get another class or other labels, if there are any. The default is 1e-4, for int8 0.05.
+        head: how the outputs are read, for the comparison and for the JSON file. The default is a classifier's, if the
+            model has one. `xcit.Classifier(source).head` is that of a trained model.
         origin: where the weights are from, for the JSON file.
 
     Returns:
@@ -66,6 +70,8 @@ def export(
     reference = Exportable(fuse_for_inference(model), loaded.preprocessing, preprocessing)
     exportable = Exportable(exported_form(model), loaded.preprocessing, preprocessing)
     signed = signature(exportable, model.patch_size)
+    if head is None and model.num_classes:
+        head = Head("class", loaded.classes or ())
     if tolerance is None:
         tolerance = TOLERANCE_INT8 if int8 else TOLERANCE
     with TemporaryDirectory() as folder:
@@ -74,7 +80,7 @@ def export(
             aside = quantize_onnx(aside, [reference.takes(batch.pixels) for batch in images])
         run = file_format.open(aside)
         random, compared = on_random_pixels(reference, run, model.patch_size)
-        on_given = on_images(reference, run, images)
+        on_given = on_images(reference, run, images, head)
         require_agreement(random, on_given, tolerance, int8=int8)
         description = {
             "file": path.name,
@@ -84,6 +90,7 @@ def export(
             "input": signed.input,
             "output": signed.output,
             "classes": loaded.classes,
+            "answers": head.as_dict() if head else None,
             "preprocessing": loaded.preprocessing.as_dict(),
             "steps": steps(loaded.preprocessing, preprocessing),
             "check": {
@@ -91,7 +98,7 @@ def export(
                 "tolerance": tolerance,
                 "difference": max(random.difference, on_given.difference),
                 "images": on_given.images,
-                "same_top1": on_given.same_top1,
+                **on_given.same_answers(),
                 **on_given.accuracy(),
             },
             "versions": {name: metadata.version(name) for name in ("torch", *file_format.packages)},

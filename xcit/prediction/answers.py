@@ -60,6 +60,23 @@ class Head:
             return logits.sigmoid()
         return logits if self.mean is None or self.std is None else logits * self.std + self.mean
 
+    def found(self, outputs: Tensor) -> Tensor:
+        """Which labels are above their thresholds, (B, K), for "classes". outputs: of `activate`."""
+        return outputs > (0.5 if self.thresholds is None else self.thresholds)
+
+    def decisions(self, logits: Tensor) -> Tensor | None:
+        """What is decided for each image: its class, (B, 1), or its labels, (B, K); None for numbers."""
+        if self.kind == "classes":
+            return self.found(self.activate(logits))
+        return logits.argmax(dim=1, keepdim=True) if self.kind == "class" else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file: the kind, what turns outputs into answers, and its numbers for each output."""
+        formula = {"class": "softmax(output)", "classes": "sigmoid(output)", "values": "output * std + mean"}[self.kind]
+        numbers = {"thresholds": self.thresholds, "mean": self.mean, "std": self.std}
+        given = {name: of_each.tolist() for name, of_each in numbers.items() if of_each is not None}
+        return {"kind": self.kind, "formula": formula, **given}
+
     def answers(self, logits: Tensor, top: int) -> list[Answer]:
         """An answer for each image. logits: (B, K), fp32, on the CPU. top: the number of classes or labels."""
         return [self.answer(*row, top) for row in zip(logits, self.activate(logits), strict=True)]
@@ -71,6 +88,6 @@ class Head:
         indices = best.indices.tolist()
         found: list[str] = []
         if self.kind == "classes":
-            above = outputs > (0.5 if self.thresholds is None else self.thresholds)
-            found = [name for name, is_above in zip(self.classes, above.tolist(), strict=True) if is_above]
+            above = self.found(outputs).tolist()
+            found = [name for name, is_above in zip(self.classes, above, strict=True) if is_above]
         return Answer([self.classes[i] for i in indices], indices, best.values.tolist(), [], found, logits)
