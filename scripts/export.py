@@ -14,7 +14,7 @@ is 1.
 Writes to runs/export/TIME, or to run_dir=:
 
     model.onnx or model.pt2    the export
-    model.json                 its input and output, the classes, how an image becomes the input and how an output becomes
+    model.json                 its input and output, the classes, how an image becomes the input, how an output becomes
                                an answer, and what was compared
 
 An option may be written as key=value or as --key value. See docs/export.md.
