@@ -166,7 +166,10 @@ class LabelTable:
         weights = np.ones(len(rows), dtype=np.float32)
         if self.weight is not None:
             of_training = rows if order[HELD_OUT] == NONE_HELD_OUT else self.division.train
-            weights = self.weights(rows) / self.weights(of_training).mean(dtype=np.float64).astype(np.float32)
+            mean = self.weights(of_training).mean(dtype=np.float64).astype(np.float32)
+            if not mean:
+                raise InputError(f"{self.table.path}: column {self.weight}: all weights of the training images are 0")
+            weights = self.weights(rows) / mean
         return TableImages(self.paths.take(rows), targets, weights, self.labelling, classes, about, order)
 
     @cached_property
@@ -242,8 +245,6 @@ class LabelTable:
         if len(wrong):
             cell = table.columns[self.weight][wrong[0]] or "an empty cell"
             raise table.wrong(int(wrong[0]), self.weight, f"{cell}: must be a number that is 0 or more")
-        if not found.any():
-            raise InputError(f"{self.table.path}: column {self.weight}: all weights are 0")
         return found
 
     def filled(self, column: str, key: str) -> list[str]:

@@ -321,6 +321,15 @@ def test_weights_have_mean_1_over_the_training_split(write: Write) -> None:
     assert found["0"] == 0
 
 
+def test_weights_may_be_0_for_validation_but_not_for_all_of_training(write: Write) -> None:
+    splits = ["train"] * 6 + ["val"] * 4
+    text = csv(NAMES, ["a", "b"] * 5, splits, [1] * 6 + [0] * 4, header="image,label,split,w")
+    assert write(text, split="split", weight="w").val()[0].weight == 0
+    text = csv(NAMES, ["a", "b"] * 5, splits, [0] * 6 + [1] * 4, header="image,label,split,w")
+    with pytest.raises(InputError, match="column w: all weights of the training images are 0"):
+        write(text, split="split", weight="w").train()
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [("-1", "row 3, column w: -1: must be a number that is 0 or more"), ("", "row 3, column w: an empty cell: must")],
