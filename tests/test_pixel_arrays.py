@@ -138,7 +138,7 @@ DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
         (npy(np.zeros((8, 8), np.float32)), DEEP, "must hold integers from 0 to 65535; or give value_range"),
         (npy(np.full((8, 8), np.nan)), DEEP | {"value_range": (0.0, 1.0)}, "infinite or not a number"),
         (npy(noise(8, 8, 3, bit_depth=16)), {}, r"it holds uint16 of shape \(8, 8, 3\), not uint8 with 1 or 3"),
-        (npy(noise(8, 8, 6))[:-7], statistics(6), ""),
+        (npy(noise(8, 8, 6))[:-7], statistics(6), r"its data is cut off; its header says \(8, 8, 6\) of uint8"),
         (npy(np.array([[object()]])), statistics(6), "Object arrays cannot be loaded"),
         (bands(noise(8, 8, 6))[:60], statistics(6), ""),
         (b"II*\x00 no TIFF", statistics(6), ""),
@@ -155,6 +155,13 @@ DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
 def test_what_does_not_fit_is_named(data: bytes, own: dict[str, Any], line: str) -> None:
     with pytest.raises(BrokenImageError, match=rf"^scan\.x: cannot be decoded \(.*{line}"):
         EncodedImage(data, "scan.x", max_pixels=1000).pixels(Preprocessing(**own))
+
+
+def test_pages_that_are_not_used_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few kilobytes may hold thousands of empty pages."""
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda _: pytest.fail("all pages are decoded"))
+    with pytest.raises(BrokenImageError, match="it has 2000 channels, not the 4"):
+        EncodedImage(pages(np.zeros((8, 8, 2000), np.uint8)), "scan.tif").pixels(Preprocessing(**statistics(4)))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def read_array(data: bytes, channels: int, max_pixels: int) -> np.ndarray | None
     if is_npy(data):
         return read_npy(data, channels, max_pixels)
     if is_tiff(data):
-        return read_tiff(data, max_pixels)
+        return read_tiff(data, channels, max_pixels)
     return read_deep_png(data, channels, max_pixels) if is_deep_png(data) else None
 
 
@@ -71,21 +71,23 @@ def read_npy(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, _ = read_header(file)
+    shape, _, dtype = read_header(file)
     channels_first = len(shape) == 3 and shape[0] == channels != shape[2]
     require_few(shape[1:] if channels_first else shape[:2], max_pixels)
+    if dtype.itemsize * math.prod(shape) > len(data) - file.tell():  # np.load would first take the memory for it
+        raise ValueError(f"its data is cut off; its header says {shape} of {dtype}")
     array = np.load(io.BytesIO(data), allow_pickle=False)
     return with_channels(np.moveaxis(array, 0, -1) if channels_first else array)
 
 
-def read_tiff(data: bytes, max_pixels: int) -> np.ndarray:
+def read_tiff(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
     """(H, W, C) of a TIFF, where the channels are its samples, or its pages of one size, in their order in the file.
 
     Reduced copies of the image (overviews, thumbnails) are left out.
 
     Raises:
         MissingPackageError: tifffile or imagecodecs is not installed.
-        ValueError: the image is not upright, or has more than `max_pixels`.
+        ValueError: the image is not upright, has other channels, or has more than `max_pixels`.
     """
     tifffile = needed("tifffile")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -95,6 +97,9 @@ def read_tiff(data: bytes, max_pixels: int) -> np.ndarray:
         orientation = image.pages[0].tags.get(TIFF_ORIENTATION)
         if orientation is not None and orientation.value != 1:
             raise ValueError(f"its orientation is {int(orientation.value)}; save it upright")
+        found = math.prod(image.shape) // (sizes["Y"] * sizes["X"])
+        if found != channels:  # before they are decoded, since a small file may hold any number of empty pages
+            raise ValueError(f"it has {found} channels, not the {channels} of data.channels")
         array = image.asarray()
     height, width = image.axes.index("Y"), image.axes.index("X")
     others = [axis for axis in range(array.ndim) if axis not in (height, width)]
