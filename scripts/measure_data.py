@@ -3,9 +3,10 @@
     python scripts/measure_data.py data=folder data.root=/scans data.channels=1 data.bit_depth=16
     python scripts/measure_data.py data=table data.path=labels.csv data.channels=6 'data.value_range=[0,1]'
 
-Takes the options of train.py (see its --help). It reads the training images, or 10,000 of them, spread evenly. The last
-two lines are the settings data.mean and data.std, for the command line of train.py. They are for pixels scaled to
-[0, 1], as data.bit_depth or data.value_range say. Images are not resized, and each image counts the same.
+Takes the options of train.py (see its --help). It reads the training images; if there are more than 10,000, at most
+10,000 of them, spread evenly. The last two lines are the settings data.mean and data.std, for the command line of
+train.py. They are for pixels scaled to [0, 1], as data.bit_depth or data.value_range say. Images are not resized, and
+each image counts the same.
 """
 
 import sys
@@ -62,7 +63,7 @@ def measure(config: TrainConfig) -> None:
     given = config.data.input_values | {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     preprocessing = Preprocessing(channels=channels, **given)
     examples = DATASETS[config.data.name](**config.data.options).train()
-    step = max(1, len(examples) // MOST_IMAGES)
+    step = -(-len(examples) // MOST_IMAGES)
     sums = Sums(torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
     with Progress() as progress:
         for index in progress.track(range(0, len(examples), step), "measuring"):
