@@ -87,6 +87,22 @@ def test_images_and_classes_weigh_as_they_are_told(loss: str) -> None:
     assert without_exponent == pytest.approx(loss_of(task_of("classify", "class"), SOFT), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_sure_outputs_have_finite_gradients_with_any_exponent(gamma: float) -> None:
+    logits = torch.tensor([[200.0, -200.0, 30.0, -30.0], [-17.0, 17.0, 5.0, 0.0]])
+    hot = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+    for name, kind, options in (
+        ("classify", "class", {"loss": "focal", "gamma": gamma}),
+        ("multilabel", "classes", {"loss": "asymmetric", "gamma_pos": gamma, "gamma_neg": gamma, "clip": 0.0}),
+        ("multilabel", "classes", {"loss": "asymmetric", "gamma_pos": gamma, "gamma_neg": gamma}),
+    ):
+        given = logits.clone().requires_grad_()
+        task_of(name, kind, **options)(SimpleNamespace(images=given, targets=hot, weights=torch.ones(2)))[
+            "loss"
+        ].backward()
+        assert given.grad is not None and given.grad.isfinite().all(), name
+
+
 def test_balanced_weights_make_each_class_count_equally_and_each_labels_positives_as_much_as_its_negatives() -> None:
     classes = task_of("classify", "class", {"counts": (10, 30, 60, 0)}, class_weights="balanced").weights
     torch.testing.assert_close(classes, torch.tensor([100 / 30, 100 / 90, 100 / 180, 0.0]))

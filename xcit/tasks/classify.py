@@ -13,6 +13,8 @@ from ..errors import InputError
 from ..evaluation.classification import MOST_SCORES, Classification, measures_auroc
 from .class_weights import ClassWeights, require_counts, weights_of
 
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
@@ -78,7 +80,8 @@ class Classify(Task):
             return F.cross_entropy(logits, batch.targets * factors)
         if self.loss == "focal":
             log_p = logits.float().log_softmax(dim=1)
-            focal = -((1 - log_p.exp()) ** self.gamma) * log_p
+            # The power of 0 would have an infinite gradient with a gamma below 1.
+            focal = -((1 - log_p.exp()).clamp(min=SMALLEST_NORMAL) ** self.gamma) * log_p
             return (batch.targets * factors * focal).sum() / len(logits)
         positives = (batch.targets > 0).to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, positives, factors)

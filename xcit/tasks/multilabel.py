@@ -16,6 +16,7 @@ from .class_weights import ClassWeights, require_counts, weights_of
 
 SMALLEST = 1e-8
 """Of a probability before its logarithm, as in the authors' code and in timm."""
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -91,8 +92,10 @@ class Multilabel(Task):
             return F.binary_cross_entropy_with_logits(logits, truth, pos_weight=self.weights, reduction="none")
         p = logits.sigmoid()
         not_p = (1 - p + self.clip).clamp(max=1)  # the probability of a negative, shifted by the clip
-        positive = (1 - p) ** self.gamma_pos * -p.clamp(min=SMALLEST).log()
-        negative = (1 - not_p) ** self.gamma_neg * -not_p.clamp(min=SMALLEST).log()
+        # The power of 0 would have an infinite gradient with an exponent below 1.
+        miss, false_alarm = ((1 - right).clamp(min=SMALLEST_NORMAL) for right in (p, not_p))
+        positive = miss**self.gamma_pos * -p.clamp(min=SMALLEST).log()
+        negative = false_alarm**self.gamma_neg * -not_p.clamp(min=SMALLEST).log()
         return truth * positive * (1.0 if self.weights is None else self.weights) + (1 - truth) * negative
 
     def fit_to_validation(self, evaluator: LabelMetrics) -> None:
