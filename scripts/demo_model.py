@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xcit.device import name_of
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.evaluation.attention import class_attention_maps, overlay, patch_size_of
@@ -98,7 +99,7 @@ class Demo:
         self.curve = growth(run, sizes, self.device, BUDGET)
         largest = max(self.resolution, self.curve[-1].resolution)
         self.resolutions = self.grid(largest) if len(sizes) > 1 else range(self.resolution, self.resolution + 1)
-        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "this machine's CPU"
+        where = name_of(self.device) or "this machine's CPU"
         self.measured = f"measured at {datetime.datetime.now():%H:%M}, when the server started, on {where}"
 
     def see(self, content: bytes, resolution: float) -> Seen:
