@@ -101,7 +101,6 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         start = None if origin else read_start(config.init_from, config.task.name, config.model.name)
         model = new_model(config, task_class.num_outputs(target), None if origin else config.initial_weights)
         task = task_class(model, target, **config.task.options).to(device)
-        distributed.synchronise_batchnorm(task, device)
         freeze(model, config.train.freeze)
         given_values = {**(origin.input_values if origin else {}), **config.data.input_values}
         preprocessing = input_of(task, model, given_values, config.data.size, config.crop_ratio)
@@ -110,6 +109,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
             once = (examples, preprocessing, Length(updates=1), device)
             trials = ((n, train_batches(tried, *once)) for n, tried in config.trials(distributed.world_size()))
             config = config.with_accumulate(find_accumulate(task, trials, device, config.train.precision))
+        distributed.synchronise_batchnorm(task, device)
 
         # 5. Everything that must survive a crash; a resumed run continues from its checkpoint.
         state = new_state(config, choices, task, examples, preprocessing, device)

@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import yaml
 
-from xcit.engine import batch_size
+from xcit.engine import batch_size, distributed
 from xcit.engine.batch_size import find_accumulate
 from xcit.errors import InputError
 
@@ -36,6 +39,29 @@ def test_the_largest_pass_that_fits_is_found_and_the_task_stays_as_it_is(
     assert found == expected
     assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
     assert all(parameter.grad is None for parameter in task.parameters())
+
+
+class Summed(Passes):
+    """Sums over the processes, as the tasks with unknown labels do."""
+
+    def forward(self, batch: SimpleNamespace) -> dict[str, torch.Tensor]:
+        loss = super().forward(batch)["loss"]
+        return {"loss": loss / distributed.total(torch.ones(1)).sum()}
+
+
+def find_in_process(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    batch_size.memory_of_machine = lambda: 4 * 1000 * (0.2, 10.0)[rank]  # type: ignore[assignment]
+    found = find_accumulate(Summed(), [(parts, ToyLoader(parts)) for parts in (1, 2, 4)], CPU, "fp32")
+    Path(folder, str(rank)).write_text(str(found))
+    dist.destroy_process_group()
+
+
+def test_a_process_with_less_memory_does_not_leave_the_other_one_waiting(tmp_path: Path) -> None:
+    mp.spawn(find_in_process, (str(tmp_path),), nprocs=2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
 
 
 def test_if_nothing_fits_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

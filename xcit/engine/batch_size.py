@@ -38,7 +38,7 @@ def find_accumulate(task: Task, trials: Iterable[tuple[int, Batches]], device: t
     keeps for its backward pass may take a quarter of the machine's memory, divided by the processes on it.
 
     Args:
-        task: it stays as it is; a copy is tried.
+        task: it stays as it is; a copy is tried. Its BatchNorms are not synchronised yet.
         trials: (passes for each update, batches of such a pass), the largest pass first.
 
     Raises:
@@ -59,9 +59,12 @@ def find_accumulate(task: Task, trials: Iterable[tuple[int, Batches]], device: t
 
 
 def fits(task: nn.Module, batch: Any, device: torch.device, precision: str) -> bool:
-    """Whether a forward and a backward pass fits."""
+    """Whether a forward and a backward pass fits into the memory of this process.
+
+    The pass waits for no other process, since it may end in the middle while the passes of others go on.
+    """
     try:
-        with limited(device, task), autocast(device, precision):
+        with distributed.alone(), limited(device, task), autocast(device, precision):
             task(batch)["loss"].backward()
     except (TooLargeError, torch.OutOfMemoryError):
         return False

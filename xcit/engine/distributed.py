@@ -18,6 +18,8 @@ from .sync_batchnorm import convert_batchnorm, sum_over_processes
 
 T = TypeVar("T")
 
+is_alone = False
+"""Set by `alone`."""
 PARENT = os.getppid()
 PR_SET_PDEATHSIG = 1
 """From Linux's sys/prctl.h: the signal that a process gets when its parent ends."""
@@ -69,7 +71,18 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not is_alone else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In this context a process waits for no other: sums and means are its own. Not for synchronised BatchNorms."""
+    global is_alone
+    is_alone = True
+    try:
+        yield
+    finally:
+        is_alone = False
 
 
 def place() -> dict[str, int]:
