@@ -97,6 +97,14 @@ def test_pixels_are_those_that_were_written_and_resized_within_rounding(
     assert np.abs(image.pixels(smaller).numpy() - exact).max() <= rounding * (0.5 + 2**bit_depth * 4e-6)
 
 
+@pytest.mark.parametrize("colors", [1, 3])
+def test_transparency_of_a_deep_png_is_ignored_unless_it_is_a_channel(colors: int) -> None:
+    picture = noise(20, 30, colors + 1, bit_depth=16)
+    preprocessing = Preprocessing(size=(20, 30), bit_depth=16, **statistics(colors))
+    found = EncodedImage(png(picture), "image").pixels(preprocessing)
+    assert torch.equal(found.long(), torch.from_numpy(picture[..., :colors].astype(np.int64)))
+
+
 @pytest.mark.parametrize("write", [npy, tiff, big_endian])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_floats_are_scaled_by_their_range_and_never_cut_off(channels: int, write: Any) -> None:

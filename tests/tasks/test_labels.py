@@ -17,6 +17,7 @@ from torch import Tensor
 from xcit.engine.task import Target, Task
 from xcit.errors import InputError
 from xcit.evaluation import classification
+from xcit.evaluation.ranking import best_threshold
 from xcit.tasks import TASKS
 
 from ..conftest import in_two_processes
@@ -181,6 +182,21 @@ def test_the_metrics_of_labels_are_scikit_learns_at_the_thresholds_of_the_best_f
     assert found["loss"] == pytest.approx(F.binary_cross_entropy_with_logits(LOGITS[known], truth[known]).item())
     assert (details.per_class[3]["threshold"], details.per_class[3]["positives"], found["images"]) == (0.5, 0, N)
     assert torch.equal(task.state_dict()["thresholds"], torch.tensor([row["threshold"] for row in details.per_class]))
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "expected"),
+    [
+        ([0.2, 0.9, 0.6], [0, 1, 1], 0.4),  # halfway between 0.6 and 0.2
+        ([0.8, 0.6, 0.4, 0.2], [1, 0, 1, 0], 0.3),
+        ([0.8, 0.6, 0.4], [1, 0, 0], 0.7),
+        ([0.9, 0.5, 0.4, 0.3, 0.2], [1, 0, 0, 1, 0], 0.7),  # F1 is 2 / 3 above 0.7 and above 0.25: the highest
+        ([0.6, 0.5], [1, 1], 0.25),  # no score is below
+        ([0.6, 0.5], [0, 0], 0.5),
+    ],
+)
+def test_a_threshold_is_halfway_to_the_next_lower_score(scores: list[float], truth: list[int], expected: float) -> None:
+    assert best_threshold(np.array(scores), np.array(truth) > 0) == pytest.approx(expected)
 
 
 # Numbers.
