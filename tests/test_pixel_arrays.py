@@ -127,6 +127,12 @@ def test_integers_of_another_range() -> None:
     np.testing.assert_allclose(scaled.numpy(), (picture[..., 0] - 1000) / 4000, atol=1e-6)
 
 
+def test_a_palette_gives_its_colors_with_a_range_too() -> None:
+    colors = Image.fromarray(noise(8, 8, 3)).quantize(16)
+    preprocessing = Preprocessing(size=(8, 8), value_range=(0.0, 255.0))
+    assert torch.equal(preprocessing.pixels(colors), torch.from_numpy(np.array(colors.convert("RGB"))).float())
+
+
 DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
 
 

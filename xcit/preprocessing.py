@@ -196,7 +196,7 @@ class Preprocessing:
     def converted(self, image: Any) -> Any:
         """A Pillow image in the mode of these channels, if they have 8 bits and there is such a mode."""
         if self.value_range:
-            return image
+            return image.convert("RGB") if image.mode == "P" else image
         if self.bit_depth > 8 and image.mode in ("L", "RGB", "RGBA"):
             raise InputError(f"image of mode {image.mode}: holds 8 bits, not the {self.bit_depth} of bit_depth")
         if self.bit_depth != 8 or self.channels not in PIL_MODES:
