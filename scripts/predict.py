@@ -6,8 +6,8 @@
     python scripts/predict.py aerial.tif checkpoint=runs/coco tile=1024           # an image that is too large
     python scripts/predict.py ~/photos checkpoint=xcit_small_12_p8_384_dist overlays=true
 
-Takes image files, folders, which are read with their subfolders, and patterns. A line tells of each image that cannot
-be read, and it is left out. The checkpoint is a run folder, a file in one, or the name of published weights. An option
+Takes image files, folders, which are read with their subfolders, and patterns. An image that cannot be read is left
+out, and a line names it. The checkpoint is a run folder, a file in one, or the name of published weights. An option
 may be written as key=value or as --key value.
 
 Writes to runs/predict/TIME, or to run_dir=:

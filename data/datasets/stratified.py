@@ -11,10 +11,10 @@ from .splits import hash_of
 def held_out_share(names: Sequence[str], members: Sequence[np.ndarray], fraction: float, seed: int) -> np.ndarray:
     """Return which images are held out: (num_images,), bool. About `fraction` of each class is.
 
-    The units of a class that all have the same name, and no other class has them, are for training.
+    A class whose images are all in one unit is for training.
 
     Args:
-        names: The name of each image's unit. A unit is divided by no one: a group of images, or a single one.
+        names: The name of each image's unit: a group of images, or a single image. A unit is never divided.
         members: The images of each class, as `Examples.members` returns them.
         fraction: The share that is held out.
         seed: Another seed gives another division.

@@ -93,7 +93,7 @@ class LabelTable:
         delimiter: Character between the cells of a CSV file, such as ";"; null: a comma, or a tab for .tsv.
         split: Column that says train, val or test; null: val_fraction or folds divide the images.
         weight: Column of numbers that say how much an image counts in the loss; null: all count alike.
-        group: Column of a name that images have which must stay together, such as a patient; null: no groups.
+        group: Column of groups, such as patients, whose images stay together in one split; null: no groups.
         val_fraction: Share of each class that is held out if there are neither val nor test images, between 0 and 1.
         folds: Number of folds of a cross-validation; null: val_fraction is held out.
         fold: Number of the fold that is held out, from 0.
