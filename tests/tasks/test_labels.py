@@ -199,6 +199,15 @@ def test_a_threshold_is_halfway_to_the_next_lower_score(scores: list[float], tru
     assert best_threshold(np.array(scores), np.array(truth) > 0) == pytest.approx(expected)
 
 
+def test_a_label_of_which_the_model_is_very_sure_is_still_found() -> None:
+    task = task_of("multilabel", "classes")
+    evaluator = task.evaluator()
+    logits = torch.tensor([21.0, 20.0, 19.0, -3.0])[:, None].expand(4, K)
+    evaluator.update(SimpleNamespace(images=logits, targets=torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None].expand(4, K)))
+    task.fit_to_validation(evaluator)
+    assert (logits.sigmoid() > task.state_dict()["thresholds"])[:, 0].tolist() == [True, True, True, False]
+
+
 # Numbers.
 
 MISSING = (100 * VALUES + 2000).masked_fill(HOLES, float("nan"))

@@ -17,6 +17,8 @@ from .class_weights import ClassWeights, require_counts, weights_of
 SMALLEST = 1e-8
 """Of a probability before its logarithm, as in the authors' code and in timm."""
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+LARGEST_BELOW_1 = 1 - 2**-24
+"""In fp32."""
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -99,7 +101,8 @@ class Multilabel(Task):
         return truth * positive * (1.0 if self.weights is None else self.weights) + (1 - truth) * negative
 
     def fit_to_validation(self, evaluator: LabelMetrics) -> None:
-        self.thresholds.copy_(torch.tensor(evaluator.best_thresholds()))
+        # In fp32 a threshold may round to 1, which no probability is above.
+        self.thresholds.copy_(torch.tensor(evaluator.best_thresholds()).clamp(max=LARGEST_BELOW_1))
 
     def predict(self, images: Tensor) -> Tensor:
         """The probability of each label, (B, K). A label counts as found above its threshold in `thresholds`."""
