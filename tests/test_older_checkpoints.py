@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import xcit
+from train import TABLES
+from xcit.config import TrainConfig
+from xcit.config.composition import continued, read_config
 from xcit.storage import read_tensors
 
 from .conftest import ROOT, Result
+from .test_recipes import composed
 
 Command = Callable[..., Result]
 
@@ -74,3 +79,14 @@ def test_a_checkpoint_of_another_making_is_refused_in_one_line(
         assert result.status == 2, result.stderr
         assert line in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_run_on_a_folder_keeps_its_division() -> None:
+    """An older configuration does not say how images were held out: by the names of their files."""
+    new = composed("data=folder", "data.root=photos").model_dump(serialize_as_any=True)
+    before = {**new, "data": dict(new["data"])}
+    assert before["data"].pop("split_by") == "stratified", "a new run holds out the share of each class"
+    choices = {"data": "folder"}
+    for typed, kept in (([], "name"), (["data", "data.root"], "name"), (["data.split_by"], "stratified")):
+        resumed, _ = continued(before, choices, OmegaConf.create(new), choices, typed)
+        assert read_config(TrainConfig, resumed, TABLES).data.options["split_by"] == kept

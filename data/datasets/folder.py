@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,8 +16,8 @@ from ..about import About, counted
 from ..examples import DIGEST, HELD_OUT, NONE_HELD_OUT, VAL_FRACTION, digest_of
 from .image_files import ImageFiles, require_folder
 from .listing import list_images, skipped_below
-from .splits import find_splits_or_classes, held_out, require_fold, require_val_fraction, split_named
-from .stratified import fold_of
+from .splits import find_splits_or_classes, held_out, require_fold, require_val_fraction, share_by_name, split_named
+from .stratified import fold_of, held_out_share
 
 EXPECTED = "expected CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE in it"
 
@@ -27,7 +27,10 @@ class Folder:
 
     - root/train/CLASS/… and root/val/CLASS/…: data/datasets/splits.py lists the names that these folders may have.
       Without val/, test/ is for validation. Without both, `val_fraction` of train/ is held out.
-    - root/CLASS/…: `val_fraction` of each class is held out for validation. The names of the files tell which ones.
+    - root/CLASS/…: `val_fraction` of each class is held out for validation, as `split_by` says.
+
+    Runs of earlier versions saved no `split_by`. They keep their division, because the default here is "name", and
+    conf/data/folder.yaml sets "stratified".
 
     Args:
         root: Folder of your images, as CLASS/IMAGE or as train/CLASS/IMAGE and val/CLASS/IMAGE.
@@ -35,6 +38,7 @@ class Folder:
         folds: Number of folds of a cross-validation; null: val_fraction is held out.
         fold: Number of the fold that is held out, from 0.
         split_seed: Seed of the division into training and validation images.
+        split_by: How images are held out: stratified (the share of each class), or name (by the hash of each path).
     """
 
     def __init__(
@@ -45,11 +49,12 @@ class Folder:
         folds: Annotated[int, Field(ge=2)] | None = None,
         fold: Annotated[int, Field(ge=0)] | None = None,
         split_seed: Annotated[int, Field(ge=0)] = 0,
+        split_by: Literal["stratified", "name"] = "name",
     ) -> None:
         self.val_fraction = require_val_fraction(val_fraction)
         self.root = require_folder(Path(root), "data.root")
         require_fold(folds, fold)
-        self.folds, self.fold, self.split_seed = folds, fold, split_seed
+        self.folds, self.fold, self.split_seed, self.split_by = folds, fold, split_seed, split_by
         self.splits, self.class_like_split = find_splits_or_classes(self.root)
         if folds and (given := self.splits.val or self.splits.test):
             raise InputError(f"data.folds={folds}: {given} holds the validation images; leave data.folds out")
@@ -97,12 +102,17 @@ class Folder:
             choice = f"fold {self.fold} of {self.folds} is held out"
             key = f"in fold {self.fold} of {self.folds} by data.split_seed={self.split_seed}"
             order = {HELD_OUT: key, DIGEST: digest_of(names[image] for image in np.flatnonzero(chosen))}
+        elif self.split_by == "stratified":
+            chosen = held_out_share(names, members, self.val_fraction, self.split_seed)
+            choice = f"held out: {100 * self.val_fraction:g} % of each class"
+            key = f"by data.split_seed={self.split_seed} ({100 * self.val_fraction:g} %)"
+            order = {HELD_OUT: key, DIGEST: digest_of(names[image] for image in np.flatnonzero(chosen))}
         else:
             chosen = np.zeros(len(images), dtype=bool)
             for images_of in members:
                 within = [names[image].partition("/")[2] for image in images_of]  # the class folder
                 chosen[images_of] = held_out(within, self.val_fraction, self.split_seed)
-            choice = f"held out by file name: {100 * self.val_fraction:g} %"
+            choice = share_by_name(chosen, self.val_fraction)
             seed = f" and data.split_seed={self.split_seed}" if self.split_seed else ""
             order = {HELD_OUT: f"by file name{seed}", VAL_FRACTION: self.val_fraction}
         lacking = len(images.classes) - len(np.unique(images.labels[chosen]))

@@ -7,11 +7,12 @@ import numpy as np
 
 from xcit.errors import InputError
 
-from ..about import About, counted
+from ..about import About, Skipped, counted
 from ..examples import HELD_OUT, VAL_FRACTION, Example
 from .image_files import ImageFiles, require_folder
 from .listing import list_tree
-from .splits import held_out, require_val_fraction
+from .packed_strings import PackedStrings
+from .splits import held_out, require_val_fraction, share_by_name
 
 
 class UnlabelledFiles(ImageFiles):
@@ -55,18 +56,22 @@ class Images:
     @cached_property
     def chosen(self) -> np.ndarray:
         """Which images are held out: (num_images,), bool."""
-        return held_out([path[len(f"{self.root}/") :] for path in self.images.paths], self.val_fraction)
+        return held_out([path[len(f"{self.root}/") :] for path in self.listed[0]], self.val_fraction)
+
+    @cached_property
+    def listed(self) -> tuple[PackedStrings, Skipped]:
+        return list_tree(self.root)
 
     @cached_property
     def images(self) -> UnlabelledFiles:
-        paths, skipped = list_tree(self.root)
+        paths, skipped = self.listed
         if len(paths) < 2:
             raise InputError(
                 f"{self.root}: holds {counted(len(paths), 'image')}, subfolders included; must be at least 2"
             )
         about = About(
             str(self.root),
-            choice=f"without labels; held out by file name: {100 * self.val_fraction:g} %",
+            choice=f"without labels; {share_by_name(self.chosen, self.val_fraction)}",
             skipped={str(self.root): skipped},
         )
         order = {HELD_OUT: "by file name", VAL_FRACTION: self.val_fraction}

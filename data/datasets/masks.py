@@ -18,7 +18,7 @@ from ..index_mask import VALUES, IndexMask, Labels
 from .image_files import require_folder
 from .listing import list_tree
 from .packed_strings import PackedStrings
-from .splits import find_splits, held_out, require_val_fraction
+from .splits import find_splits, held_out, require_val_fraction, share_by_name
 
 Value = Annotated[int, Field(ge=0, lt=VALUES)]
 
@@ -138,7 +138,7 @@ class Masks:
 
     def part(self, chosen: np.ndarray) -> MaskedFiles:
         """Return some of the images of a folder without splits, or of the training split."""
-        about = replace(self.divided.about, choice=f"held out by file name: {100 * self.val_fraction:g} %")
+        about = replace(self.divided.about, choice=share_by_name(self.chosen, self.val_fraction))
         order = {HELD_OUT: "by file name", VAL_FRACTION: self.val_fraction}
         return self.divided.take(np.flatnonzero(chosen), about, order)
 

@@ -127,6 +127,12 @@ def held_out(names: Sequence[str], fraction: float, seed: int = 0) -> np.ndarray
     return chosen
 
 
+def share_by_name(chosen: np.ndarray, fraction: float) -> str:
+    """Say which share was held out by the names of the files, and which was wanted if that is another one."""
+    wanted, found = f"{100 * fraction:g} %", f"{100 * chosen.mean():.3g} %"
+    return f"held out by file name: {found}" + (f" for data.val_fraction={fraction:g}" if found != wanted else "")
+
+
 def hash_of(name: str, seed: int = 0) -> float:
     """Return a number in [0, 1) that depends on the name, in any of the Unicode forms that macOS may give it.
 

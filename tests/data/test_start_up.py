@@ -226,9 +226,9 @@ def test_a_run_says_what_it_reads_and_an_evaluation_too(
     root = image_tree("mine", {"cat": 12, "dog": 12})
     (root / "cat" / "notes.txt").write_text("mine")
     (root / "cat" / "._000.png").write_text("macOS")
-    val = len(Folder(root=str(root)).val())
+    val = len(Folder(root=str(root), split_by="stratified").val())
     skipped = "1 file that Pillow cannot read as an image (1 .txt), 1 hidden or system file"
-    from_root = f"in 2 classes from {root} (held out by file name: 20 %)"
+    from_root = f"in 2 classes from {root} (held out: 20 % of each class)"
 
     result = command("train.py", *SMALL, f"data.root={root}", "resolutions=[16]", "run_dir=run")
     assert result.status == 0, result.stderr
@@ -255,13 +255,16 @@ def test_a_run_says_what_it_reads_and_an_evaluation_too(
     evaluated = f"24 evaluation images in 2 classes from {root} (all, because the folder has no splits)"
     assert facts_in(result.stderr)["data"] == evaluated
 
-    # A checkpoint of an earlier version does not say how images were held out.
+    # Runs of earlier versions held images out by their names; the first ones did not say so in the checkpoint.
     content = dict(torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True))
-    content["identity"]["order"] = {"data": "folder"}
+    del content["identity"]["config"]["data"]["split_by"]
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    torch.save(content, tmp_path / "old/checkpoints/last.pt")
-    result = command("eval.py", "checkpoint=old/checkpoints/last.pt", "run_dir=older", "weights=raw")
-    assert result.stderr.startswith("note: data: the run held out other images for validation than those that are held")
+    for order, note in ((BY_NAME, ""), ({"data": "folder"}, f"note: data: {OTHER} by file name now")):
+        content["identity"]["order"] = order
+        torch.save(content, tmp_path / "old/checkpoints/last.pt")
+        result = command("eval.py", "checkpoint=old/checkpoints/last.pt", f"run_dir=old_{len(order)}", "weights=raw")
+        assert result.stderr.startswith(note or "device")
+        assert "(held out by file name: 25 % for data.val_fraction=0.2)" in result.stderr
 
 
 def test_a_broken_validation_image_ends_a_run_before_it_begins(

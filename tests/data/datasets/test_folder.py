@@ -12,6 +12,7 @@ from data.about import Skipped
 from data.datasets.folder import Folder, list_class_folders
 from data.datasets.imagenet import ImageNet
 from data.datasets.splits import hash_of, held_out, split_named
+from data.datasets.table import LabelTable
 from data.examples import HELD_OUT
 from xcit.errors import InputError
 
@@ -99,7 +100,7 @@ def test_a_training_split_alone_is_divided(image_tree: Tree) -> None:
     train, val = source.train(), source.val(["cat", "dog"])
     assert sorted(train.samples + val.samples) == list_class_folders(root / "train").samples
     assert source.everything().samples == val.samples, "an evaluation uses the validation split"
-    assert val.about.choice == "held out by file name: 20 %"
+    assert val.about.choice == "held out by file name: 15 % for data.val_fraction=0.2"
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,22 @@ def test_no_image_that_was_trained_on_is_held_out_once_others_are_added(image_tr
     assert not before & after
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_class_holds_out_its_share_though_classes_number_their_files_alike(image_tree: Tree, seed: int) -> None:
+    root = image_tree("mine", {"ant": 30, "bee": 30, "cat": 11, "dog": 30, "elk": 3})
+    source = Folder(root=str(root), split_seed=seed, split_by="stratified")
+    train, val = source.train(), source.val()
+    assert sorted(train.samples + val.samples) == list_class_folders(root).samples
+    held = np.bincount(val.labels)
+    assert np.abs(held - 0.2 * np.array([30, 30, 11, 30, 3])).max() <= 1 and held.min() == 1
+    table = root / "labels.csv"
+    names = [Path(path).relative_to(root) for path, _ in list_class_folders(root).samples]
+    table.write_text("\n".join(["image,label", *(f"{name},{name.parts[0]}" for name in names)]))
+    alike = LabelTable(path=str(table), labels=["label"], split_seed=seed)
+    assert val.samples == sorted(alike.val().samples), "a table of the same images is divided alike"
+    assert val.order == alike.val().order
+
+
 def names_of(size: int, seed: int) -> list[str]:
     return [f"{seed} {number}.jpg" for number in range(size)]
 
@@ -253,7 +270,11 @@ def test_a_class_with_one_image_trains_and_is_told_of(image_tree: Tree) -> None:
     root = image_tree("mine", {"cat": 5, "dog": 1})
     source = Folder(root=str(root))
     assert Counter(source.train().labels.tolist())[1] == 1
-    assert source.val().about.choice == "held out by file name: 20 %; 1 class has a single image, for training"
+    share = "held out by file name: 50 % for data.val_fraction=0.2"
+    assert source.val().about.choice == f"{share}; 1 class has a single image, for training"
+    even = Folder(root=str(root), split_by="stratified")
+    assert even.val().about.choice == "held out: 20 % of each class; 1 class has a single image, for training"
+    assert Counter(even.val().labels.tolist()) == {0: 1}
     root = image_tree("few", {"cat": 1, "dog": 1})
     with pytest.raises(InputError, match="few: each class has only one image, so none can be held out for validation"):
         Folder(root=str(root)).val()

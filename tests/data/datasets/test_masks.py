@@ -32,7 +32,7 @@ def test_a_folder_without_splits_is_divided_by_file_name(tmp_path: Path) -> None
     train, val = source.train(), source.val(source.train().classes)
     assert train.classes == CLASSES and train.target_kind == "mask"
     assert not names(train) & names(val) and len(train) + len(val) == 12 and len(val) > 0
-    assert val.about.choice == "held out by file name: 30 %"
+    assert val.about.choice == "held out by file name: 33.3 % for data.val_fraction=0.3"
     assert names(source.everything()) == names(train) | names(val)
     assert source.everything().order == {HELD_OUT: NONE_HELD_OUT}
     for split in (train, val):
