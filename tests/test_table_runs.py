@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from data.datasets import DATASETS
+from xcit.errors import InputError
+
 from .conftest import TINY, Result
+from .test_recipes import composed
 
 Command = Callable[..., Result]
 SMALL = (*TINY, "+model.depth=1", "recipe=digits", "data.workers=0", "train.global_batch_size=8", "resolutions=[16]")
@@ -52,3 +56,42 @@ def test_a_run_on_a_table_is_resumed_and_evaluated_with_the_same_images(
     result = command("train.py", "resume=run", "run_dir=longer", "train.epochs=2", "data.fold=1")
     assert result.status == 0, result.stderr
     assert "the run held out other images for validation than those that are held out in fold 1 of 3" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "cells", "kind"),
+    [
+        ("regress", ["3", "70"], "values"),
+        ("regress", ["0", "1"], "values"),
+        ("multilabel", ["0", "1"], "classes"),
+        ("classify", ["china", "flower"], "class"),
+        (
+            "regress",
+            ["1", "99,135"],
+            "row 3, column label: '99,135' is not a number; expected one such as 3, -0.5 or 1e-3",
+        ),
+        ("regress", ["99,135", "4"], "row 2, column label: '99,135' is not a number; expected one such as"),
+        (
+            "multilabel",
+            ["china", "flower"],
+            "row 2, column label: 'china' is not 0, 1, true or false; for a column that",
+        ),
+        ("classify", ["3", "70"], "data.kind=auto: column label holds whole numbers; give data.kind=class if these"),
+        (
+            "classify",
+            ["1", "99,135"],
+            "data.kind=auto: column label holds numbers with a decimal comma; give data.kind",
+        ),
+    ],
+)
+def test_the_task_says_which_kind_of_labels_the_table_holds(
+    table: Path, task: str, cells: list[str], kind: str
+) -> None:
+    table.write_text("image;label\n" + "\n".join(f"{number}.png;{cells[number % 2]}" for number in range(24)))
+    given = ("data=table", f"data.path={table}", "data.labels=[label]", "data.delimiter=';'", f"task={task}")
+    config = composed(*given, "augment.label_smoothing=0", "pretrained=null")
+    try:
+        found = DATASETS["table"](**config.data.options).train().target_kind
+    except InputError as error:
+        found = str(error).removeprefix(f"{table}: ")
+    assert found[: len(kind)] == kind

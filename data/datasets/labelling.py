@@ -11,7 +11,7 @@ from xcit.errors import InputError, did_you_mean
 
 from ..about import listed
 from ..examples import members_of
-from .read_table import Table, is_integer, is_number
+from .read_table import Table, has_comma, is_integer, is_number
 
 Kind = Literal["class", "classes", "values"]
 KNOWN = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
@@ -159,6 +159,8 @@ def held_by(table: Table, column: str) -> str:
         return "labels"
     if numbers == len(cells):
         return "whole numbers" if all(map(is_integer, cells)) else "numbers"
+    if all(is_number(cell) or has_comma(cell) for cell in cells):
+        return "numbers with a decimal comma"
     return "numbers and names" if numbers else "names"
 
 

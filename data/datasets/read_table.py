@@ -84,7 +84,8 @@ class Table:
         if not cell:
             return math.nan
         if not is_number(cell):
-            raise self.wrong(row, column, f"{cell!r} is not a number; expected one such as 3, -0.5 or 1e-3")
+            point = ", with a decimal point" if "," in cell else ""
+            raise self.wrong(row, column, f"{cell!r} is not a number; expected one such as 3, -0.5 or 1e-3{point}")
         if abs(float(cell)) > LARGEST:
             raise self.wrong(row, column, f"{cell} is too large for 32-bit floating point")
         return float(cell)
@@ -93,6 +94,11 @@ class Table:
 def is_number(cell: str) -> bool:
     """Return whether a cell is a number in plain decimal notation: no "nan", no "1,000" and no "1_000"."""
     return NUMBER.fullmatch(cell) is not None
+
+
+def has_comma(cell: str) -> bool:
+    """Return whether a cell is a number except for one comma."""
+    return cell.count(",") == 1 and is_number(cell.replace(",", "."))
 
 
 def is_integer(cell: str) -> bool:

@@ -15,7 +15,7 @@ from ..errors import InputError, Notice, choose, did_you_mean
 from . import TrainConfig
 from .accepted_values import accepted, find_field, section_in, shown
 from .option_docs import described_options
-from .sections import OPEN_SECTIONS, Section
+from .sections import OPEN_SECTIONS, Section, with_kind_of_task
 
 C = TypeVar("C", bound=Section)
 
@@ -74,8 +74,7 @@ def read_config(schema: type[C], raw: DictConfig | Mapping[str, Any], tables: Ta
                 raise InputError(f"{missing}: must be given") from None
             reason = str(error).splitlines()[0]
             raise InputError(f"{missing}: {reason} (${{…}} refers to a setting; \\${{…}} is the text itself)") from None
-    if schema is TrainConfig:
-        plain = without_old_keys(plain)
+    plain = with_kind_of_task(without_old_keys(plain) if schema is TrainConfig else plain, tables.get("task", {}))
     complete = schema_for(schema, plain, tables)
     try:
         return complete.model_validate(plain)

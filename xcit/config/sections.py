@@ -137,6 +137,18 @@ class DataConfig(NamedSection):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
+def with_kind_of_task(plain: Mapping[str, Any], tasks: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with the kind of target that the task learns from in place of data.kind=auto.
+
+    One class for each image is not asked for: the default task learns from it, so nobody may have chosen it.
+    """
+    data, task = (plain.get(group) for group in ("data", "task"))
+    if not isinstance(data, Mapping) or not isinstance(task, Mapping) or data.get("kind") != "auto":
+        return plain
+    kinds = getattr(tasks.get(str(task.get("name"))), "target_kinds", ())
+    return {**plain, "data": {**data, "kind": kinds[0]}} if kinds in (("classes",), ("values",)) else plain
+
+
 class AugmentConfig(OpenSection):
     """conf/augment: the options are those of the task's view (data/views); these keys are the same for all."""
 

@@ -123,6 +123,12 @@ def test_columns_of_numbers_are_values(write: Write) -> None:
         (["1.5", "1_0"] * 5, {"kind": "values"}, "row 3, column label: '1_0' is not a number; expected one such as"),
         (["1.5", "nan"] * 5, {"kind": "values"}, "row 3, column label: 'nan' is not a number"),
         (["1.5", "1e39"] * 5, {"kind": "values"}, "row 3, column label: 1e39 is too large for 32-bit"),
+        (
+            ["1", "-9,135"] * 5,
+            {"kind": "values"},
+            "row 3, column label: '-9,135' is not a number; .*, with a decimal point",
+        ),
+        (["7", "9,135"] * 5, {}, "data.kind=auto: column label holds numbers with a decimal comma; give data.kind=cl"),
         (["1.5", ""] * 5, {}, "row 3, column label: is empty; a row needs a label at least"),
         (["a;b"] * 10, {"kind": "classes"}, "row 2, column label: 'a;b' is not 0, 1, true or false; for a column that"),
         (["a"] * 10, {"kind": "values", "separator": ";"}, "data.separator=';': must be a text that separates"),
@@ -142,7 +148,7 @@ def test_what_is_unclear_or_wrong_is_one_line(
     write: Write, cells: list[object], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
-        write(csv(NAMES, cells), **options).train()
+        write(csv(NAMES, [f'"{cell}"' for cell in cells]), **options).train()
     assert "\n" not in str(error.value)
 
 
