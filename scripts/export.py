@@ -41,6 +41,7 @@ from data.views.labelled_crop import pixels
 from data.workers import default_workers
 from scripts.predict import as_option
 from xcit.command import ArgumentParser, guarded, settings_of
+from xcit.command.arguments import prepare
 from xcit.command.composing import composed, with_home, without_hydra
 from xcit.command.printing import print_notices
 from xcit.config import EvalConfig
@@ -153,7 +154,7 @@ def validation(saved: Saved, of_data: list[str]) -> Examples | None:
     That the images of the run are not at hand is a note, since the export can do without them.
     """
     settings, _ = settings_of(evaluation.__file__)
-    raw = with_home(without_hydra(composed(settings, ["checkpoint=x", *of_data])))
+    raw = with_home(without_hydra(composed(settings, prepare(["checkpoint=x", *of_data], settings))))
     data = read_config(
         EvalConfig, with_known(raw, {"data": saved.config.data if saved.config else None}), evaluation.TABLES
     ).data

@@ -157,6 +157,12 @@ def test_bad_input_is_one_line(
         ((f"checkpoint={checkpoint}", "images=0"), "images=0: must be at least 1"),
         ((f"checkpoint={checkpoint}", "format=aoti"), "format=aoti: needs a C++ compiler, and there is no no-compiler"),
         ((f"checkpoint={checkpoint}", "data=folder"), "data.root: must be given"),
+        # Text that Hydra's grammar cannot read is quoted, as it is for train.py.
+        (
+            (f"checkpoint={checkpoint}", "data=folder", "data.root=/my data ä/Fotos (1)"),
+            "/my data ä/Fotos (1): no such folder (data.root)",
+        ),
+        ((f"checkpoint={checkpoint}", "data.rot=a"), "data.rot: unknown key; did you mean data.root?"),
         ((f"checkpoint={checkpoint}", "data=folders"), "data=folders: unknown; did you mean folder?"),
         (("checkpoint=runs/none",), "runs/none: "),
     ):
