@@ -249,7 +249,8 @@ def completed(
     for group in ("model", "data"):
         if group not in raw or is_part(raw, group):
             raise not_given(group, checkpoint)
-    config = read_config(EvalConfig, raw, TABLES)
+    # conf/task may set augmentation, which is for training alone.
+    config = read_config(EvalConfig, without_parts(raw), TABLES)
     model, data = config.model, config.data
     assert model and data
     made_for = known["model"].options.get("image_size") if known["model"] else None

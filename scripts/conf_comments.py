@@ -67,7 +67,8 @@ class ConfFile:
     @cached_property
     def bases(self) -> list["ConfFile"]:
         """The files of the same group that this one is based on."""
-        names = [name.partition("@")[0] for name in self.defaults if isinstance(name, str) and name != "_self_"]
+        others = [name for name in self.defaults if isinstance(name, str) and name[0] not in "_/"]
+        names = [name.partition("@")[0] for name in others]
         return [self.choice(self.group, name) for name in names if self.group]
 
     def choice(self, group: str, name: str) -> "ConfFile":

@@ -20,7 +20,7 @@ from .conftest import Result
 Command = Callable[..., Result]
 SHORT = (
     *("data=digits", "data.name=squares", "data.image_size=16", "model.patch_size=8", "model.drop_path_rate=0"),
-    *("train.global_batch_size=32", "train.epochs=2", "resolutions=[16]", "augment.label_smoothing=0"),
+    *("train.global_batch_size=32", "train.epochs=2", "resolutions=[16]"),
 )
 
 

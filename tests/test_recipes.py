@@ -19,6 +19,7 @@ from train import TABLES, check
 from xcit.config import LoopConfig, TrainConfig
 from xcit.config.composition import read_config
 from xcit.engine.run_folder import RunFolder
+from xcit.errors import InputError
 from xcit.models.variants import VARIANTS
 from xcit.storage import read_tensors
 
@@ -67,12 +68,23 @@ def teacher(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regress"])
+def test_labels_are_not_smoothed_where_an_image_has_no_single_class(task: str) -> None:
+    table = ("data=table", "data.path=labels.csv", "data.labels=[label]")
+    assert composed(*table).augment.options["label_smoothing"] == 0.1
+    for more in ([], ["augment=light"], ["recipe=folder_from_scratch"]):
+        assert composed(*table, f"task={task}", *more).augment.options["label_smoothing"] == 0, more
+    typed = composed(*table, f"task={task}", "augment.label_smoothing=0.2")
+    with pytest.raises(InputError, match=r"augment.label_smoothing=0.2: must be 0 with task="):
+        check(typed, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_a_whole_run_in_one_file(recipe: str) -> None:
     text = recipe_file(recipe)
     content: dict[str, Any] = yaml.safe_load(text)
-    *groups, last = content["defaults"]
-    assert [key for group in groups for key in group] == ["/model", "/task", "/optim", "/augment"], "no other recipe"
+    *groups, last = content["defaults"]  # the task comes last, since its file may change the augmentation
+    assert [key for group in groups for key in group] == ["/model", "/optim", "/augment", "/task"], "no other recipe"
     assert last == "_self_"
     assert content["train"].keys() - {"best_by", "updates"} == yaml.safe_load(recipe_file("digits"))["train"].keys()
     assert content.get("resolutions", [1]), "they follow from the training size if the recipe has none"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import xcit
 from xcit.engine.run_folder import RunFolder
@@ -23,7 +24,8 @@ Command = Callable[..., Result]
 
 PAGE = (ROOT / "docs/your-own-images.md").read_text()
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = BLOCK.findall(PAGE[PAGE.index("## Ten commands") : PAGE.index("## If it does not learn")])
+COMMANDS = BLOCK.findall(PAGE[PAGE.index("## Ten commands") : PAGE.index("## Several labels")])
+TASKS = BLOCK.findall(PAGE[PAGE.index("## Several labels") : PAGE.index("## If it does not learn")])
 
 SMALLER = {"data.image_size=128": "data.image_size=32", "resolutions=[32,64,96,128,192,256,384]": "resolutions=[32,64]"}
 """What stands on the page → what the test runs instead, so that it takes seconds."""
@@ -145,3 +147,23 @@ def test_the_command_for_a_table_has_options_that_exist(command: Command) -> Non
     assert re.fullmatch(
         r"error: data.path=.*/photos/labels.csv: cannot be read \(No such file or dir.*\)\n", result.stderr
     )
+
+
+@pytest.mark.parametrize(("text", "task"), [(TASKS[0][1], "multilabel"), (TASKS[1][1], "regress")])
+def test_labels_and_numbers_need_one_command(
+    text: str, task: str, page: Callable[..., Result], command: Command, tmp_path: Path
+) -> None:
+    """With the augmentation of the recipe, which smooths the labels of classes."""
+    images = sorted((tmp_path / "photos").rglob("*.jpg"))
+    rows = [
+        f"{path.relative_to(tmp_path / 'photos')},{number % 2},{'' if number % 5 else 1},{number}"
+        for number, path in enumerate(images)
+    ]
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(["image,roof,tree,height", *rows]))
+    _, script, *arguments = shlex.split(text.replace("\\\n", "").replace("~", str(tmp_path)))
+    smaller = [SMALLER.get(argument, argument) for argument in arguments]
+    done = command(script, *smaller, *SHORTER, "pretrained=null", "model.depth=1", "resolutions=[32]")
+    assert done.status == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["task"]["name"], config["augment"]["label_smoothing"]) == (task, 0.0)
