@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import hydra
-import matplotlib
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
@@ -34,6 +33,7 @@ from xcit.config.composition import read_config, require_target
 from xcit.engine import distributed
 from xcit.engine.length import Length
 from xcit.errors import InputError
+from xcit.evaluation.drawing import font_of
 from xcit.models.dry_run import dry_run
 from xcit.prediction.pictures import as_rgb
 from xcit.preprocessing import Preprocessing
@@ -46,7 +46,7 @@ SIDE = 128
 GAP, LINE = 10, 18
 SHOWN = Preprocessing()
 """Of the pixels on the sheet: 8 bits."""
-FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 14)
+FONT = font_of(14)
 
 
 def show(given: TrainConfig) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcit.evaluation.drawing import color_of, draw_objects, draw_segments, font_for, line_width, text_size
+from xcit.evaluation.drawing import (
+    color_of,
+    draw_objects,
+    draw_segments,
+    font_for,
+    line_width,
+    side_by_side,
+    text_size,
+)
+from xcit.prediction.pictures import ContactSheet
 
 CLASSES = ["wall", "person", "dog"]
 GRAY = 100
@@ -59,6 +68,29 @@ def test_names_stay_within_the_image() -> None:
     name = pixels[:height, 200 - width :].reshape(-1, 3)
     assert (name == color_of(2)).all(1).mean() > 0.5
     assert (pixels[height + 5, :150] == GRAY).all()
+
+
+MISSING = "\ue000"
+"""A character that no font has. It is drawn as a box."""
+
+
+@pytest.mark.parametrize("letter", ["ä", "ß", "é", "Ж", "ω"])
+def test_letters_beyond_ascii_are_no_boxes(letter: str) -> None:
+    def drawn(text: str) -> list[bytes]:
+        sheet = ContactSheet(2)
+        sheet.add(gray(90, 90), [text], "a.png")
+        named = ContactSheet(2)
+        named.add(gray(90, 90), [], text)
+        pictures = (
+            sheet.draw(),
+            named.draw(),
+            draw_objects(gray(100, 200), [[20, 40, 80, 80]], [0], None, None, [text]),
+            draw_segments(gray(20, 30), np.zeros((20, 30)), [text]),
+            side_by_side([(text, gray(20, 30))]),
+        )
+        return [picture.tobytes() for picture in pictures]
+
+    assert all(one != box for one, box in zip(drawn(letter), drawn(MISSING), strict=True))
 
 
 def test_a_crowd_is_named_as_one() -> None:

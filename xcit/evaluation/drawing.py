@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,8 +179,19 @@ def padding(font: Any) -> int:
 
 
 def font_for(picture: Image.Image) -> Any:
-    """Pillow's font, in a size that is readable when the picture is shown as a whole."""
-    return ImageFont.load_default(max(SMALLEST_FONT, round(FONT_SHARE * max(picture.size))))
+    """The font in a size that is readable when the picture is shown as a whole."""
+    return font_of(max(SMALLEST_FONT, round(FONT_SHARE * max(picture.size))))
+
+
+def font_of(size: float) -> ImageFont.FreeTypeFont:
+    """The font of all text that Pillow draws: DejaVu Sans, which matplotlib ships.
+
+    It has the letters of Latin, Greek, Cyrillic, Hebrew and Arabic. Others, as Chinese, become boxes. Pillow's own font
+    has ASCII alone.
+    """
+    import matplotlib  # here, because the import takes time, and most predictions draw nothing
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def line_width(picture: Image.Image) -> int:

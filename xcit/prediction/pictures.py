@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..evaluation.drawing import font_of
 from ..preprocessing import Preprocessing
 
 MOST = 60
@@ -57,7 +58,7 @@ class ContactSheet:
         lines = max((len(captions) for _, captions, _ in self.cells), default=1) + 1
         width, height = SIDE + GAP, SIDE + GAP + lines * LINE
         sheet = Image.new("RGB", (GAP + columns * width, GAP + math.ceil(len(self.cells) / columns) * height), "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+        pen, font = ImageDraw.Draw(sheet), font_of(FONT_SIZE)
         for number, (picture, captions, name) in enumerate(self.cells):
             left, top = GAP + number % columns * width, GAP + number // columns * height
             # The image is centered, and stands on its captions.
@@ -68,7 +69,7 @@ class ContactSheet:
         return sheet
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
     """The text on one line, cut to the width of an image: in the middle, since names of files differ at their ends."""
     text = " ".join(text.encode(errors="replace").decode().split())
     if font.getlength(text) <= SIDE:
