@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ INK, ACCENT = "#010203", "#e8590c"
 """Of the plots. INK stands for the color of the page's text."""
 PLOTS = {"seconds": "time in ms", "memory_mb": "memory in MB"}
 SCALES = {"seconds": 1000.0, "memory_mb": 1.0}
+STEADY = 0.9
+"""A time below this share of one at a lower resolution is a sign of other work on the machine."""
 SMALL = 128
 """Pictures with fewer pixels a side are enlarged without smoothing."""
 CSS = """
@@ -118,7 +121,13 @@ def growth(curve: Sequence[Cost], here: Cost | None, measured: str) -> str:
     first, last = curve[0], curve[-1]
     more = (last.resolution / first.resolution) ** 2
     note = f"The curves were {escape(measured)}, with one image."
-    if len(curve) > 1:
+    longest = list(accumulate((cost.seconds for cost in curve), max))
+    if any(cost.seconds < STEADY * before for cost, before in zip(curve, longest, strict=True)):
+        note += (
+            " The times do not grow with the resolution, since this machine was busy when they were measured. "
+            "Start the server again when the machine is idle."
+        )
+    elif len(curve) > 1:
         note += (
             f" From {first.resolution} to {last.resolution} pixels an image has {more:.3g} × the pixels and takes "
             f"{last.seconds / first.seconds:.3g} × the time."

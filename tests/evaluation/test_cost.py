@@ -1,12 +1,18 @@
 """The growth of time and memory with the resolution is measured as far as there is time."""
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 import torch
 
 from xcit.evaluation import cost
-from xcit.evaluation.cost import cost_of, growth, memory_of_process
+from xcit.evaluation.cost import Cost, cost_of, growth, memory_of_process
+
+from ..conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -36,4 +42,44 @@ def test_growth_is_in_ascending_order_and_stops_in_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(cost, "ENOUGH_SECONDS", 100)
     called.clear()
     assert [each.resolution for each in growth(run, [100, 200, 400], CPU)] == [100, 200, 400]
-    assert called == [100] * 4 + [200] * 4 + [400] * 4
+    assert called == [100, 100, 200, 200, 400, 400] + [100, 200, 400] * 9
+
+
+def test_other_work_on_the_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four calls take a second longer, and the memory of one is ten times as large."""
+    now, calls = [0.0], count()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cost, "ENOUGH_SECONDS", 100)
+
+    def measured(run: Callable[[int], object], resolution: int, device: torch.device) -> Cost:
+        number = next(calls)
+        seconds = resolution / 1000 + (number % 4 != 3)
+        now[0] += seconds
+        return Cost(resolution, seconds, resolution * (10 if number == 1 else 1))
+
+    monkeypatch.setattr(cost, "cost_of", measured)
+    found = growth(lambda _: None, [100, 200, 400], CPU)
+    assert found == [Cost(100, 0.1, 100), Cost(200, 0.2, 200), Cost(400, 0.4, 400)]
+
+
+def test_a_thread_needs_as_much_memory_as_the_first_one() -> None:
+    if not memory_of_process("VmRSS"):
+        pytest.skip("the system does not tell a process its memory")
+    # In a process of its own, whose threads have no memory yet.
+    program = """
+import threading, torch
+from xcit.evaluation.cost import cost_of, share_free_memory
+def run(side):
+    return [torch.ones(100_000, dtype=torch.uint8) for _ in range(side)]  # parts that come from a thread's memory
+def thread():
+    print([cost_of(run, 100, torch.device("cpu")).memory_mb for _ in range(9)][-1])
+share_free_memory()
+thread()
+other = threading.Thread(target=thread)
+other.start()
+other.join()
+"""
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    first, other = map(float, out.split())
+    assert first == pytest.approx(10, rel=0.1)
+    assert other == pytest.approx(10, rel=0.1)

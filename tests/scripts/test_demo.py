@@ -27,6 +27,7 @@ from scripts import demo_html as html
 from scripts import demo_model
 from scripts.demo_model import Demo
 from xcit.errors import InputError
+from xcit.evaluation.cost import Cost
 from xcit.prediction.answers import Head
 from xcit.prediction.classifier import Trained
 from xcit.preprocessing import Preprocessing
@@ -145,6 +146,17 @@ def test_other_models_show_what_they_have(monkeypatch: pytest.MonkeyPatch) -> No
         assert (demo.resolutions, len(seen.maps)) == (resolutions, maps)
         assert ("no attention maps" in html.maps(seen)) == (maps == 0)
         assert "<svg" in html.growth(demo.curve, seen.cost, demo.measured)
+
+
+def test_times_that_do_not_grow_are_not_compared() -> None:
+    def note(*seconds: float) -> str:
+        return html.growth([Cost(32 * (n + 1), each, 1.0) for n, each in enumerate(seconds)], None, "measured")
+
+    assert "From 32 to 96 pixels an image has 9 × the pixels and takes 4 × the time" in note(0.1, 0.2, 0.4)
+    assert "takes 1.03 × the time" in note(0.1, 0.099, 0.103), "a small model on a GPU takes the same time"
+    for busy in (note(0.1, 0.4, 0.2), note(0.6, 0.1, 0.2)):
+        assert "× the time" not in busy
+        assert "this machine was busy when they were measured" in busy
 
 
 def test_names_of_classes_are_no_html(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,8 +12,10 @@ from typing import NamedTuple, Self
 
 import torch
 
-ENOUGH_SECONDS = 0.5
-"""`growth` repeats a call until its calls took so long together."""
+ENOUGH_SECONDS, MOST_CALLS = 0.5, 10
+"""`growth` measures a resolution that often, or until its calls would take longer than these seconds on average."""
+M_ARENA_MAX = -8
+"""glibc's number for the option of mallopt."""
 
 
 class Meter:
@@ -71,25 +74,43 @@ def growth(
 ) -> list[Cost]:
     """What `run` takes at each resolution, in ascending order.
 
-    After a first call, it is the shortest time and the largest memory of up to three calls.
+    After a first call, it is the shortest time and the median of the memory of up to `MOST_CALLS` calls. The
+    resolutions take turns, so that other work on the machine does not slow down one of them alone.
 
     It ends before a resolution that would exceed `budget` seconds in total, if the time grows as the pixels do. The
     first resolution is measured in any case.
     """
-    found: list[Cost] = []
+    found: dict[int, list[Cost]] = {}
     started = time.perf_counter()
     for resolution in sorted(resolutions):
         if found:
-            next_call = found[-1].seconds * (resolution / found[-1].resolution) ** 2
+            last, [cost] = list(found.items())[-1]
+            next_call = cost.seconds * (resolution / last) ** 2
             if time.perf_counter() - started + 2 * next_call > budget:
                 break
         run(resolution)  # the first call at a resolution computes what later ones keep
-        costs: list[Cost] = []
-        while len(costs) < 3 and sum(cost.seconds for cost in costs) < ENOUGH_SECONDS:
+        found[resolution] = [cost_of(run, resolution, device)]
+    one_turn = sum(costs[0].seconds for costs in found.values())
+    end = min(started + budget, time.perf_counter() - one_turn + ENOUGH_SECONDS * len(found))
+    for _ in range(MOST_CALLS - 1):
+        if time.perf_counter() + one_turn > end:
+            break
+        for resolution, costs in found.items():
             costs.append(cost_of(run, resolution, device))
-        seconds, memory_mb = min(cost.seconds for cost in costs), max(cost.memory_mb for cost in costs)
-        found.append(Cost(resolution, seconds, memory_mb))
-    return found
+    return [
+        Cost(resolution, min(cost.seconds for cost in costs), statistics.median(cost.memory_mb for cost in costs))
+        for resolution, costs in found.items()
+    ]
+
+
+def share_free_memory() -> None:
+    """Let all threads that begin from now on allocate from the same memory. Does nothing without glibc.
+
+    Otherwise each has memory of its own, part of which `release_free_memory` cannot return to the system, and a thread
+    would seem to need less than the first one for the same work.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def release_free_memory() -> None:
