@@ -53,8 +53,7 @@ from xcit.export import export
 from xcit.export.check import Images
 from xcit.export.files import require_usable
 from xcit.export.formats import format_named
-from xcit.models.load import Loaded, class_names, load
-from xcit.prediction.answers import KINDS, Head
+from xcit.prediction.classifier import load_with_head
 from xcit.preprocessing import Preprocessing
 from xcit.saved import Saved, read_checkpoint
 from xcit.signals import stop_at_signals
@@ -73,9 +72,9 @@ def main() -> None:
         require_usable(path, arguments.format, arguments.quantize, arguments.tolerance)
         progress.begin(f"reading {arguments.checkpoint}")
         saved = read_checkpoint(locate(arguments.checkpoint), evaluation.TABLES)
-        require_classifier(saved, arguments.checkpoint)
+        require_one_answer(saved, arguments.checkpoint)
         examples = validation(saved, of_data)
-        loaded = load(arguments.checkpoint, arguments.weights)
+        loaded, head = load_with_head(arguments.checkpoint, arguments.weights)
         images: list[Images] = []
         if examples is not None:
             spread = torch.linspace(0, len(examples) - 1, min(arguments.images, len(examples))).round().long()
@@ -97,7 +96,7 @@ def main() -> None:
                 quantize=arguments.quantize,
                 images=images,
                 tolerance=arguments.tolerance,
-                head=head_of(saved, loaded, arguments),
+                head=head,
                 origin=arguments.checkpoint,
             )
             folder.describe(yaml.safe_dump(vars(arguments) | {"data": of_data}))
@@ -132,20 +131,11 @@ def parse_arguments(typed: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     return arguments, of_data
 
 
-def require_classifier(saved: Saved, checkpoint: str) -> None:
-    """Refuse detectors and segmenters, whose model has layers that were not trained."""
+def require_one_answer(saved: Saved, checkpoint: str) -> None:
+    """Refuse detectors and segmenters before their images are looked for; `load_with_head` refuses them, too."""
     task = saved.config.task.name if saved.config else (saved.weights.task or {}).get("name")
     if task in ("detect", "segment"):
         raise InputError(f"checkpoint={checkpoint}: was trained with task={task}, which cannot be exported")
-
-
-def head_of(saved: Saved, loaded: Loaded, arguments: argparse.Namespace) -> Head | None:
-    """How the outputs are read; None for features."""
-    name = saved.config.task.name if saved.config else "classify"
-    if name not in KINDS or not getattr(loaded.model, "num_classes", 0):
-        return None
-    state = saved.weights.kinds[arguments.weights or saved.weights.better()]
-    return Head.of_task(name, class_names(loaded, arguments.checkpoint), state)
 
 
 def validation(saved: Saved, of_data: list[str]) -> Examples | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import xcit
 from data.datasets import DATASETS
 from xcit.errors import InputError
+from xcit.export import export
 from xcit.export.check import Agreement, on_random_pixels, require_agreement
 from xcit.export.files import steps
 from xcit.export.formats import FORMATS
@@ -24,6 +25,7 @@ from xcit.prediction.answers import Head
 from xcit.preprocessing import Preprocessing
 
 from ..conftest import TINY, Result, launch
+from ..tasks.checkpoints import write_checkpoint
 
 Command = Callable[..., Result]
 SCRIPT = "scripts/export.py"
@@ -75,6 +77,24 @@ def test_onnx_runtime_gives_the_logits_of_the_model_from_pixels(
     images = pixels(5, 40, 27, 3)
     expected = model(preprocessing.normalize(torch.from_numpy(images)))
     np.testing.assert_allclose(session.run(None, {"pixels": images})[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_from_python_the_source_says_how_outputs_are_read(tmp_path: Path) -> None:
+    """A model that is loaded already does not, so it needs a head; without one it would pass for a classifier."""
+    run = write_checkpoint(tmp_path / "run", "regress")
+    described = export(run, tmp_path / "regress.pt2", "torch")
+    assert described["answers"] == xcit.Classifier(run).head.as_dict()
+    assert (described["answers"]["formula"], described["checkpoint"]) == ("output * std + mean", str(run))
+    refused = tmp_path / "refused.pt2"
+    with pytest.raises(InputError, match=r"^head: must be given with a loaded model; or give the run folder"):
+        export(xcit.load(run), refused, "torch")
+    with pytest.raises(InputError, match=r"^head: is read from the source; leave it out"):
+        export(run, refused, "torch", head=Head("class", "abc"))
+    with pytest.raises(InputError, match=r"^weights=raw: is for a source that is not loaded yet"):
+        export(xcit.load(run), refused, "torch", weights="raw")
+    with pytest.raises(InputError, match="detect: was trained with task=detect, not with one of classify"):
+        export(write_checkpoint(tmp_path / "detect", "detect"), refused, "torch")
+    assert not refused.exists()
 
 
 @torch.inference_mode()

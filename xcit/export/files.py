@@ -13,6 +13,7 @@ from ..models.fast.exported import exported_form
 from ..models.fast.inference import fuse_for_inference
 from ..models.load import Loaded
 from ..prediction.answers import Head
+from ..prediction.classifier import load_with_head
 from ..preprocessing import Preprocessing
 from ..storage import write_atomically, write_text
 from .check import TOLERANCE, TOLERANCE_INT8, Images, on_images, on_random_pixels, require_agreement
@@ -24,7 +25,7 @@ Quantize = Literal["none", "int8"]
 
 
 def export(
-    loaded: Loaded,
+    source: str | Path | Loaded,
     path: Path,
     format: Format = "onnx",  # noqa: A002  # the name that users type
     *,
@@ -32,6 +33,7 @@ def export(
     quantize: Quantize = "none",
     images: Sequence[Images] = (),
     tolerance: float | None = None,
+    weights: str | None = None,
     head: Head | None = None,
     origin: str | None = None,
 ) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def export(
     two batch sizes, and on `images`. If it differs too much, no file is written.
 
     Args:
-        loaded: what `xcit.load` returns.
+        source: a run folder, a checkpoint or a name, as `xcit.load` takes them; or what `xcit.load` returns, with
+            `head`.
         path: the file, which ends in .onnx for ONNX and in .pt2 otherwise.
         format: "onnx"; "torch" for a program of torch.export; "aoti" for code that AOTInductor compiled for this CPU.
         preprocessing: whether the export takes pixels and normalizes them itself. Resizing is never part of it.
@@ -49,9 +52,10 @@ def export(
         images: batches of them, as `Preprocessing.pixels` makes them.
         tolerance: the largest difference of an output, relative to the largest one; for int8 the largest share of
             images that get another class or other labels, if there are any. The default is 1e-4, for int8 0.05.
-        head: how the outputs are read, for the comparison and for the JSON file. The default is a classifier's, if the
-            model has one. `xcit.Classifier(source).head` is that of a trained model.
-        origin: where the weights are from, for the JSON file.
+        weights: "raw" or "ema", for a run. The default is the better one in its last validation.
+        head: how the outputs of what `xcit.load` returned are read, for the comparison and for the JSON file. Only
+            features need none. Otherwise it is read from the source.
+        origin: where the weights are from, for the JSON file. The default is the source.
 
     Returns:
         What the JSON file says.
@@ -65,13 +69,22 @@ def export(
     require_usable(path, format, quantize, tolerance)
     if int8 and not images:
         raise InputError("quantize=int8: needs images to measure the range of the activations, and to compare results")
+    if not isinstance(source, Loaded):
+        if head is not None:
+            raise InputError("head: is read from the source; leave it out")
+        origin = origin or str(source)
+        loaded, head = load_with_head(source, weights)
+    elif weights is not None:
+        raise InputError(f"weights={weights}: is for a source that is not loaded yet")
+    elif head is None and getattr(source.model, "num_classes", False):
+        raise InputError("head: must be given with a loaded model; or give the run folder, file or name, and no head")
+    else:
+        loaded = source
     model = require_exportable(loaded.model, loaded.preprocessing)
     # The reference is what predictions are made with. The exported one runs without our kernels.
     reference = Exportable(fuse_for_inference(model), loaded.preprocessing, preprocessing)
     exportable = Exportable(exported_form(model), loaded.preprocessing, preprocessing)
     signed = signature(exportable, model.patch_size)
-    if head is None and model.num_classes:
-        head = Head("class", loaded.classes or ())
     if tolerance is None:
         tolerance = TOLERANCE_INT8 if int8 else TOLERANCE
     with TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from ..device import default_device
 from ..encoded_image import MAX_PIXELS, EncodedImage
 from ..errors import InputError
 from ..models.fast.inference import ready_for_inference
-from ..models.load import class_names, load_content
+from ..models.load import Loaded, class_names, load_content
 from ..preprocessing import Preprocessing
 from ..storage import read_tensors
 from ..weights.dense import is_dense
@@ -23,6 +23,8 @@ from ..weights.loading import weights_at
 from ..weights.sources import locate
 from .answers import KINDS, Answer, Head
 from .read_ahead import read_ahead
+
+TASKS = ", ".join(KINDS)
 
 
 class Trained(NamedTuple):
@@ -40,21 +42,34 @@ def load_trained(source: str | Path, weights: str | None = None) -> Trained:
     Raises:
         InputError: the source cannot be found or read, or its answers are not classes, labels or numbers.
     """
+    loaded, head = load_with_head(source, weights)
+    if head is None:
+        raise InputError(f"{source}: is a backbone without a classifier, or was not trained with one of {TASKS}")
+    return Trained(ready_for_inference(loaded.model), loaded.preprocessing, head)
+
+
+def load_with_head(source: str | Path, weights: str | None = None) -> tuple[Loaded, Head | None]:
+    """What `xcit.load` returns, and what reads the model's outputs; None for features and for tasks of your own.
+
+    Raises:
+        InputError: the source cannot be found or read, or is a detector or segmenter.
+    """
     path = locate(str(source))
     content = read_tensors(path)
     name, state = "classify", {}
     if is_checkpoint(content):
         content = upgraded(content, str(path))
         name = content["identity"]["config"]["task"]["name"]
-    if name not in KINDS or is_dense(content):
+    if name in ("detect", "segment") or is_dense(content):
         what = "is a detector or segmenter" if is_dense(content) else f"was trained with task={name}"
-        raise InputError(f"{source}: {what}, not with one of {', '.join(KINDS)}; see xcit.Detector and xcit.Segmenter")
+        raise InputError(f"{source}: {what}, not with one of {TASKS}; see xcit.Detector and xcit.Segmenter")
     kind = weights or weights_at(path, content).better()
     loaded = load_content(str(source), path, content, weights)
+    if name not in KINDS or not getattr(loaded.model, "num_classes", 0):
+        return loaded, None
     if is_checkpoint(content):
         state = task_weights(content)[kind]
-    head = Head.of_task(name, class_names(loaded, source), state)
-    return Trained(ready_for_inference(loaded.model), loaded.preprocessing, head)
+    return loaded, Head.of_task(name, class_names(loaded, source), state)
 
 
 class Classifier:
