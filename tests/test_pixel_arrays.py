@@ -13,6 +13,7 @@ from PIL import Image
 
 from xcit.encoded_image import BrokenImageError, EncodedImage
 from xcit.errors import InputError
+from xcit.orientation import EXIF_ORIENTATION
 from xcit.preprocessing import Preprocessing
 
 from .test_preprocessing import noise, resampled, statistics
@@ -34,6 +35,14 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
 def pillow(array: np.ndarray, kind: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array.squeeze()).save(file, kind)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    """A PNG with 16 bits and an EXIF orientation."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.fromarray(noise(8, 9, 1, bit_depth=16).squeeze()).save(file, "PNG", exif=exif)
     return file.getvalue()
 
 
@@ -164,11 +173,17 @@ DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
             statistics(6),
             "orientation is 6; save it upright",
         ),
+        (turned(6), DEEP, "orientation is 6; save it upright"),
     ],
 )
 def test_what_does_not_fit_is_named(data: bytes, own: dict[str, Any], line: str) -> None:
     with pytest.raises(BrokenImageError, match=rf"^scan\.x: cannot be decoded \(.*{line}"):
         EncodedImage(data, "scan.x", max_pixels=1000).pixels(Preprocessing(**own))
+
+
+def test_a_deep_png_whose_exif_data_say_upright_is_read() -> None:
+    expected = noise(8, 9, 1, bit_depth=16)
+    np.testing.assert_array_equal(EncodedImage(turned(1), "scan.png").whole(Preprocessing(**DEEP)), expected)
 
 
 def test_pages_that_are_not_used_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError
-from .orientation import upright
+from .orientation import MARKS, orientation_of, upright
 from .pixel_arrays import TIFF_BITS, MissingPackageError, is_deep_png, is_npy, is_tiff, read_array, with_channels
 from .preprocessing import PIL_MODES, Preprocessing
 
@@ -86,6 +86,7 @@ class EncodedImage:
 
     def array(self, channels: int) -> np.ndarray:
         """Decode the image to (H, W, C) in the type of the file."""
+        self.require_upright()
         try:
             array = read_array(self.data, channels, self.max_pixels)
         except InputError:
@@ -99,6 +100,14 @@ class EncodedImage:
         with self.opened() as image:
             image = upright(image)
             return with_channels(np.array(image.convert("RGB") if image.mode == "P" else image))
+
+    def require_upright(self) -> None:
+        """Refuse a PNG with 16 bits that is not upright, as `read_tiff` does: Pillow does not read its pixels."""
+        if is_deep_png(self.data) and any(mark in self.data for mark in MARKS):
+            with self.opened() as image:
+                orientation = orientation_of(image)
+            if orientation != 1:
+                raise self.broken(f"its orientation is {orientation}; save it upright")
 
     def holds_bands(self, channels: int) -> bool:
         """Whether Pillow would not see all channels of the file: they are pages or bands of a TIFF, or in an NPY."""

@@ -6,6 +6,20 @@ EXIF_ORIENTATION = 0x0112
 """The number of EXIF's tag for the orientation. Its value is 1 for an upright image."""
 
 
+MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""A PNG whose orientation is not upright holds one of these."""
+
+
+def orientation_of(image: Any) -> int:
+    """The EXIF orientation of a Pillow image; 1, upright, if it has none, an invalid one, or damaged EXIF data."""
+    image.load()  # in some formats the EXIF data follow the pixels
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # depends on the kind of damage
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
 def upright(image: Any) -> Any:
     """A Pillow image, turned and flipped as its EXIF orientation says, because cameras store photographs rotated.
 
@@ -14,10 +28,8 @@ def upright(image: Any) -> Any:
     """
     from PIL.Image import Transpose  # here, since `import xcit` must not need it
 
-    image.load()  # in some formats the EXIF data follow the pixels
-    try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # depends on the kind of damage
+    orientation = orientation_of(image)
+    if orientation == 1:
         return image
     turns = (
         Transpose.FLIP_LEFT_RIGHT,
@@ -28,8 +40,6 @@ def upright(image: Any) -> Any:
         Transpose.TRANSVERSE,
         Transpose.ROTATE_90,
     )
-    if orientation not in range(2, 2 + len(turns)):
-        return image
     turned = image.transpose(turns[orientation - 2])
     # The copy is upright, so it must not keep what says otherwise.
     for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
