@@ -48,7 +48,7 @@ from scripts.prediction_files import FEW, Output
 from scripts.prediction_tables import FORMATS, formats_of
 from xcit.command import ArgumentParser, guarded
 from xcit.command.printing import print_notices
-from xcit.device import default_device
+from xcit.device import default_device, is_out_of_memory
 from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
@@ -63,8 +63,6 @@ from xcit.tasks.load import LoadedTask, load_task
 DENSE = ("detect", "segment")
 """Tasks that see whole images, one at a time."""
 SMALLEST_TILE = 32
-MEMORY_ERRORS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
-"""Parts of torch's messages on a CPU and on MPS, which are RuntimeErrors."""
 
 
 @guarded
@@ -254,8 +252,7 @@ def predict(predictor: Predictor, items: Sequence[Item]) -> list[Prediction]:
     try:
         return predictor.predict(items) if items else []
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(part in str(error) for part in MEMORY_ERRORS):
+        if not is_out_of_memory(error):
             raise
     torch.cuda.empty_cache()  # does nothing without a GPU
     print_note(f"{predictor.too_large(items)}; left out")

@@ -10,6 +10,9 @@ from .errors import InputError
 VARIABLE = "XCIT_DEVICE"
 """The environment variable that asks for a type of device: "cpu", "cuda" or "mps"."""
 
+MEMORY_ERRORS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""Parts of torch's messages on a CPU and on MPS, which are RuntimeErrors."""
+
 
 def default_device() -> torch.device:
     """A GPU if there is one: "cuda", or Apple's "mps". Otherwise the CPU. XCIT_DEVICE asks for another one.
@@ -40,11 +43,17 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=device.type == "cuda")
 
 
-def with_float64(device: torch.device) -> torch.device:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short, on any device. Only a GPU's has a type of its own."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and any(part in str(error) for part in MEMORY_ERRORS))
+
+
+def device_for_float64(device: torch.device) -> torch.device:
     """Where to compute in float64 what is on the device: there; on the CPU for MPS, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """The tensor in float64, on `with_float64(x.device)`."""
-    return x.to(with_float64(x.device)).double()
+    """The tensor in float64, on `device_for_float64(x.device)`."""
+    return x.to(device_for_float64(x.device)).double()

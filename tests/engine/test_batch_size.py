@@ -64,6 +64,34 @@ def test_a_process_with_less_memory_does_not_leave_the_other_one_waiting(tmp_pat
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.0 GB, other allocations: 8.0 GB)"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_on_any_device_means_that_a_pass_does_not_fit(error: Exception) -> None:
+    class First(Passes):
+        def forward(self, batch: SimpleNamespace) -> dict[str, torch.Tensor]:
+            if len(batch.x) > 12:
+                raise error
+            return super().forward(batch)
+
+    assert find_accumulate(First(), [(1, ToyLoader(1)), (2, ToyLoader(2))], CPU, "fp32") == 2
+
+
+def test_another_error_of_a_pass_is_not_taken_for_a_lack_of_memory() -> None:
+    class Wrong(Passes):
+        def forward(self, batch: SimpleNamespace) -> dict[str, torch.Tensor]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        find_accumulate(Wrong(), [(1, ToyLoader(1)), (2, ToyLoader(2))], CPU, "fp32")
+
+
 def test_if_nothing_fits_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "memory_of_machine", lambda: 100)
     with pytest.raises(InputError, match="not even the smallest pass fits"):

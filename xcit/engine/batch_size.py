@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..device import is_out_of_memory
 from ..errors import InputError, print_note
 from . import distributed
 from .numerics import autocast
@@ -66,7 +67,9 @@ def fits(task: nn.Module, batch: Any, device: torch.device, precision: str) -> b
     try:
         with distributed.alone(), limited(device, task), autocast(device, precision):
             task(batch)["loss"].backward()
-    except (TooLargeError, torch.OutOfMemoryError):
+    except (TooLargeError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, TooLargeError) and not is_out_of_memory(error):
+            raise
         return False
     finally:
         task.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import in_float64, with_float64
+from ..device import device_for_float64, in_float64
 from ..engine import distributed
 from ..engine.task import Details
 from .ranking import auroc
@@ -40,7 +40,7 @@ class Classification:
     def __init__(self, model: nn.Module, classes: Sequence[str]) -> None:
         self.model, self.classes = model, classes
         device = next(model.parameters()).device
-        self.sums = torch.zeros(3, dtype=torch.float64, device=with_float64(device))
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device_for_float64(device))
         """Images whose class is the most likely, or among the five most likely, and the loss, of this process."""
         none = torch.zeros(0, dtype=torch.long, device=device)
         self.labels, self.predicted = [none], [none]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import in_float64, with_float64
+from ..device import device_for_float64, in_float64
 from ..engine import distributed
 from ..engine.task import Details
 
@@ -38,7 +38,7 @@ class ValueMetrics:
     ) -> None:
         self.outputs, self.loss, self.values, self.mean, self.std = outputs, loss, values, mean, std
         # Standardised values make sums that lose no digits: of known, |error|, error², value, value² and loss.
-        self.sums = torch.zeros(6, len(values), dtype=torch.float64, device=with_float64(mean.device))
+        self.sums = torch.zeros(6, len(values), dtype=torch.float64, device=device_for_float64(mean.device))
         self.images = torch.zeros((), dtype=torch.int64, device=mean.device)
 
     def update(self, batch: Any) -> None:

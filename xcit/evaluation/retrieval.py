@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import with_float64
+from ..device import device_for_float64
 from ..engine import distributed
 from ..errors import InputError
 from .features import SIMILARITIES, Features, Kind
@@ -31,7 +31,7 @@ class Retrieval:
         place = distributed.place()
         own = slice(place["rank"], None, place["world_size"])
         vectors, labels, gallery, gallery_labels = (
-            x.to(with_float64(device)) for x in (*(q[own] for q in queries), *bank)
+            x.to(device_for_float64(device)) for x in (*(q[own] for q in queries), *bank)
         )
         found = average_precision(gallery, gallery_labels, vectors, labels)
         precisions, first = (distributed.rows_of_all(values.cpu()) for values in found)

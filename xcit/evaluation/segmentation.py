@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import in_float64, with_float64
+from ..device import device_for_float64, in_float64
 from ..engine import distributed
 from ..engine.task import Details
 
@@ -39,7 +39,7 @@ class Segmentation:
         self.bands, self.classes = bands, classes
         # Pixels by true class (row) and predicted class (column).
         self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device=with_float64(device))
+        self.loss = torch.zeros((), dtype=torch.float64, device=device_for_float64(device))
         self.images = torch.zeros((), dtype=torch.int64, device=device)
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []
         """Photograph (h, w, 3), truth and prediction (h, w) of the first images, on the CPU."""
@@ -70,7 +70,7 @@ class Segmentation:
 
     def compute(self) -> dict[str, float]:
         confusion, loss, images = map(distributed.total, (self.confusion, self.loss, self.images))
-        confusion = confusion.to(with_float64(confusion.device))
+        confusion = confusion.to(device_for_float64(confusion.device))
         self.by_class = iou, accuracy, pixels = by_class(confusion)
         correct, labelled = confusion.diagonal().sum(), pixels.sum()
         return {
