@@ -160,7 +160,11 @@ DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
         ),
         (npy(np.zeros((8, 8), np.float32)), DEEP, "must hold integers from 0 to 65535; or give value_range"),
         (npy(np.full((8, 8), np.nan)), DEEP | {"value_range": (0.0, 1.0)}, "infinite or not a number"),
-        (npy(noise(8, 8, 3, bit_depth=16)), {}, r"it holds uint16 of shape \(8, 8, 3\), not uint8 with 1 or 3"),
+        (
+            npy(noise(8, 8, 3, bit_depth=16)),
+            {},
+            r"it holds uint16 of shape \(8, 8, 3\), not uint8 with 1 or 3 channels; data.value_range takes floats,",
+        ),
         (npy(noise(8, 8, 6))[:-7], statistics(6), r"its data is cut off; its header says \(8, 8, 6\) of uint8"),
         (npy(np.array([[object()]])), statistics(6), "Object arrays cannot be loaded"),
         (bands(noise(8, 8, 6))[:60], statistics(6), ""),
@@ -193,10 +197,30 @@ def test_pages_that_are_not_used_are_not_decoded(monkeypatch: pytest.MonkeyPatch
         EncodedImage(pages(np.zeros((8, 8, 2000), np.uint8)), "scan.tif").pixels(Preprocessing(**statistics(4)))
 
 
+# Made while imagecodecs is there.
+DEEP_COLORS = png(noise(8, 8, 3, bit_depth=16))
+DEEP_GRAY = png(np.arange(2**16, dtype=np.uint16).reshape(256, 256, 1))
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(InputError, match=r"^images: need tifffile for this format; pip install 'xcit\[images\]'$"):
-        EncodedImage(bands(noise(8, 8, 6)), "scan.tif").pixels(Preprocessing(**statistics(6)))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    for name, package, data, channels in (
+        ("scan.tif", "tifffile", bands(noise(8, 8, 6)), 6),
+        ("scan.png", "imagecodecs", DEEP_COLORS, 3),
+    ):
+        with pytest.raises(InputError) as caught:
+            EncodedImage(data, name).pixels(Preprocessing(bit_depth=16, **statistics(channels)))
+        assert str(caught.value) == f"{name}: needs {package} to be read; pip install 'xcit[images]'"
+
+
+def test_a_gray_png_with_16_bits_is_read_exactly_without_imagecodecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.arange(2**16, dtype=np.uint16).reshape(256, 256, 1)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    kept = Preprocessing(size=(256, 256), bit_depth=16, **statistics(1))
+    for data in (pillow(picture, "PNG"), DEEP_GRAY):
+        pixels = EncodedImage(data, "scan.png").pixels(kept)
+        assert torch.equal(pixels.long(), torch.from_numpy(picture.astype(np.int64)))
 
 
 @pytest.mark.parametrize(("bit_depth", "deep"), [(8, False), (16, True)])

@@ -95,13 +95,17 @@ def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str
             np.zeros((8, 8, 3), bool),
             "image of torch.bool: must hold integers from 0 to 255; or give value_range",
         ),
-        ({}, np.full((8, 8, 3), 300, np.uint16), "image with values from 300 to 300: must be 0 to 255"),
+        (
+            {},
+            np.full((8, 8, 3), 300, np.uint16),
+            "image with values from 300 to 300: must be 0 to 255 with bit_depth=8",
+        ),
         (
             {"bit_depth": 12},
             np.full((8, 8, 3), 4096, np.uint16),
-            "image with values from 4096 to 4096: must be 0 to 4095",
+            "image with values from 4096 to 4096: must be 0 to 4095 with bit_depth=12",
         ),
-        ({}, torch.full((8, 8, 3), -1), "image with values from -1 to -1: must be 0 to 255"),
+        ({}, torch.full((8, 8, 3), -1), "image with values from -1 to -1: must be 0 to 255 with bit_depth=8"),
         (
             {"bit_depth": 16, **GREY},
             Image.new("F", (8, 8)),

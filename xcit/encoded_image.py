@@ -62,7 +62,10 @@ class EncodedImage:
         if is_npy(self.data):
             array = self.array(3)
             if array.dtype != np.uint8 or array.shape[2:] not in ((1,), (3,)):
-                raise self.broken(f"it holds {array.dtype} of shape {array.shape}, not uint8 with 1 or 3 channels")
+                more = "data.value_range takes floats, data.bit_depth integers of more than 8 bits"
+                raise self.broken(
+                    f"it holds {array.dtype} of shape {array.shape}, not uint8 with 1 or 3 channels; {more}"
+                )
             return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).convert(mode)
         with self.opened() as image:
             return self.to_8_bits(upright(image)).convert(mode)
@@ -89,8 +92,8 @@ class EncodedImage:
         self.require_upright()
         try:
             array = read_array(self.data, channels, self.max_pixels)
-        except InputError:
-            raise
+        except MissingPackageError as error:
+            raise MissingPackageError(f"{self.origin}: {error}") from None
         except MemoryError:
             raise self.too_little_memory() from None
         except Exception as error:  # of every kind for damaged files
@@ -179,7 +182,10 @@ class EncodedImage:
                 8-bit values that are stored in more bits, which would become a black image.
         """
         if image.mode == "F":
-            raise self.broken("it has floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+            raise self.broken(
+                "it has floating-point pixels, whose range is unknown; give data.value_range, "
+                "or convert it to 8 or 16 bits"
+            )
         if not image.mode.startswith("I"):
             return image
         values = np.asarray(image)

@@ -1,13 +1,15 @@
 """Reads image files as arrays, for images that are no photographs: many bands or pages, more than 8 bits, floats.
 
 NPY files are read by numpy, TIFF by tifffile, PNG with 16 bits by imagecodecs, and all others by Pillow. Pillow would
-take the first page of a TIFF alone, and 8 of the 16 bits of a color PNG.
+take the first page of a TIFF alone, and 8 of the 16 bits of a color PNG. It reads all bits of a gray PNG, where
+imagecodecs is not installed.
 """
 
 import io
 import math
 from collections.abc import Sequence
-from types import ModuleType
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_BITS, PNG_COLORS = 24, 25
 """Offsets in bytes of the bits of a channel and of the kind of colors in a PNG."""
-PNG_WITH_ALPHA = (4, 6)
+PNG_GRAY, PNG_WITH_ALPHA = 0, (4, 6)
 TIFF_BITS = 258
 """The number of TIFF's tag for the bits of a channel."""
 TIFF_ORIENTATION = 274
@@ -46,7 +48,9 @@ def read_array(data: bytes, channels: int, max_pixels: int) -> np.ndarray | None
         return read_npy(data, channels, max_pixels)
     if is_tiff(data):
         return read_tiff(data, channels, max_pixels)
-    return read_deep_png(data, channels, max_pixels) if is_deep_png(data) else None
+    if not is_deep_png(data) or (data[PNG_COLORS] == PNG_GRAY and find_spec("imagecodecs") is None):
+        return None
+    return read_deep_png(data, channels, max_pixels)
 
 
 def is_npy(data: bytes) -> bool:
@@ -150,7 +154,6 @@ def require_few(size: Sequence[int], max_pixels: int) -> None:
 def needed(package: str) -> Any:
     """A package of the extra `images`."""
     try:
-        module: ModuleType = __import__(package)
+        return import_module(package)
     except ImportError:
-        raise MissingPackageError(f"images: need {package} for this format; pip install 'xcit[images]'") from None
-    return module
+        raise MissingPackageError(f"needs {package} to be read; pip install 'xcit[images]'") from None

@@ -284,7 +284,8 @@ class Preprocessing:
         if image.dtype == torch.uint8 and self.bit_depth > 8:
             raise InputError(f"image of {image.dtype}: holds 8 bits, not the {self.bit_depth} of bit_depth")
         if image.numel() and not 0 <= int(image.min()) <= int(image.max()) <= high:
-            raise InputError(f"image with values from {int(image.min())} to {int(image.max())}: must be 0 to {high}")
+            found, wanted = f"values from {int(image.min())} to {int(image.max())}", f"must be 0 to {high}"
+            raise InputError(f"image with {found}: {wanted} with bit_depth={self.bit_depth}")
         return image.to(self.dtype)
 
 

@@ -153,9 +153,12 @@ def test_each_mode_is_read_with_its_colors(mode: str) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.full((8, 8), 0.5, np.float32), "it has floating-point pixels, whose range is unknown"),
-        (np.full((8, 8), 70_000, np.int32), "its pixels are from 70000 to 70000"),
-        (np.full((8, 8), -1, np.int32), "its pixels are from -1 to -1"),
+        (
+            np.full((8, 8), 0.5, np.float32),
+            "it has floating-point pixels, whose range is unknown; give data.value_range, or",
+        ),
+        (np.full((8, 8), 70_000, np.int32), "its pixels are from 70000 to 70000;"),
+        (np.full((8, 8), -1, np.int32), "its pixels are from -1 to -1;"),
     ],
 )
 def test_pixels_whose_range_nothing_tells_are_refused(pixels: np.ndarray, reason: str) -> None:
@@ -163,7 +166,7 @@ def test_pixels_whose_range_nothing_tells_are_refused(pixels: np.ndarray, reason
     for look in (EncodedImage.rgb, whole):
         with pytest.raises(BrokenImageError) as caught:
             look(image)
-        assert str(caught.value) == f"mine/a.jpg: cannot be decoded ({reason}; convert it to 8 or 16 bits)"
+        assert str(caught.value) == f"mine/a.jpg: cannot be decoded ({reason} convert it to 8 or 16 bits)"
 
 
 @pytest.mark.parametrize(
