@@ -5,6 +5,7 @@ The loaders work with any data set and any view; they know none of them by name.
 
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +14,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from xcit.encoded_image import MAX_PIXELS, BrokenImageError
-from xcit.errors import InputError, TrainingError, print_note
+from xcit.errors import InputError, TrainingError
 
+from .broken_images import BrokenImages
 from .examples import Examples, View
 from .samplers import EvalBatches, TrainBatches
 from .shared_memory import PREFETCHED, HeldMappings, SharedMemoryError, require_shared_memory, share
 from .viewed_examples import ViewedExamples, ViewedSample
 from .workers import begin_worker, default_workers
+
+SEARCH_SECONDS = 5.0
+"""How long a run that must stop because of broken training images looks for others."""
 
 
 class WorkerKilledError(TrainingError):
@@ -93,10 +98,23 @@ class TrainLoader:
                 them are the same as in an epoch from its start.
         """
         self.batches.epoch, self.batches.start = epoch, start
-        for number, collated in enumerate(batches_of(self.loader_for(epoch)), start):
-            self.broken.add(collated.broken)
-            seed = [self.batches.seed, epoch, number]
-            yield self.view.to_device(collated.samples, self.device, collated.seeds, seed)
+        end: float | None = None
+        try:
+            for number, collated in enumerate(batches_of(self.loader_for(epoch)), start):
+                self.broken.add(collated.broken)
+                if self.broken.are_too_many:  # look for others, so that the error lists more than one
+                    end = end or time.monotonic() + SEARCH_SECONDS
+                    if time.monotonic() > end:
+                        break
+                    continue
+                seed = [self.batches.seed, epoch, number]
+                yield self.view.to_device(collated.samples, self.device, collated.seeds, seed)
+        except BrokenImageError as error:  # nor could others be read in place of this image
+            self.broken.add([str(error)])
+            if not self.broken.are_too_many:
+                raise
+        if self.broken.are_too_many:
+            raise self.broken.error()
 
     def loader_for(self, epoch: int) -> DataLoader:
         """Return the current DataLoader with its workers, or make a new one if the epoch needs another view."""
@@ -138,26 +156,6 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Any]:
         for number, collated in enumerate(batches_of(self.loader)):
             yield self.view.to_device(collated.samples, self.device, collated.seeds, [number])
-
-
-class BrokenImages:
-    """Counts the undecodable images that this process met. Warns once per image and raises past the limit."""
-
-    def __init__(self, share: float, images: int) -> None:
-        self.share, self.images, self.limit = share, images, share * images
-        self.known: set[str] = set()
-
-    def add(self, found: Sequence[str]) -> None:
-        for description in found:
-            if description not in self.known:
-                self.known.add(description)
-                if len(self.known) > self.limit:
-                    raise BrokenImageError(
-                        f"{description}; broken images so far: {len(self.known)}, of {self.images:,}; "
-                        f"data.max_broken={self.share:g} allows {int(self.limit)}; remove or convert these files, "
-                        "or raise data.max_broken"
-                    )
-                print_note(f"{description}; replaced by another image ({len(self.known)} so far)")
 
 
 class Collated(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from xcit.encoded_image import BrokenImageError
 from xcit.errors import InputError
 
+from .broken_images import listing, remedy
 from .examples import Example, View
 from .loader import EvalLoader, batches_of, make_loader
 
@@ -19,8 +20,6 @@ ALWAYS_DECODED = 64
 """The number of images that each process decodes, however long it takes."""
 DECODED_AT_ONCE = 4
 """Images of one batch of this look: few, so that it ends soon after its time."""
-MOST_LISTED = 20
-"""How many broken images are listed; the others are counted."""
 
 
 class Look(NamedTuple):
@@ -91,12 +90,11 @@ def require_sound(looks: Sequence[Look], total: int) -> list[str]:
     broken = sorted({description for look in looks for description in look.broken})
     decoded = sum(look.decoded for look in looks)
     if len(broken) == 1:
-        raise InputError(f"{broken[0]}; every validation image must be readable: remove or convert this file")
+        advice = remedy(broken, "this file")
+        raise InputError(f"{broken[0]}; every validation image must be readable: {advice}")
     if broken:
-        others = [f"  and {len(broken) - MOST_LISTED} others"] if len(broken) > MOST_LISTED else []
-        listed = [f"  {description}" for description in broken[:MOST_LISTED]]
-        first = f"data: {len(broken)} broken images among {decoded:,} validation images; remove or convert these files:"
-        raise InputError("\n".join([first, *listed, *others]))
+        found = f"data: {len(broken)} broken images among {decoded:,} validation images"
+        raise InputError(listing(f"{found}; {remedy(broken, 'these files')}:", broken))
     if decoded == total:
         return []
     return [

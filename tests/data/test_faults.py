@@ -23,6 +23,7 @@ from data.datasets.folder import list_class_folders
 from data.datasets.image_files import ImageFiles
 from data.examples import Example, Examples, View
 from data.loader import EvalLoader, TrainLoader, WorkerKilledError
+from data.look import look_through, require_sound
 from data.mixing import Mixing
 from data.samplers import TrainBatches
 from data.shared_memory import SharedBuffers
@@ -30,6 +31,7 @@ from data.transforms import TrainTransform
 from data.viewed_examples import ViewedExamples, ViewedSample
 from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
 from xcit.encoded_image import BrokenImageError
+from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 
 from ..conftest import ROOT
@@ -160,18 +162,37 @@ def test_one_more_than_may_be_broken_ends_the_run(
     batches = loader(images, workers=workers, max_broken=0.2)
     with pytest.raises(BrokenImageError) as caught:
         list(batches.epoch(0))
-    message = str(caught.value)
-    assert message.split(":")[0] in map(str, paths)
-    assert message.endswith(f"; broken images so far: 3, of 10; data.max_broken=0.2 allows 2; {ADVICE}")
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"data: broken training images so far: 3, of 10; data.max_broken=0.2 allows 2; {ADVICE}:"
+    assert sorted(line.split(":")[0].strip() for line in lines) == sorted(map(str, paths))
     assert len(batches.broken.known) == 3
     assert len(capsys.readouterr().err.splitlines()) == 2  # the error reports the last one
 
 
-def test_by_default_the_first_broken_image_ends_the_run(image_tree: Tree) -> None:
-    images, paths = damaged(image_tree, 2)
+def test_by_default_a_broken_image_ends_the_run_and_all_of_them_are_listed(image_tree: Tree) -> None:
+    images, paths = damaged(image_tree, 1)
     with pytest.raises(BrokenImageError, match=rf"far: 1, of 10; data\.max_broken=0 allows 0; {ADVICE}$") as caught:
         list(loader(images).epoch(0))
     assert str(caught.value).split(":")[0] in map(str, paths)
+    for path in (more := [str(path) for path in Path(paths[0]).parents[1].rglob("00[13].jpg")]):
+        truncate(Path(path))
+    with pytest.raises(BrokenImageError) as caught:
+        for _ in loader(images).epoch(0):
+            pass
+    listed = {line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]}
+    assert listed == {str(paths[0]), *more}
+
+
+def test_pixels_that_do_not_fit_the_settings_name_them(image_tree: Tree) -> None:
+    images = list_class_folders(image_tree("mine", {"cat": 3, "dog": 3}))
+    deep = Preprocessing(size=(16, 16), bit_depth=16)
+    plain = DEIT | {"color_jitter": 0.0, "rand_augment": None}
+    view = RandomLabelledCrop(TrainTransform(deep, **plain), Mixing(2, **NEITHER))
+    with pytest.raises(BrokenImageError, match=r"allows 0; correct data.bit_depth, or remove or convert these files"):
+        list(loader(images, view=view).epoch(0))
+    looked = look_through(EvalLoader(images, CenterLabelledCrop(deep, 2), 4, workers=0, device=CPU))
+    with pytest.raises(InputError, match=r"must be readable: correct data.bit_depth, or remove or convert this file$"):
+        require_sound([looked], 6)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
