@@ -44,7 +44,8 @@ class Mixing:
     def check_kind(self, target_kind: str) -> None:
         """Raise an InputError if mixing is enabled and the images have one class each, the same for all."""
         if self.is_enabled and target_kind == "class" and self.num_classes < 2:
-            raise InputError(f"{self.setting}: needs at least two classes to mix, the data set has {self.num_classes}")
+            needs = f"a classifier needs two or more ({self.setting} mixes them)"
+            raise InputError(f"data: the training images have one class, and {needs}")
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raise an InputError if mixing is enabled and the batch size is odd: timm mixes image i with B - 1 - i."""
