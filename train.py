@@ -86,7 +86,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         headline = choose_headline(config.train.select, task_class, target, len(held_out))
 
         # 3. The run's folder. A finished run is left as it is.
-        length = Length(config.train.epochs, config.train.updates, config.train.patience)
+        length = Length(**config.length)
         changed = summary.changes(read_config(TrainConfig, origin.config, TABLES), config) if origin else []
         if origin and origin.is_finished and origin.is_complete(length, headline):
             summary.announce_end(origin.folder.path, changed)

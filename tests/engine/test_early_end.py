@@ -103,7 +103,14 @@ def test_runs_that_end_early_are_evaluated_and_continued_elsewhere(
     assert result.status == 0, result.stderr
     assert "best.pt: none, because no epoch was finished" in result.stdout
     assert (tmp_path / "run" / "results.json").exists()
-    more = ("train.max_time=null", "train.patience=1", "optim.lr=1e-30", "optim.min_lr=1e-30", "optim.warmup_lr=1e-30")
+    more = (
+        "train.max_time=null",
+        "train.patience=1",
+        "optim.warmup_epochs=1",
+        "optim.lr=1e-30",
+        "optim.min_lr=1e-30",
+        "optim.warmup_lr=1e-30",
+    )
     result = command("train.py", "resume=run", "run_dir=more", *more, "train.freeze_batchnorm=true")
     assert result.status == 0, result.stderr
     assert (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,24 @@ def test_a_run_of_updates_rounds_up_to_whole_epochs() -> None:
     assert [Length(updates=9).limit_updates(4, step=step) for step in (0, 4, 8)] == [4, 4, 1]
     assert [step for step in (7, 8, 9) if Length(updates=8).is_reached(step=step, epoch=2, seen=0)] == [8, 9]
     assert not Length(updates=7).is_reached(step=7, epoch=1, seen=24), "its last epoch is not validated yet"
+
+
+@pytest.mark.parametrize(
+    ("warmup", "best_epoch", "ends_after"),
+    [
+        ({}, 1, 3),
+        ({"warmup_epochs": 5}, 1, 7),
+        ({"warmup_epochs": 2.5}, 1, 5),
+        ({"warmup_epochs": 5}, 6, 8),
+        ({"warmup_updates": 18}, 1, 5),
+        ({"warmup_epochs": 5, "warmup_updates": 2}, 1, 3),
+    ],
+)
+def test_patience_begins_after_the_warm_up(warmup: dict[str, Any], best_epoch: int, ends_after: int) -> None:
+    length = Length(epochs=20, patience=2, **warmup)
+    epochs = range(best_epoch, 20)
+    reached = [e for e in epochs if length.is_reached(step=4 * e, epoch=e, seen=0, best_epoch=best_epoch)]
+    assert reached == [*range(ends_after, 20)]
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,12 @@ class TrainConfig(Section):
         return cast(ScaledTrainConfig, self.model_copy(update={"train": train}))  # it keeps the options of open groups
 
     @property
+    def length(self) -> dict[str, Any]:
+        """The length of the run, and of its warm-up, whose validations do not count for train.patience."""
+        length = self.train.model_dump(include={"epochs", "updates", "patience"})
+        return length | self.optim.model_dump(include={"warmup_epochs", "warmup_updates"})
+
+    @property
     def initial_weights(self) -> str | bool | None:
         """What the new model loads."""
         return self.init_from or self.pretrained

@@ -143,7 +143,7 @@ class LoopConfig(Section):
     """Weights that decide which checkpoints are the best: the better of raw and EMA, or raw."""
 
     patience: PositiveInt | None = None
-    """Validations without a better train.select metric after which the run ends; null: it does not end early."""
+    """Validations after the warm-up without a better train.select metric that end the run; null: no early end."""
     max_time: Hours | None = None
     """Hours of training, such as 1.5 or "1:30:00", after which the run ends; null: no limit."""
 

@@ -13,6 +13,10 @@ class Length:
     updates: int | None = None
     patience: int | None = None
     """Validations without a better one after which the run ends before that; None: it never does."""
+    warmup_epochs: float = 0
+    """Epochs at the start whose validations do not count for that, since the learning rate is still low."""
+    warmup_updates: int | None = None
+    """Updates before which the run does not end for that, instead of warmup_epochs."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.updates is None):
@@ -31,7 +35,7 @@ class Length:
 
         best_epoch: the epoch with the best validation so far, None if that is unknown.
         """
-        if self.is_stale(epoch, best_epoch):
+        if self.is_stale(step, epoch, best_epoch):
             return True
         if self.epochs is not None:
             return epoch >= self.epochs
@@ -42,6 +46,10 @@ class Length:
         """Limit an epoch's remaining updates to those of the run."""
         return num_updates if self.updates is None else min(num_updates, self.updates - step)
 
-    def is_stale(self, epoch: int, best_epoch: int | None) -> bool:
-        """Whether `patience` validations have followed the best one: there is one after each epoch."""
-        return self.patience is not None and best_epoch is not None and epoch - best_epoch >= self.patience
+    def is_stale(self, step: int, epoch: int, best_epoch: int | None) -> bool:
+        """Whether `patience` validations have followed the warm-up and the best one: there is one after each epoch."""
+        if self.patience is None or best_epoch is None:
+            return False
+        if self.warmup_updates is not None:
+            return step > self.warmup_updates and epoch - best_epoch >= self.patience
+        return epoch - max(best_epoch, self.warmup_epochs) >= self.patience

@@ -248,7 +248,7 @@ def why_early(trainer: Trainer, updates: int, folder: RunFolder) -> str:
     """Why a run ended before its last update. updates: of the whole run."""
     state, patience = trainer.state, trainer.length.patience
     done = f"the run ended after update {state.step} of {updates}"
-    if trainer.length.is_stale(state.epoch, state.best_epoch):
+    if trainer.length.is_stale(state.step, state.epoch, state.best_epoch):
         best = f"{state.headline} has not improved since epoch {state.best_epoch}"
         return f"train.patience={patience}: {best}, so {done}"
     goes_on = f"resume={folder.path} and a new run_dir= train the others"
