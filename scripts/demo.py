@@ -13,29 +13,32 @@ or as --key value. The page connects to no other machine. An uploaded file is de
 stays in memory while its page is open and up to an hour longer. See docs/predict.md.
 """
 
-import argparse
-import os
-import socket
 import sys
-import tempfile
-import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # because scripts/ is not installed
 
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from scripts.options import of_demo
+    from xcit.start import answer_options
+
+    answer_options(lambda: of_demo(__doc__, sys.argv[1:]))
+
+import os
+import socket
+import tempfile
+import threading
+from typing import Any
+
 from scripts import demo_html as html
 from scripts.demo_model import Demo
-from scripts.predict import as_option
-from xcit.command import ArgumentParser, guarded
+from scripts.options import of_demo
+from xcit.command import guarded
 from xcit.command.printing import print_notices
 from xcit.engine.progress import Progress
 from xcit.errors import InputError
 from xcit.signals import stop_at_signals
 
-MAX_PIXELS, MAX_MEGABYTES = 100_000_000, 50
-"""Limits of an image. Its pixels are decoded in the memory of the server."""
 ABANDONED = 600
 """Seconds after which an upload that was never read is deleted."""
 WAITING = 20
@@ -47,7 +50,7 @@ VISITORS = 64
 @guarded
 def main() -> None:
     print_notices()
-    arguments = parse_arguments(sys.argv[1:])
+    arguments = of_demo(__doc__, sys.argv[1:])
     with Progress() as progress, stop_at_signals(), tempfile.TemporaryDirectory(prefix="xcit-demo-") as uploads:
         gradio = import_gradio(uploads)
         port = free_port(arguments.host, arguments.port)
@@ -60,27 +63,6 @@ def main() -> None:
         address = serve(gradio, page, arguments.host, port, arguments.max_megabytes)
         print(f"{address}: serves {arguments.checkpoint}; Ctrl-C ends it", flush=True)
         threading.Event().wait()  # until a signal; the server's threads end with the process
-
-
-def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
-    add("--weights", choices=("raw", "ema"), help="default: the better one in the run's last validation")
-    add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, for this machine alone")
-    add("--port", type=int, default=7860, help="0 takes a free one; default: 7860")
-    add("--largest", type=int, help="largest resolution; default: 4 × the run's, or less if an image takes too long")
-    add("--max_megabytes", type=int, default=MAX_MEGABYTES, help=f"larger files are refused; default: {MAX_MEGABYTES}")
-    add("--data.max_pixels", dest="max_pixels", type=int, default=MAX_PIXELS, help="larger images are refused")
-    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    arguments = parser.parse_args([as_option(argument, keys) for argument in typed])
-    if arguments.checkpoint is None:
-        raise InputError("checkpoint: must be given: a run folder, a checkpoint or a name of published weights")
-    for key in ("largest", "max_megabytes", "max_pixels"):
-        value = getattr(arguments, key)
-        if value is not None and value < 1:
-            raise InputError(f"{key}={value}: must be at least 1")
-    return arguments
 
 
 def import_gradio(uploads: str) -> Any:

@@ -13,24 +13,32 @@ file has the columns `path` and `features`, a list of D floats.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from scripts.options import of_embed
+    from xcit.start import answer_options
+
+    answer_options(lambda: of_embed(__doc__))
+
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from importlib.util import find_spec
-from pathlib import Path
-from typing import IO, get_args
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
-
 import xcit
 from data.about import counted
 from data.datasets.listing import images_below
 from data.workers import default_workers
-from xcit.command import ArgumentParser, guarded
+from scripts.options import of_embed
+from xcit.command import guarded
 from xcit.device import default_device
 from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
@@ -38,6 +46,7 @@ from xcit.errors import InputError, print_note
 from xcit.evaluation.features import Kind, features_of
 from xcit.models.fast.inference import ready_for_inference
 from xcit.preprocessing import Preprocessing
+from xcit.signals import stop_at_signals
 from xcit.storage import write_atomically
 
 FORMATS = (".npz", ".parquet")
@@ -45,19 +54,10 @@ FORMATS = (".npz", ".parquet")
 
 @guarded
 def main() -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("model", help="a run folder, a checkpoint or a name of published weights")
-    parser.add_argument("images", type=Path, nargs="+", help="image files, folders of images, and patterns")
-    parser.add_argument("--output", type=Path, default=Path("features.npz"), help="file to write: .npz or .parquet")
-    parser.add_argument("--features", choices=get_args(Kind), default="class_token", help="default: class_token")
-    parser.add_argument("--resolution", type=int, help="image size in pixels; default: the training size")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per batch; default: 64")
-    arguments = parser.parse_args()
+    arguments = of_embed(__doc__)
     require_writable(arguments.output)
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch-size={arguments.batch_size}: must be at least 1")
     device = default_device()
-    with Progress() as progress:
+    with Progress() as progress, stop_at_signals():
         progress.begin("listing the images")
         paths = [path for given in arguments.images for path in files_of(given)]
         progress.begin(f"reading {arguments.model}")

@@ -20,18 +20,24 @@ Writes to runs/export/TIME, or to run_dir=:
 An option may be written as key=value or as --key value. See docs/export.md.
 """
 
-import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because eval.py, data/ and scripts/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from scripts.options import of_export
+    from xcit.start import answer_options
+
+    answer_options(lambda: of_export(__doc__, sys.argv[1:]))
+
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because eval.py, data/ and scripts/ are not installed
 
 import eval as evaluation
 from data.about import counted
@@ -39,8 +45,8 @@ from data.datasets import DATASETS
 from data.examples import Example, Examples, examples_to_evaluate
 from data.views.labelled_crop import pixels
 from data.workers import default_workers
-from scripts.predict import as_option
-from xcit.command import ArgumentParser, guarded, settings_of
+from scripts.options import of_export
+from xcit.command import guarded, settings_of
 from xcit.command.arguments import prepare
 from xcit.command.composing import composed, with_home, without_hydra
 from xcit.command.printing import print_notices
@@ -63,7 +69,7 @@ from xcit.weights.sources import locate
 @guarded
 def main() -> None:
     print_notices()
-    arguments, of_data = parse_arguments(sys.argv[1:])
+    arguments, of_data = of_export(__doc__, sys.argv[1:])
     folder = RunFolder(new_path(arguments.run_dir, "export"))
     folder.require_free()
     with Progress() as progress, stop_at_signals():
@@ -103,32 +109,6 @@ def main() -> None:
         finally:
             folder.close()  # removes it if nothing was kept
     print(report(path, found["check"]))
-
-
-def parse_arguments(typed: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and those of the data set, as Hydra reads them."""
-    given = [argument.removeprefix("--") for argument in typed]
-    of_data = [argument for argument in given if argument.startswith(("data=", "data."))]
-    parser = ArgumentParser(__doc__)
-    add = parser.add_argument
-    add("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
-    add("--format", default="onnx", help="onnx (default), torch or aoti")
-    add("--run_dir", help="the folder that is written; default: runs/export/TIME")
-    add("--weights", choices=("raw", "ema"), help="default: the better one in the run's last validation")
-    add("--preprocessing", choices=("true", "false"), default="true", help="whether the export normalizes pixels")
-    add("--quantize", default="none", help="none (default), or int8 for format=onnx")
-    add("--tolerance", type=float, help="see docs/export.md; default: 1e-4 of the largest output; int8: 0.05")
-    add("--images", type=int, default=1000, help="validation images that are compared, at most; default: 1000")
-    add("--batch_size", type=int, default=16, help="of those images; default: 16")
-    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    own = [argument for argument in typed if argument.removeprefix("--") not in of_data]
-    arguments = parser.parse_args([as_option(argument, keys) for argument in own])
-    if arguments.checkpoint is None:
-        raise InputError("checkpoint: must be given: a run folder, a checkpoint or a name of published weights")
-    for key in ("images", "batch_size"):
-        if getattr(arguments, key) < 1:
-            raise InputError(f"{key}={getattr(arguments, key)}: must be at least 1")
-    return arguments, of_data
 
 
 def require_one_answer(saved: Saved, checkpoint: str) -> None:

@@ -6,15 +6,24 @@
 Takes the options of train.py (see its --help). train.updates is the number of updates (100), in which optim.lr rises
 exponentially from 1e-6 to 1. The test ends early where the loss is four times its smallest value. It prints the
 optim.lr at which the smoothed loss falls fastest, draws lr_finder.png in the current folder, or in run_dir=, and writes
-nothing else. The test begins as the run would: from its initial weights, with its batches and augmentation.
+nothing else. A test that Ctrl-C ends draws what it has measured. The test begins as the run would: from its initial
+weights, with its batches and augmentation.
 """
 
-import math
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from xcit.start import answer
+
+    answer(str(Path(__file__).parents[1] / "train.py"), __doc__)
+
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -22,8 +31,6 @@ import hydra
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch.optim import Optimizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
 import train
 from data.datasets import DATASETS
@@ -42,6 +49,7 @@ from xcit.engine.progress import Progress
 from xcit.engine.resume import read_start
 from xcit.engine.task import Target, input_of
 from xcit.errors import InputError
+from xcit.signals import Stopped
 from xcit.tasks import TASKS
 
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -85,18 +93,26 @@ def find(given: TrainConfig) -> None:
         trainer, batches = prepare(given, updates, progress, device)
         step = progress.begin("learning rate range test", updates, "updates")
         losses: list[float] = []
-        while len(losses) < updates and not has_diverged(losses):
-            trainer.schedule_lr()
-            measured = trainer.update(batches, trainer.position(updates))["loss"]
-            losses.append(distributed.mean(measured))
-            step.advance()
+        rates = [rate(update, updates) for update in range(updates)]
+
+        def save(suggested: float | None = None) -> Path:
+            figure = draw(rates[: len(losses)], losses, suggested)
+            return save_picture(given.run_dir, "lr_finder.png", lambda file: figure.savefig(file, format="png"))
+
+        try:
+            while len(losses) < updates and not has_diverged(losses):
+                trainer.schedule_lr()
+                measured = trainer.update(batches, trainer.position(updates))["loss"]
+                losses.append(distributed.mean(measured))
+                step.advance()
+        except Stopped as stopped:
+            if losses and distributed.is_main():
+                raise Stopped(f"{stopped} after {len(losses)} of {updates} updates; {save()} shows them") from None
+            raise
         progress.end()
-        rates = [rate(update, updates) for update in range(len(losses))]
         if distributed.is_main():
-            suggested = suggest(rates, losses)
-            figure = draw(rates, losses, suggested)
-            path = save_picture(given.run_dir, "lr_finder.png", lambda file: figure.savefig(file, format="png"))
-            print(f"{path}: the loss falls fastest at optim.lr={suggested:.2g}")
+            suggested = suggest(rates[: len(losses)], losses)
+            print(f"{save(suggested)}: the loss falls fastest at optim.lr={suggested:.2g}")
 
 
 def prepare(given: TrainConfig, updates: int, progress: Progress, device: Any) -> tuple[Trainer, Iterator[Any]]:
@@ -171,15 +187,17 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
     return rates[slopes.index(min(slopes))]
 
 
-def draw(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
+def draw(rates: Sequence[float], losses: Sequence[float], suggested: float | None) -> Figure:
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, linewidth=1, alpha=0.4, label="loss")
     averages = smoothed(losses)
     axes.plot(rates, averages, linewidth=1.6, label="smoothed")
-    axes.axvline(suggested, color="gray", linestyle="--", label=f"optim.lr={suggested:.2g}")
+    if suggested is not None:
+        axes.axvline(suggested, color="gray", linestyle="--", label=f"optim.lr={suggested:.2g}")
     finite = [loss for loss in averages if math.isfinite(loss)]
-    axes.set_ylim(min(finite) - 0.1 * abs(min(finite)), min(max(finite), 2 * finite[0]) * 1.05)
+    if finite:
+        axes.set_ylim(min(finite) - 0.1 * abs(min(finite)), min(max(finite), 2 * finite[0]) * 1.05)
     axes.set(xscale="log", xlabel="optim.lr", ylabel="training loss")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -193,7 +211,4 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv[1:]):  # because Hydra would print the help of train.py
-        print(__doc__)
-    else:
-        run(main, train.__file__)
+    run(main, train.__file__)

@@ -10,16 +10,22 @@ each image counts the same.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from xcit.start import answer
+
+    answer(str(Path(__file__).parents[1] / "train.py"), __doc__)
+
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import hydra
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
 import train
 from data.about import counted
@@ -96,7 +102,4 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv[1:]):  # because Hydra would print the help of train.py
-        print(__doc__)
-    else:
-        run(main, train.__file__)
+    run(main, train.__file__)

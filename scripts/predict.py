@@ -25,34 +25,41 @@ With tile= a larger image is cut into squares at its full size, which overlap, a
 docs/predict.md.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from scripts.options import of_predict
+    from xcit.start import answer_options
+
+    answer_options(lambda: of_predict(__doc__, sys.argv[1:]))
+
 import argparse
 import os
-import re
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
-
 from data.about import counted
 from data.datasets.listing import skipped_below
 from scripts.embed import files_of
+from scripts.options import of_predict
 from scripts.prediction_files import FEW, Output
-from scripts.prediction_tables import FORMATS, formats_of
-from xcit.command import ArgumentParser, guarded
+from scripts.prediction_tables import formats_of
+from xcit.command import guarded
 from xcit.command.printing import print_notices
 from xcit.device import default_device, is_out_of_memory
 from xcit.encoded_image import MAX_PIXELS, EncodedImage
 from xcit.engine.progress import Progress
 from xcit.engine.run_folder import RunFolder, new_path
-from xcit.errors import InputError, print_note, unknown
+from xcit.errors import InputError, print_note
 from xcit.prediction.pictures import ContactSheet
 from xcit.prediction.predictor import Item, Prediction, Predictor
 from xcit.prediction.predictors import PREDICTORS, Settings
@@ -62,13 +69,13 @@ from xcit.tasks.load import LoadedTask, load_task
 
 DENSE = ("detect", "segment")
 """Tasks that see whole images, one at a time."""
-SMALLEST_TILE = 32
 
 
 @guarded
 def main() -> None:
     print_notices()
-    arguments = parse_arguments(sys.argv[1:])
+    arguments = of_predict(__doc__, sys.argv[1:])
+    arguments.max_pixels = arguments.max_pixels or MAX_PIXELS
     formats = formats_of(arguments.format)
     folder = RunFolder(new_path(arguments.run_dir, "predict"))
     folder.require_free()
@@ -148,62 +155,6 @@ def noted_signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def parse_arguments(typed: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("images", type=Path, nargs="+", help="image files, folders of images, and patterns")
-    add = parser.add_argument
-    add("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
-    add("--run_dir", help="the folder that is written; default: runs/predict/TIME")
-    add("--weights", choices=("raw", "ema"), help="default: the better one in the run's last validation")
-    add(
-        "--resolution",
-        type=int,
-        help="image size in pixels; for detect and segment the shorter side; default: that of the run",
-    )
-    add("--format", default="json", help=f"{', '.join(FORMATS)}, or several with commas; default: json")
-    add("--contact_sheet", choices=("true", "false"), default="true", help="whether it is drawn; default: true")
-    add("--top", type=int, default=5, help="classify, multilabel: number of classes of an image; default: 5")
-    add("--score", type=float, default=0.5, help="detect: lowest score of an object that is drawn; default: 0.5")
-    add(
-        "--tile",
-        type=int,
-        default=0,
-        help="detect, segment: side of the tiles of a large image in pixels; default: 0, none",
-    )
-    add("--overlap", type=int, help="of neighboring tiles in pixels; default: a quarter of the tile")
-    add("--overlays", choices=("true", "false"), help="whether each image is drawn; default: for detect and segment")
-    add("--batch_size", type=int, default=32, help="images per batch, not for detect and segment; default: 32")
-    add("--data.max_pixels", dest="max_pixels", type=int, default=MAX_PIXELS, help="larger images are left out")
-    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    arguments = parser.parse_intermixed_args([as_option(argument, keys) for argument in typed])
-    if arguments.checkpoint is None:
-        raise InputError("checkpoint: must be given: a run folder, a checkpoint or a name of published weights")
-    least = {"resolution": 1, "top": 1, "batch_size": 1, "max_pixels": 1}
-    for key, smallest in least.items():
-        value = getattr(arguments, key)
-        if value is not None and value < smallest:
-            raise InputError(f"{key}={value}: must be at least {smallest}")
-    if not 0 <= arguments.score <= 1:
-        raise InputError(f"score={arguments.score}: must be 0 to 1")
-    if arguments.tile and arguments.tile < SMALLEST_TILE:
-        raise InputError(f"tile={arguments.tile}: must be 0, for none, or at least {SMALLEST_TILE}")
-    if arguments.overlap is None:
-        arguments.overlap = arguments.tile // 4
-    elif not 0 <= arguments.overlap < max(1, arguments.tile):
-        raise InputError(f"overlap={arguments.overlap}: must be at least 0 and less than tile={arguments.tile}")
-    return arguments
-
-
-def as_option(argument: str, keys: Sequence[str]) -> str:
-    """key=value as --key=value. A file of such a name is not meant."""
-    key = re.match(r"(\w[\w.]*)=", argument)
-    if key is None or Path(argument).exists():
-        return argument
-    if key[1] not in keys:
-        raise InputError(unknown(key[1], "option", keys))
-    return f"--{argument}"
 
 
 def settings_of(arguments: argparse.Namespace, loaded: LoadedTask, device: torch.device) -> Settings:

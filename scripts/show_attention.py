@@ -15,17 +15,25 @@ the heads over it.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ and scripts/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from scripts.options import of_show_attention
+    from xcit.start import answer_options
+
+    answer_options(lambda: of_show_attention(__doc__))
+
+from collections.abc import Callable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because data/ is not installed
-
 import xcit
-from xcit.command import ArgumentParser, guarded
+from scripts.options import of_show_attention
+from xcit.command import guarded
 from xcit.device import default_device
 from xcit.encoded_image import EncodedImage
 from xcit.engine.progress import Progress
@@ -35,6 +43,7 @@ from xcit.evaluation.video import FORMATS, VIDEOS, change_video, import_av
 from xcit.models.load import Loaded
 from xcit.models.timm_models import timm_model
 from xcit.preprocessing import Preprocessing
+from xcit.signals import stop_at_signals
 from xcit.storage import write_atomically
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
@@ -42,16 +51,8 @@ PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 @guarded
 def main() -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("model", help="a run folder, a checkpoint, a name of published weights, or timm/NAME")
-    parser.add_argument("images", type=Path, help="an image file, a folder of images, or a video")
-    parser.add_argument("--resolution", type=int, help="image size in pixels; default: the training size")
-    parser.add_argument("--mass", type=float, help="show the fewest patches with this share of the attention: 0.6")
-    parser.add_argument("--output", type=Path, help="file of the picture or video, or the folder of the pictures")
-    arguments = parser.parse_args()
+    arguments = of_show_attention(__doc__)
     source, mass = arguments.images, arguments.mass
-    if mass is not None and not 0 < mass < 1:
-        raise InputError(f"--mass={mass}: must be greater than 0 and less than 1")
 
     # Whatever is wrong with the files is said before the model is loaded.
     is_video = source.suffix.lower() in VIDEOS
@@ -77,7 +78,7 @@ def main() -> None:
         heads, height, width = maps.shape
         return f"{heads} maps of {height} × {width} patches"
 
-    with Progress() as progress:
+    with Progress() as progress, stop_at_signals():
         if picture is not None:
             print(f"{output}: {draw_image(picture, output)}")
         elif is_video:

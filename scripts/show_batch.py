@@ -8,17 +8,23 @@ images, and says how many images and classes there are. The class of an image is
 classes with the largest shares of its target.
 """
 
-import math
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
+
+if __name__ == "__main__":  # answers --help and mistakes before torch is imported
+    from xcit.start import answer
+
+    answer(str(Path(__file__).parents[1] / "train.py"), __doc__)
+
+import math
+from dataclasses import replace
 
 import hydra
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # because train.py and data/ are not installed
 
 import train
 from data.datasets import DATASETS
@@ -139,7 +145,4 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"--help", "-h"} & set(sys.argv[1:]):  # because Hydra would print the help of train.py
-        print(__doc__)
-    else:
-        run(main, train.__file__)
+    run(main, train.__file__)

@@ -179,11 +179,19 @@ def test_every_word_of_other_tools_leads_somewhere(training: Settings, evaluatio
     assert {target for targets in SYNONYMS.values() for target in targets} <= known
 
 
+ANSWERED = (["--help"], ["lr=1"], ["train.epochs=abc"], ["data=folder"], ["model=xcit_s13"], ["--hlep"])
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["lr=1"], ["train.epochs=abc"], ["data=folder"], ["model=xcit_s13"], ["--hlep"]],
+    ("script", "arguments"),
+    [
+        *((script, arguments) for script in ("train.py", "eval.py") for arguments in ANSWERED),
+        *((f"scripts/{name}.py", ["dta=x"]) for name in ("find_lr", "show_batch", "measure_data")),
+        *((f"scripts/{name}.py", ["--hlep"]) for name in ("predict", "export", "demo", "embed", "show_attention")),
+        ("scripts/find_lr.py", ["--help"]),
+        ("scripts/predict.py", ["a.jpg", "formt=csv"]),
+    ],
 )
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_torch_is_not_loaded_for_an_answer(script: str, arguments: list[str], tmp_path: Path) -> None:
     """A finder that refuses torch stands in for the two seconds that it takes."""
     blocked = (

@@ -205,7 +205,7 @@ def test_bad_arguments_are_one_line(
             (["checkpoint=nowhere", f"port={port}"], f"host=127.0.0.1 port={port}: cannot be used (Address already in"),
             (["checkpoint=nowhere", "port=65536"], "host=127.0.0.1 port=65536: cannot be used ("),
             (["checkpoint=nowhere", "host=no.such.host.invalid", "port=0"], "host=no.such.host.invalid port=0: "),
-            (["chekpoint=nowhere"], "option=chekpoint: unknown; did you mean checkpoint?"),
+            (["chekpoint=nowhere"], "chekpoint=nowhere: unknown option; did you mean checkpoint?"),
             (["checkpoint=nowhere", "largest=0"], "largest=0: must be at least 1"),
             ([f"checkpoint={runs('classify')}", "largest=60", "port=0"], "largest=60: must be at least 64, the "),
             ([f"checkpoint={runs('detect')}", "port=0"], f"{runs('detect')}: was trained with task=detect"),

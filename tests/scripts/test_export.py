@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(
     for arguments, message in (
         ((), "checkpoint: must be given"),
         ((f"checkpoint={checkpoint}", "format=tensorrt"), "format=tensorrt: unknown (one of onnx, torch, aoti)"),
-        ((f"checkpoint={checkpoint}", "fromat=onnx"), "option=fromat: unknown; did you mean format?"),
+        ((f"checkpoint={checkpoint}", "fromat=onnx"), "fromat=onnx: unknown option; did you mean format?"),
         ((f"checkpoint={checkpoint}", "quantize=int4"), "quantize=int4: must be none or int8"),
         ((f"checkpoint={checkpoint}", "quantize=int8", "format=torch"), "quantize=int8: is for format=onnx"),
         ((f"checkpoint={checkpoint}", "tolerance=2"), "tolerance=2.0: must be greater than 0 and less than 1"),

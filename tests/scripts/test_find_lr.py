@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,21 @@ def test_what_the_test_cannot_do_is_refused(wrong: str, command: Command, tmp_pa
     result = command("scripts/find_lr.py", *SMALL, wrong)
     assert (result.status, result.stderr.splitlines()[-1].startswith(f"error: {wrong}: ")) == (2, True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_test_that_is_stopped_draws_what_it_has_measured(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, done = xcit.engine.loop.Trainer.update, []
+
+    def interrupted(*arguments):  # type: ignore[no-untyped-def]
+        if len(done) == 3:
+            signal.raise_signal(signal.SIGINT)
+        done.append(1)
+        return update(*arguments)
+
+    monkeypatch.setattr(xcit.engine.loop.Trainer, "update", interrupted)
+    result = command("scripts/find_lr.py", *SMALL, "train.updates=16", "run_dir=found")
+    assert result.status == 1
+    assert "error: stopped by SIGINT after 3 of 16 updates; found/lr_finder.png shows them\n" in result.stderr
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["lr_finder.png"]

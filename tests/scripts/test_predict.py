@@ -189,7 +189,7 @@ def test_many_images_are_summed_up(command: Command, image_tree: Callable[..., P
         (("broken.jpg", "checkpoint=run", "score=2"), "score=2.0: must be 0 to 1"),
         (("broken.jpg", "checkpoint=run", "resolution=0"), "resolution=0: must be at least 1"),
         (("broken.jpg", "checkpoint=run", "format=xml"), "format=xml: unknown (one of json, jsonl, csv, parquet)"),
-        (("broken.jpg", "checkpont=run"), "option=checkpont: unknown; did you mean checkpoint? (one of"),
+        (("broken.jpg", "checkpont=run"), "checkpont=run: unknown option; did you mean checkpoint? (one of"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_writes_nothing(

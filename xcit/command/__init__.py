@@ -31,7 +31,7 @@ from .jobs import FailedJob, JobResult, in_multirun
 from .printing import is_main, print_error, print_notices, print_traceback, stop
 from .settings import Settings, read_settings
 
-__all__ = ["ArgumentParser", "JobResult", "answer", "choices_and_typed_keys", "guarded", "run"]
+__all__ = ["ArgumentParser", "JobResult", "answer", "answer_parsed", "choices_and_typed_keys", "guarded", "run"]
 
 SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
 """Entry point → the schema of its configuration."""
@@ -105,12 +105,12 @@ def refuse_long_paths() -> Iterator[None]:
         raise InputError(f"{error.filename}: cannot be used ({error.strerror})") from None
 
 
-def answer(file: str) -> None:
+def answer(file: str, text: str | None = None) -> None:
     """Print the help, or end with status 2 if there is a mistake on the command line. Set up OpenMP.
 
     The entry points call it before they import torch, which takes seconds.
 
-    file: the entry point, with conf/ beside it.
+    file: the entry point, with conf/ beside it. text: the help of a script that takes the options of train.py.
     """
     limit_spinning(os.environ)
     settings, schema = settings_of(file)
@@ -120,12 +120,26 @@ def answer(file: str) -> None:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without an error
         if args.help:
             if is_main():
-                print(help_text(settings, composed(settings, prepare(args.overrides, settings))))
+                print(text or help_text(settings, composed(settings, prepare(args.overrides, settings))))
             sys.exit(0)
         for raw in configurations(settings):
             check(raw, schema)
     except InputError as error:
         stop(str(error), 2)
+    say_loading()
+
+
+def answer_parsed(parse: Callable[[], object]) -> None:
+    """As `answer`, for a script with options of its own. parse: reads them, and raises an InputError for a mistake."""
+    limit_spinning(os.environ)
+    try:
+        parse()
+    except InputError as error:
+        stop(str(error), 2)
+    say_loading()
+
+
+def say_loading() -> None:
     if sys.stderr.isatty() and is_main():
         print("loading PyTorch", file=sys.stderr, flush=True)
 
