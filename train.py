@@ -40,13 +40,12 @@ from xcit.engine.loop import Trainer, evaluate, fit
 from xcit.engine.numerics import grad_scaler, require_determinism, warn_of_slow_precision
 from xcit.engine.optimizer import make_optimizer, peak_lr
 from xcit.engine.progress import Progress
-from xcit.engine.resume import find_origin, folder_for, open_run, read_start
+from xcit.engine.resume import find_origin, folder_for, initial_weights, open_run, read_start
 from xcit.engine.schedule import make_schedule
 from xcit.engine.state import TrainingState
 from xcit.engine.stopping import StopSignals
 from xcit.engine.task import Target, Task, choose_headline, input_of
 from xcit.engine.trackers import new_run_id
-from xcit.errors import given_as
 from xcit.evaluation.report import read_score, score_of, write_report
 from xcit.evaluation.resolutions import Subject, by_evaluator, resolutions_for, sweep
 from xcit.models import MODELS
@@ -98,7 +97,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
 
         # 4. The model, and the task that says what it learns.
         progress.begin("building the model" + (" and reading its weights" if config.initial_weights else ""))
-        start = None if origin else read_start(config.init_from, config.task.name, config.model.name)
+        start = None if origin else read_start(config.init_from, config.task.name, config.model.name, examples.classes)
         model = new_model(config, task_class.num_outputs(target), None if origin else config.initial_weights)
         task = task_class(model, target, **config.task.options).to(device)
         freeze(model, config.train.freeze)
@@ -233,7 +232,7 @@ def check_job(raw: DictConfig) -> None:
 def new_model(config: TrainConfig, num_classes: int, pretrained: str | bool | None) -> torch.nn.Module:
     """The model before the first update. num_classes: the outputs that the task needs."""
     torch.manual_seed(config.seed)
-    with given_as("pretrained", "pretrained=null trains from scratch"), distributed.main_first():
+    with initial_weights(config.init_from), distributed.main_first():
         model = create_model(config.model.entry, num_classes=num_classes, pretrained=pretrained, **config.model_options)
     set_checkpointing(model, config.train.grad_checkpointing)
     return model.to(memory_format=torch.channels_last) if config.train.channels_last else model

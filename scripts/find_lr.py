@@ -125,7 +125,7 @@ def prepare(given: TrainConfig, updates: int, progress: Progress, device: Any) -
     target = Target(examples.target_kind, tuple(examples.classes), **target_statistics(examples))
 
     progress.begin("building the model" + (" and reading its weights" if config.initial_weights else ""))
-    start = read_start(config.init_from, config.task.name, config.model.name)
+    start = read_start(config.init_from, config.task.name, config.model.name, examples.classes)
     model = new_model(config, task_class.num_outputs(target), config.initial_weights)
     task = task_class(model, target, **config.task.options).to(device)
     distributed.synchronise_batchnorm(task, device)

@@ -42,6 +42,7 @@ def test_a_run_starts_from_the_weights_ema_and_head_of_another_with_all_else_new
     assert result.status == 0, result.stderr
     assert f"init_from={first}: takes the place of pretrained=never_read" in result.stderr
     assert f"from init_from={first}" in result.stderr
+    assert "takes the other one" not in result.stderr, "both kinds of weights are loaded"
     before, now = last(first), last(tmp_path / "second")
     assert (before["step"], now["step"], now["epoch"]) == (11, 2, 1)
     assert now["preprocessing"]["mean"] == before["preprocessing"]["mean"] == [0.4, 0.5, 0.6]
@@ -69,13 +70,21 @@ def test_a_run_starts_from_the_weights_ema_and_head_of_another_with_all_else_new
             "was trained with task=classify, the new run has task=distill",
         ),
         (["train.ema_decay=null"], "holds an EMA, train.ema_decay asks for none"),
+        (["data=folder", "recipe=digits", "data.root=two"], "was trained with 10 classes, the data have 2"),
     ],
 )
 def test_a_run_of_another_kind_is_refused_in_one_line(
-    changed: list[str], message: str, first: Path, command: Command, tmp_path: Path
+    changed: list[str],
+    message: str,
+    first: Path,
+    command: Command,
+    tmp_path: Path,
+    image_tree: Callable[..., Path],
 ) -> None:
+    image_tree(str(tmp_path / "two"), {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     result = command("train.py", *SMALL, *changed, f"init_from={first}", "run_dir=second")
     assert (result.status, result.stderr.splitlines()[-1]) == (2, f"error: init_from={first}: {message}")
+    assert "note: " not in result.stderr.replace("note: init_from=", ""), "nothing is said of weights that are not used"
     assert not (tmp_path / "second").exists()
 
 

@@ -1,12 +1,14 @@
 """Finds what resume= continues, the folder that a run writes to, and opens that folder."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import LAST
-from ..errors import InputError, WriteError, print_note
+from ..errors import InputError, Notice, WriteError, given_as, print_note
 from ..preprocessing import Preprocessing
 from . import distributed
 from .curves import Curves
@@ -154,15 +156,15 @@ def open_run(
     return recorder
 
 
-def read_start(run: str | None, task: str, model: str) -> Mapping[str, Any] | None:
+def read_start(run: str | None, task: str, model: str, classes: Sequence[str]) -> Mapping[str, Any] | None:
     """The checkpoint of init_from=: the weights, EMA and head of a run from which another one starts.
 
     Args:
         run: its folder, whose last checkpoint counts, or a checkpoint; None for no such run.
-        task, model: their names in the new run.
+        task, model, classes: their names in the new run.
 
     Raises:
-        InputError: It is no run, or one of another task or model.
+        InputError: It is no run, or one of another task, model or classes.
     """
     if run is None:
         return None
@@ -174,7 +176,27 @@ def read_start(run: str | None, task: str, model: str) -> Mapping[str, Any] | No
         before = saved["identity"]["config"][group]["name"]
         if before != now:
             raise InputError(f"init_from={run}: was trained with {group}={before}, the new run has {group}={now}")
+    known = saved["identity"]["classes"]
+    if len(known) != len(classes):
+        raise InputError(f"init_from={run}: was trained with {len(known)} classes, the data have {len(classes)}")
+    for before, now in zip(known, classes, strict=True):
+        if before != now:
+            raise InputError(f"init_from={run}: was trained with the class {before} where the data now have {now}")
     return saved
+
+
+@contextmanager
+def initial_weights(init_from: str | None) -> Iterator[None]:
+    """In this context a model gets its first weights. A mistake in them names the setting that chose them.
+
+    With init_from= no notice is shown: it would be about the weights that are read here, but all of them are loaded.
+    """
+    with warnings.catch_warnings():
+        if init_from:
+            warnings.simplefilter("ignore", Notice)
+        key, otherwise = ("init_from", "") if init_from else ("pretrained", "pretrained=null trains from scratch")
+        with given_as(key, otherwise):
+            yield
 
 
 def locate(resume: str, run_dir: str | None, name: Callable[[], str]) -> tuple[Path, Path | None] | None:

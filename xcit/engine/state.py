@@ -166,12 +166,6 @@ class TrainingState:
 
     def load_weights(self, content: Mapping[str, Any], origin: str) -> None:
         """Restore the weights in `content` and their moving average, and nothing else."""
-        num_now, num_before = len(self.identity["classes"]), len(content["identity"]["classes"])
-        if num_now != num_before:
-            raise InputError(f"{origin}: was trained with {num_before} classes, the data have {num_now}")
-        for now, before in zip(self.identity["classes"], content["identity"]["classes"], strict=True):
-            if now != before:
-                raise InputError(f"{origin}: was trained with the class {before} where the data now have {now}")
         load_exactly(self.task, content["task"], origin)
         if (self.ema is None) != (content["ema"] is None):
             has, wants = ("no", "one") if self.ema else ("an", "none")
