@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..models.fast.exported import exported_form
 from ..models.fast.inference import fuse_for_inference
 from ..models.load import Loaded
@@ -22,6 +22,8 @@ from .program import Exportable, Signature, require_exportable, signature, sizes
 from .quantize import quantize_onnx
 
 Quantize = Literal["none", "int8"]
+FEW = 100
+"""Fewer images say little: one of them is more than 1 %."""
 
 
 def export(
@@ -80,6 +82,10 @@ def export(
         raise InputError("head: must be given with a loaded model; or give the run folder, file or name, and no head")
     else:
         loaded = source
+    count = sum(len(batch.pixels) for batch in images)
+    if 0 < count < FEW:
+        use = "int8 is calibrated and compared" if int8 else "the export is compared"
+        warn(f"{use} on {count} {'image' if count == 1 else 'images'}, which say little; {FEW} or more are better")
     model = require_exportable(loaded.model, loaded.preprocessing)
     # The reference is what predictions are made with. The exported one runs without our kernels.
     reference = Exportable(fuse_for_inference(model), loaded.preprocessing, preprocessing)
