@@ -158,7 +158,11 @@ DEEP = {"channels": 1, "bit_depth": 16, "mean": (0.5,), "std": (0.5,)}
             DEEP | {"bit_depth": 12},
             "from 5000 to 5000: must be 0 to 4095",
         ),
-        (npy(np.zeros((8, 8), np.float32)), DEEP, "must hold integers from 0 to 65535; or give value_range"),
+        (
+            npy(np.zeros((8, 8), np.float32)),
+            DEEP,
+            "must hold integers from 0 to 65535; only a run with data.value_range takes floats",
+        ),
         (npy(np.full((8, 8), np.nan)), DEEP | {"value_range": (0.0, 1.0)}, "infinite or not a number"),
         (
             npy(noise(8, 8, 3, bit_depth=16)),

@@ -88,12 +88,12 @@ def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str
         (
             {},
             np.zeros((8, 8, 3), np.float32),
-            "image of torch.float32: must hold integers from 0 to 255; or give value_range",
+            "image of float32: must hold integers from 0 to 255; only a run with data.value_range takes floats",
         ),
         (
             {},
             np.zeros((8, 8, 3), bool),
-            "image of torch.bool: must hold integers from 0 to 255; or give value_range",
+            "image of bool: must hold integers from 0 to 255; only a run with data.value_range takes floats",
         ),
         (
             {},
@@ -109,7 +109,7 @@ def test_a_value_out_of_range_is_refused_with_the_accepted_ones(values: dict[str
         (
             {"bit_depth": 16, **GREY},
             Image.new("F", (8, 8)),
-            "image of torch.float32: must hold integers from 0 to 65535; or give value_range",
+            "image of float32: must hold integers from 0 to 65535; only a run with data.value_range takes floats",
         ),
     ],
 )

@@ -280,9 +280,10 @@ class Preprocessing:
             raise InputError("image with values that are infinite or not a number: must be finite")
         high = self.bounds[1]
         if image.is_floating_point() or image.is_complex() or image.dtype == torch.bool:
-            raise InputError(f"image of {image.dtype}: must hold integers from 0 to {high}; or give value_range")
+            accepted = f"integers from 0 to {high}; only a run with data.value_range takes floats"
+            raise InputError(f"image of {str(image.dtype).removeprefix('torch.')}: must hold {accepted}")
         if image.dtype == torch.uint8 and self.bit_depth > 8:
-            raise InputError(f"image of {image.dtype}: holds 8 bits, not the {self.bit_depth} of bit_depth")
+            raise InputError(f"image of uint8: holds 8 bits, not the {self.bit_depth} of bit_depth")
         if image.numel() and not 0 <= int(image.min()) <= int(image.max()) <= high:
             found, wanted = f"values from {int(image.min())} to {int(image.max())}", f"must be 0 to {high}"
             raise InputError(f"image with {found}: {wanted} with bit_depth={self.bit_depth}")

@@ -148,7 +148,7 @@ def test_imagenets_names_are_those_of_timm() -> None:
         (["none.jpg"], r"^none.jpg: cannot be read \(No such file or directory\)$"),
         ([b"no image"], r"^images\[0\]: cannot be decoded \(unknown image format\)$"),
         (np.zeros((3, 8, 9), np.uint8), r"^images\[0\]: image of shape \(3, 8, 9\): must be \(H, W, 3\)$"),
-        ([np.zeros((8, 9, 3))], r"^images\[0\]: image of torch.float64: must hold integers from 0 to 255"),
+        ([np.zeros((8, 9, 3))], r"^images\[0\]: image of float64: must hold integers from 0 to 255; only a run"),
         (7, "^images of type int: must be paths, bytes, Pillow images, arrays or tensors$"),
         ([None], r"^images\[0\]: image of type NoneType: must be a Pillow image"),
     ],
