@@ -28,6 +28,7 @@ import os
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from typing import Any
 
 from scripts import demo_html as html
@@ -37,12 +38,14 @@ from xcit.command import guarded
 from xcit.command.printing import print_notices
 from xcit.engine.progress import Progress
 from xcit.errors import InputError
-from xcit.signals import stop_at_signals
+from xcit.signals import Stopped, stop_at_signals
 
 ABANDONED = 600
 """Seconds after which an upload that was never read is deleted."""
 WAITING = 20
 """Requests that may wait for the model. More are refused."""
+LONGEST_NAME = 100
+"""Characters of a file's name that are shown."""
 VISITORS = 64
 """Visitors whose images are kept in memory. Those of earlier ones are dropped."""
 
@@ -62,7 +65,9 @@ def main() -> None:
         page = make_page(gradio, demo, Path(uploads), arguments.max_megabytes)
         address = serve(gradio, page, arguments.host, port, arguments.max_megabytes)
         print(f"{address}: serves {arguments.checkpoint}; Ctrl-C ends it", flush=True)
-        threading.Event().wait()  # until a signal; the server's threads end with the process
+        with suppress(Stopped):  # a signal is the normal end; the server's threads end with the process
+            threading.Event().wait()
+    print(f"{address}: ended", flush=True)
 
 
 def import_gradio(uploads: str) -> Any:
@@ -95,22 +100,24 @@ def make_page(gradio: Any, demo: Demo, uploads: Path, max_megabytes: int) -> Any
             raise gradio.Error("only an uploaded file is read", print_exception=False)
         return path
 
-    def take(upload: dict[str, Any]) -> tuple[bytes | str, None]:
-        """The content of an uploaded file, which is deleted; or a line. The place for files is free again."""
+    def take(upload: dict[str, Any]) -> tuple[tuple[str, bytes] | str, None]:
+        """The name and content of an uploaded file, which is deleted; or a line. The place for files is free again."""
         path = Path(upload["path"])
+        name = Path(upload.get("orig_name") or path).name[:LONGEST_NAME]
         try:
             content = path.read_bytes()
             path.unlink()
         except OSError:  # equal files of two visitors have the same path
             return "the upload is gone, since somebody sent the same file at the same moment; send it again", None
-        return content, None
+        return (name, content), None
 
-    def answer(content: bytes | str | None, resolution: float) -> tuple[str, str, str]:
+    def answer(kept: tuple[str, bytes] | str | None, resolution: float) -> tuple[str, str, str]:
         curve = html.growth(demo.curve, None, demo.measured)
         try:
-            if not isinstance(content, bytes):
-                return html.problem(content) if content else "", "", curve
-            seen = demo.see(content, resolution)
+            if not isinstance(kept, tuple):
+                return html.problem(kept) if kept else "", "", curve
+            name, content = kept
+            seen = demo.see(content, resolution, name)
         except InputError as error:
             return html.problem(str(error)), "", curve
         return html.answer(seen), html.maps(seen), html.growth(demo.curve, seen.cost, demo.measured)

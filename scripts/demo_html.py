@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from itertools import accumulate
@@ -20,13 +21,19 @@ PLOTS = {"seconds": "time in ms", "memory_mb": "memory in MB"}
 SCALES = {"seconds": 1000.0, "memory_mb": 1.0}
 STEADY = 0.9
 """A time below this share of one at a lower resolution is a sign of other work on the machine."""
+FOR_VISITORS = {
+    r"data\.channels|(data\.)?bit_depth(=\d+)?": "the model",
+    r"data\.max_pixels=": "the limit of ",
+    r"; only a run with data\.value_range takes floats": "",
+}
+"""Settings in messages, as patterns → words for visitors, who know no settings."""
 SMALL = 128
 """Pictures with fewer pixels a side are enlarged without smoothing."""
 CSS = """
 .gradio-container { max-width: 1200px !important; width: 100%; margin: 0 auto !important; }
 .block:has(.page-part) { padding: 0 !important; }
 .gradio-container h1 { font-size: 1.5rem; font-weight: 650; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-.gradio-container h2 { font-size: 1.05rem; font-weight: 600; margin: .4rem 0; }
+.gradio-container h2 { font-size: 1.05rem; font-weight: 600; margin: .4rem 0; overflow-wrap: anywhere; }
 .page-part { font-size: 1rem; line-height: 1.45; }
 .page-part .note { opacity: .75; font-size: .9rem; }
 .page-part .problem { border-left: 4px solid #e03131; padding: .5rem .8rem; overflow-wrap: anywhere; }
@@ -65,6 +72,8 @@ def heading(demo: Demo) -> str:
 
 
 def problem(line: str) -> str:
+    for setting, words in FOR_VISITORS.items():
+        line = re.sub(setting, words, line)
     return part(f'<p class="problem">{escape(line)}</p>')
 
 
@@ -86,6 +95,7 @@ def answer(seen: Seen) -> str:
     cost = f"{1000 * seen.cost.seconds:,.1f} ms and {seen.cost.memory_mb:,.1f} MB for this image"
     height, width, _ = seen.picture.shape
     return part(
+        f"<h2>{escape(seen.name)}</h2>"
         f'<table class="answer">{"".join(rows)}</table>'
         f'<p class="note">{escape(note)} {cost} at {width} × {height} pixels.</p>'
     )

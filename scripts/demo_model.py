@@ -29,6 +29,8 @@ BUDGET = 10.0
 class Seen(NamedTuple):
     """What is shown of an image."""
 
+    name: str
+    """Of the file."""
     answer: Answer
     kind: str
     """Of the answer: "class", "classes" or "values"."""
@@ -103,7 +105,7 @@ class Demo:
         where = name_of(self.device) or "this machine's CPU"
         self.measured = f"measured at {datetime.datetime.now():%H:%M}, when the server started, on {where}"
 
-    def see(self, content: bytes, resolution: float) -> Seen:
+    def see(self, content: bytes, resolution: float, name: str = "this file") -> Seen:
         """What is shown of an image file.
 
         Raises:
@@ -114,14 +116,14 @@ class Demo:
             raise InputError(f"resolution={resolution}: must be {first} to {last} in steps of {self.step}")
         classifier = self.at(int(resolution))
         with self.lock:
-            pixels = EncodedImage(content, "this file", self.max_pixels).pixels(classifier.preprocessing)
+            pixels = EncodedImage(content, name, self.max_pixels).pixels(classifier.preprocessing)
             logits: list[Tensor] = []
             [cost] = growth(lambda _: logits.append(classifier.logits([pixels])), [int(resolution)], self.device)
             [answer] = classifier.head.answers(logits[0], classifier.top)
             picture = as_tensor_of_rgb(pixels, classifier.preprocessing)
             maps = self.maps(classifier, pixels)
         shown = [overlay(picture, one) for one in maps]
-        return Seen(answer, classifier.head.kind, picture, shown, (maps.shape[-2], maps.shape[-1]), cost)
+        return Seen(name, answer, classifier.head.kind, picture, shown, (maps.shape[-2], maps.shape[-1]), cost)
 
     @torch.inference_mode()
     def maps(self, classifier: Classifier, pixels: Tensor) -> Tensor:

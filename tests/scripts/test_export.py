@@ -287,7 +287,7 @@ def test_the_example_of_the_docs_gives_the_class_of_the_classifier(
     preprocessing = Preprocessing(size=(48, 64), crop_ratio=0.9)
     torch.manual_seed(0)
     model = xcit.create_model("xcit_n12", dim=32, depth=1, heads=2, patch_size=8, num_classes=3).eval()
-    export(Loaded(model, preprocessing, list(CLASSES)), Path("exported/model.onnx"))
+    export(Loaded(model, preprocessing, list(CLASSES)), Path("exported/model.onnx"), head=Head("class", CLASSES))
     [example] = re.findall(r"```python\n(import json\n.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
     classifier = xcit.Classifier(Trained(model, preprocessing, Head("class", CLASSES)))
     turned = Image.Exif()
