@@ -43,6 +43,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import FrameType
+from typing import Any
 
 import torch
 import yaml
@@ -171,14 +172,20 @@ def settings_of(arguments: argparse.Namespace, loaded: LoadedTask, device: torch
 
 
 def listed(given: Sequence[Path]) -> tuple[str, list[str]]:
-    """The folder that holds all that was given, and the path of each image."""
-    found = [files_of(one) for one in given]
+    """The folder that holds all that was given, and the path of each image: those of a folder or pattern are sorted."""
+    found = [sorted(files_of(one), key=by_folder_and_number) for one in given]
     folders = {
         one if one.is_dir() else Path(path).parent for one, paths in zip(given, found, strict=True) for path in paths
     }
     # An image may be given twice.
     paths = {absolute(path): path for paths in found for path in paths}
     return os.path.commonpath([absolute(folder) for folder in folders]), list(paths.values())
+
+
+def by_folder_and_number(path: str) -> tuple[Any, ...]:
+    """The key that sorts paths by folder, then by name, and numbers in them by their value: 2 before 10."""
+    parts = [re.split(r"(\d+)", text) for text in os.path.split(path)]
+    return *([int(part) if part.isdecimal() else part for part in text] for text in parts), path
 
 
 def absolute(path: str | Path) -> str:

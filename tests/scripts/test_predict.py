@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import xcit
+from scripts.predict import listed
 from scripts.prediction_tables import FORMATS, ROW_GROUP
 from xcit.prediction.pictures import SIDE, ContactSheet
 from xcit.prediction.predictor import Prediction
@@ -46,6 +47,19 @@ def test_classes_are_written_with_their_probabilities(command: Command, photos: 
         == 1
     )
     assert files(tmp_path / "plain") == [*("config.yaml", "contact_sheet.png", "environment.json", "predictions.json")]
+
+
+def test_files_are_sorted_by_folder_and_by_the_value_of_numbers(tmp_path: Path) -> None:
+    names = ["2 b.png", "10 b.png", "img1.png", "img2.png", "img010.png", "img10.png", "img11.png", "x/1.png"]
+    names += ["x2/a.png", "x10/a.png"]
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    in_order = [str(tmp_path / name) for name in names]
+    assert listed([tmp_path]) == (str(tmp_path), in_order)
+    assert listed([tmp_path / "**" / "*.png"])[1] == in_order
+    given = [tmp_path / "img2.png", tmp_path / "img1.png"]
+    assert listed(given)[1] == [str(path) for path in given], "files that are given one by one keep their order"
 
 
 def test_predictions_come_in_every_format_and_agree(command: Command, photos: Path, tmp_path: Path) -> None:
