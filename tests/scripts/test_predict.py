@@ -105,6 +105,10 @@ def test_labels_and_numbers_are_written_in_their_own_units(command: Command, pho
             above = (truth > task.thresholds).tolist()  # type: ignore[operator]
             assert row["found"] == [label for label, is_above in zip(classes, above, strict=True) if is_above]
             assert result.stdout.count(" *") == len(row["found"]) > 0
+            for one in found:
+                threshold = float(task.thresholds[one["index"]])  # type: ignore[index]
+                sign, star = (">", " *") if one["name"] in row["found"] else ("≤", "  ")
+                assert f"│ {one['probability']:.3f} {sign} {threshold:.3f}{star} │" in result.stdout
 
 
 def test_images_of_other_channels_are_predicted_and_shown(command: Command, tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ class Head:
         """Which labels are above their thresholds, (B, K), for "classes". outputs: of `activate`."""
         return outputs > (0.5 if self.thresholds is None else self.thresholds)
 
+    def threshold(self, index: int) -> float:
+        """That of a label, for "classes"."""
+        return 0.5 if self.thresholds is None else self.thresholds[index].item()
+
     def decisions(self, logits: Tensor) -> Tensor | None:
         """What is decided for each image: its class, (B, 1), or its labels, (B, K); None for numbers."""
         if self.kind == "classes":

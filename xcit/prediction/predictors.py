@@ -95,11 +95,17 @@ class ClassPredictor:
             table = [row | {"found": row["name"] in answer.found} for row in table]
         table = [{column: row[column] for column in self.columns} for row in table]
         text = "{:.4g}" if self.kind == "values" else "{:.3f}"
-        marks = [" *" if name in answer.found else "" for name in answer.names]  # labels above their threshold
-        found = [(n, text.format(x) + mark) for n, x, mark in zip(answer.names, amounts, marks, strict=True)]
+        found = [(name, text.format(x)) for name, x in zip(answer.names, amounts, strict=True)]
         counted = {"class": answer.names[:1], "classes": answer.found, "values": []}[self.kind]
         shown = found[:1] if self.kind == "class" else found
-        if self.kind == "classes":  # there may be more labels above their thresholds than were asked for
+        if self.kind == "classes":
+            # The thresholds of labels differ, so one of 0.47 may be found, and one of 0.51 not.
+            limits = [f"{self.classifier.head.threshold(index):.3f}" for index in answer.indices]
+            found = [
+                (name, f"{amount} > {limit} *" if name in answer.found else f"{amount} ≤ {limit}")
+                for (name, amount), limit in zip(found, limits, strict=True)
+            ]
+            # There may be more labels above their thresholds than were asked for.
             scores = zip(self.classes, self.classifier.head.activate(answer.logits[None])[0].tolist(), strict=True)
             above = sorted(((x, name) for name, x in scores if name in answer.found), reverse=True)
             shown = [(name, text.format(x)) for x, name in above]
