@@ -38,13 +38,14 @@ from xcit.command import guarded
 from xcit.command.printing import print_notices
 from xcit.engine.progress import Progress
 from xcit.errors import InputError
+from xcit.evaluation.cost import share_free_memory
 from xcit.signals import Stopped, stop_at_signals
 
 ABANDONED = 600
 """Seconds after which an upload that was never read is deleted."""
 WAITING = 20
 """Requests that may wait for the model. More are refused."""
-LONGEST_NAME = 100
+LONGEST_NAME = 80
 """Characters of a file's name that are shown."""
 VISITORS = 64
 """Visitors whose images are kept in memory. Those of earlier ones are dropped."""
@@ -53,6 +54,7 @@ VISITORS = 64
 @guarded
 def main() -> None:
     print_notices()
+    share_free_memory()  # the curve is measured in this thread, and an image in one of the server's
     arguments = of_demo(__doc__, sys.argv[1:])
     with Progress() as progress, stop_at_signals(), tempfile.TemporaryDirectory(prefix="xcit-demo-") as uploads:
         gradio = import_gradio(uploads)
@@ -103,7 +105,9 @@ def make_page(gradio: Any, demo: Demo, uploads: Path, max_megabytes: int) -> Any
     def take(upload: dict[str, Any]) -> tuple[tuple[str, bytes] | str, None]:
         """The name and content of an uploaded file, which is deleted; or a line. The place for files is free again."""
         path = Path(upload["path"])
-        name = Path(upload.get("orig_name") or path).name[:LONGEST_NAME]
+        name = Path(upload.get("orig_name") or path).name
+        if len(name) > LONGEST_NAME:  # names of files differ at their ends
+            name = f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
         try:
             content = path.read_bytes()
             path.unlink()

@@ -33,7 +33,8 @@ CSS = """
 .gradio-container { max-width: 1200px !important; width: 100%; margin: 0 auto !important; }
 .block:has(.page-part) { padding: 0 !important; }
 .gradio-container h1 { font-size: 1.5rem; font-weight: 650; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-.gradio-container h2 { font-size: 1.05rem; font-weight: 600; margin: .4rem 0; overflow-wrap: anywhere; }
+.gradio-container h2 { font-size: 1.05rem; font-weight: 600; margin: .4rem 0; }
+.page-part .file { margin: .4rem 0; opacity: .75; overflow-wrap: anywhere; }
 .page-part { font-size: 1rem; line-height: 1.45; }
 .page-part .note { opacity: .75; font-size: .9rem; }
 .page-part .problem { border-left: 4px solid #e03131; padding: .5rem .8rem; overflow-wrap: anywhere; }
@@ -44,7 +45,7 @@ CSS = """
 .answer td:last-child { text-align: right; white-space: nowrap; width: 5.5em; }
 .answer .bar { height: .35rem; border-radius: 3px; margin-top: .2rem; background: rgb(128 128 128 / .2); }
 .answer .bar div { height: 100%; border-radius: 3px; background: #e8590c; }
-.answer tr:first-child .name { font-weight: 650; }
+.ranked tr:first-child .name { font-weight: 650; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(180px, 45%), 1fr)); gap: .6rem; }
 .pictures figure { margin: 0; } .pictures img { width: 100%; display: block; border-radius: 6px; }
 .pictures .coarse { image-rendering: pixelated; }
@@ -95,8 +96,8 @@ def answer(seen: Seen) -> str:
     cost = f"{1000 * seen.cost.seconds:,.1f} ms and {seen.cost.memory_mb:,.1f} MB for this image"
     height, width, _ = seen.picture.shape
     return part(
-        f"<h2>{escape(seen.name)}</h2>"
-        f'<table class="answer">{"".join(rows)}</table>'
+        f'<p class="file">{escape(seen.name)}</p>'
+        f'<table class="answer{"" if found.values else " ranked"}">{"".join(rows)}</table>'
         f'<p class="note">{escape(note)} {cost} at {width} × {height} pixels.</p>'
     )
 

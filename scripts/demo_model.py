@@ -12,7 +12,7 @@ from xcit.device import name_of
 from xcit.encoded_image import EncodedImage
 from xcit.errors import InputError
 from xcit.evaluation.attention import class_attention_maps, overlay, patch_size_of
-from xcit.evaluation.cost import Cost, growth, share_free_memory
+from xcit.evaluation.cost import Cost, growth
 from xcit.models.dry_run import takes_size
 from xcit.models.xcit import XCiT
 from xcit.prediction.answers import Answer
@@ -98,7 +98,6 @@ class Demo:
             blank = torch.zeros(*preprocessing.size, preprocessing.channels, dtype=preprocessing.dtype)
             return classifier.logits([blank])
 
-        share_free_memory()  # the curve is measured in this thread, and an image in one of the server's
         self.curve = growth(run, sizes, self.device, BUDGET)
         largest = max(self.resolution, self.curve[-1].resolution)
         self.resolutions = self.grid(largest) if len(sizes) > 1 else range(self.resolution, self.resolution + 1)

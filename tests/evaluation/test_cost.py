@@ -42,7 +42,7 @@ def test_growth_is_in_ascending_order_and_stops_in_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(cost, "ENOUGH_SECONDS", 100)
     called.clear()
     assert [each.resolution for each in growth(run, [100, 200, 400], CPU)] == [100, 200, 400]
-    assert called == [100, 100, 200, 200, 400, 400] + [100, 200, 400] * 9
+    assert called == [100, 100, 200, 200, 400, 400] + ([100] * 3 + [200] * 3 + [400] * 3) * 4
 
 
 def test_other_work_on_the_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,7 +300,7 @@ def test_over_http_an_image_is_answered_and_not_kept(
     for client, name in zip(clients, ("a.png", "b.png"), strict=True):  # each session has its own image
         answered, looked, grown = client.predict(96, api_name="/answer")
         assert rows(answered) == expected_rows(runs("classify"), (tmp_path / name).read_bytes(), 96)
-        assert f"<h2>{name}</h2>" in answered
+        assert f'<p class="file">{name}</p>' in answered
         assert (looked.count("<img"), grown.count("<svg")) == (3, 2)
     assert not uploaded(temporary)
 

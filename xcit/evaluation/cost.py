@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 
 import torch
 
-ENOUGH_SECONDS, MOST_CALLS = 0.5, 10
-"""`growth` measures a resolution that often, or until its calls would take longer than these seconds on average."""
+ENOUGH_SECONDS, MOST_TURNS, CALLS = 0.5, 4, 3
+"""`growth` measures a resolution in that many turns of that many calls, or until its turns would take longer than these
+seconds on average."""
 M_ARENA_MAX = -8
 """glibc's number for the option of mallopt."""
 
@@ -74,8 +75,9 @@ def growth(
 ) -> list[Cost]:
     """What `run` takes at each resolution, in ascending order.
 
-    After a first call, it is the shortest time and the median of the memory of up to `MOST_CALLS` calls. The
-    resolutions take turns, so that other work on the machine does not slow down one of them alone.
+    After a first call, it is the shortest time and the median of the memory of up to 12 more. The resolutions take
+    turns, so that other work on the machine does not slow down one of them alone. A turn has several calls, because the
+    first one finds the caches of the processor filled by another resolution.
 
     It ends before a resolution that would exceed `budget` seconds in total, if the time grows as the pixels do. The
     first resolution is measured in any case.
@@ -90,13 +92,13 @@ def growth(
                 break
         run(resolution)  # the first call at a resolution computes what later ones keep
         found[resolution] = [cost_of(run, resolution, device)]
-    one_turn = sum(costs[0].seconds for costs in found.values())
-    end = min(started + budget, time.perf_counter() - one_turn + ENOUGH_SECONDS * len(found))
-    for _ in range(MOST_CALLS - 1):
+    one_turn = CALLS * sum(costs[0].seconds for costs in found.values())
+    end = min(started + budget, time.perf_counter() + ENOUGH_SECONDS * len(found))
+    for _ in range(MOST_TURNS):
         if time.perf_counter() + one_turn > end:
             break
         for resolution, costs in found.items():
-            costs.append(cost_of(run, resolution, device))
+            costs += [cost_of(run, resolution, device) for _ in range(CALLS)]
     return [
         Cost(resolution, min(cost.seconds for cost in costs), statistics.median(cost.memory_mb for cost in costs))
         for resolution, costs in found.items()
@@ -104,7 +106,7 @@ def growth(
 
 
 def share_free_memory() -> None:
-    """Let all threads that begin from now on allocate from the same memory. Does nothing without glibc.
+    """Let all threads allocate from the same memory, if there are no others yet. Does nothing without glibc.
 
     Otherwise each has memory of its own, part of which `release_free_memory` cannot return to the system, and a thread
     would seem to need less than the first one for the same work.
