@@ -105,11 +105,15 @@ def digest_of(names: Iterable[str]) -> str:
     return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+MOST_ROUNDING = 0.01
+"""Largest step between two numbers in fp32, as a share of the standard deviation of a value to learn."""
+
+
 def target_statistics(examples: Examples) -> dict[str, Any]:
     """What a task may need to know of the training targets, as keyword arguments of xcit.engine.task.Target.
 
     Raises:
-        InputError: A value is the same in all images, or is known in fewer than two.
+        InputError: A value is the same in all images, is known in fewer than two, or differs by too little for fp32.
     """
     if examples.target_kind == "class":
         counts = examples.class_counts
@@ -121,8 +125,16 @@ def target_statistics(examples: Examples) -> dict[str, Any]:
         known, positives = ~np.isnan(table), table > 0.5
         return {"counts": tuple(positives.sum(axis=0).tolist()), "known": tuple(known.sum(axis=0).tolist())}
     for name, values in zip(examples.classes, table.T, strict=True):
-        if len(np.unique(values[~np.isnan(values)])) < 2:
-            raise InputError(f"data: {name!r} needs at least two different numbers in the training images")
+        known = values[~np.isnan(values)]
+        if len(np.unique(known)) < 2:
+            what = "at least two different numbers in the training images, in 32-bit floating point"
+            raise InputError(f"data: {name!r} needs {what}")
+        step, std = np.spacing(np.float32(np.abs(known).max())), known.std()
+        if step > MOST_ROUNDING * std:  # such as times in seconds since 1970
+            raise InputError(
+                f"data: {name!r} has a standard deviation of {std:.3g} in the training images, but 32-bit floating "
+                f"point has steps of {step:.3g} there; subtract a number near {known.mean():.6g} from the column"
+            )
     return {"mean": tuple(np.nanmean(table, axis=0).tolist()), "std": tuple(np.nanstd(table, axis=0).tolist())}
 
 

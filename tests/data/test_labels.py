@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 
-from data.examples import Example, Examples
+from data.examples import Example, Examples, target_statistics
 from data.loader import EvalLoader, TrainLoader
 from data.mixing import Mixing
 from data.samplers import TrainBatches
 from data.transforms import TrainTransform
 from data.views.labelled_crop import CenterLabelledCrop, LabelledImages, RandomLabelledCrop
+from xcit.errors import InputError
 from xcit.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
@@ -42,6 +43,27 @@ def training_batch(mixing: dict, workers: int = 0, mix_draws: int = 1) -> Labell
     order = TrainBatches(8, 8, seed=3)
     (batch,) = TrainLoader(Numbers(), [view], order, epochs=1, workers=workers, device=CPU).epoch(0)
     return batch
+
+
+@pytest.mark.parametrize(
+    ("offset", "spread", "line"),
+    [
+        (1.6e9, 1000.0, r"'gray' has a standard deviation of 2.29e\+03 .* steps of 128 there; subtract a number near"),
+        (1.6e9, 1.0, "'gray' needs at least two different numbers in the training images, in 32-bit floating point"),
+        (1.6e9, 1e6, None),
+        (0.0, 1e-6, None),
+    ],
+)
+def test_numbers_that_differ_by_too_little_for_their_size_are_refused(
+    offset: float, spread: float, line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = np.array([[offset + spread * index, index] for index in range(8)]).astype(np.float32)
+    monkeypatch.setattr(Numbers, "label_table", table)
+    if line is None:
+        assert target_statistics(Numbers())["std"][0] == pytest.approx(spread * np.std(range(8)), rel=1e-3)
+        return
+    with pytest.raises(InputError, match=f"^data: {line}"):
+        target_statistics(Numbers())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
