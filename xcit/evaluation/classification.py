@@ -47,6 +47,10 @@ class Classification:
         self.scores: list[Tensor] = [torch.zeros(0, len(classes), device=device)]
         self.kept = 0
         """Images of this process whose scores are kept."""
+        self.by_class: dict[str, Tensor] = {}
+        """The metrics of each class, (K,), in percent; `compute` fills it."""
+        self.true = torch.zeros(len(classes), dtype=torch.float64, device=self.sums.device)
+        """The images of each class in all processes, (K,); `compute` counts them."""
 
     def update(self, batch: Any) -> None:
         logits = self.model(batch.images).detach().float()

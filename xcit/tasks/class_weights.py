@@ -11,6 +11,9 @@ from ..errors import InputError
 
 ClassWeights = Literal["balanced"] | list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None
 
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+"""The least that losses of classes and labels raise to a power, since the power of 0 may have an infinite gradient."""
+
 
 def weights_of(given: ClassWeights, target: Target) -> Tensor | None:
     """The weight of each class, or of the positives of each label, (K,), fp32; None for none.

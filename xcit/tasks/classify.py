@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from ..engine.task import Losses, Position, Target, Task
 from ..errors import InputError
 from ..evaluation.classification import MOST_SCORES, Classification, measures_auroc
-from .class_weights import ClassWeights, require_counts, weights_of
-
-SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+from .class_weights import SMALLEST_NORMAL, ClassWeights, require_counts, weights_of
 
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 

@@ -12,11 +12,10 @@ from ..engine import distributed
 from ..engine.task import Losses, Target, Task
 from ..errors import InputError
 from ..evaluation.multilabel import LabelMetrics
-from .class_weights import ClassWeights, require_counts, weights_of
+from .class_weights import SMALLEST_NORMAL, ClassWeights, require_counts, weights_of
 
 SMALLEST = 1e-8
 """Of a probability before its logarithm, as in the authors' code and in timm."""
-SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 LARGEST_BELOW_1 = 1 - 2**-24
 """In fp32."""
 
