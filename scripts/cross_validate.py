@@ -48,7 +48,7 @@ def main() -> None:
     # Show and save what was measured.
     headline = read_tensors(folds[0] / LAST)["headline"]
     rows = averaged([last_validation(path) for path in folds], headline)
-    write_text(folder / "cross_validation.json", json.dumps([without_nan(row) for row in rows], indent=2) + "\n")
+    write_text(folder / "cross_validation.json", json.dumps(without_nan(rows), indent=2) + "\n")
     write_text(folder / "cross_validation.csv", csv_text(rows))
     print_table(rows, headline)
     print(f"folder: {folder}")

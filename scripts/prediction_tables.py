@@ -1,4 +1,7 @@
-"""The files that predictions are written to as they come: JSON, JSON Lines, CSV and Parquet."""
+"""The files that predictions are written to as they come: JSON, JSON Lines, CSV and Parquet.
+
+In JSON, numbers that are not finite are null, as in the other reports.
+"""
 
 import csv
 import json
@@ -12,7 +15,7 @@ from typing import IO, Protocol
 
 from xcit.errors import InputError, WriteError, choose
 from xcit.prediction.predictor import Prediction, Predictor, Row
-from xcit.storage import aside_of, write_atomically
+from xcit.storage import aside_of, without_nan, write_atomically
 
 ROW_GROUP = 10_000
 """Rows of a Parquet file that are in memory before they are written."""
@@ -63,7 +66,7 @@ class Rows:
     def add(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.file.write(b",\n" if self.number else b"\n")
-            self.file.write(json.dumps(row).encode())
+            self.file.write(json.dumps(without_nan(row)).encode())
             self.number += 1
 
     def copy_to(self, file: IO[bytes]) -> None:
@@ -84,7 +87,7 @@ class JsonLinesFile:
 
     def add(self, prediction: Prediction) -> None:
         with naming(self.path):
-            self.file.write(f"{json.dumps(prediction.line)}\n")
+            self.file.write(f"{json.dumps(without_nan(prediction.line))}\n")
 
     def finish(self) -> None:
         with naming(self.path):

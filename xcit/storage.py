@@ -65,9 +65,13 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with None for numbers that are not finite, which JSON cannot hold."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+def without_nan(value: Any) -> Any:
+    """The value with None for numbers that are not finite, which JSON cannot hold, at any depth of dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

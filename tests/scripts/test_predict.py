@@ -156,6 +156,18 @@ def test_a_contact_sheet_shows_images_from_all_of_the_folder(
     assert "contact_sheet.png" not in files(tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["json", "jsonl"])
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path: Path, name: str) -> None:
+    predictor = SimpleNamespace(sections=("",), fixed={}, columns={})
+    file: Any = FORMATS[name](tmp_path, predictor)  # type: ignore[arg-type]
+    row = {"file": "a.jpg", "values": [{"name": name, "value": float(name)} for name in ("nan", "inf", "0.5")]}
+    file.add(Prediction({"": [row]}, row, [], [], [], {}, Image.Image))
+    file.finish()
+    found = json.loads((tmp_path / f"predictions.{name}").read_text(), parse_constant=pytest.fail)
+    values = (found[0] if name == "json" else found)["values"]
+    assert [each["value"] for each in values] == [None, None, 0.5]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_predicted_is_on_disk_and_not_in_memory(tmp_path: Path, name: str) -> None:
     predictor = SimpleNamespace(sections=("",), fixed={}, columns={"file": str, "index": int})

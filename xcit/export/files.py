@@ -15,7 +15,7 @@ from ..models.load import Loaded
 from ..prediction.answers import Head
 from ..prediction.classifier import load_with_head
 from ..preprocessing import Preprocessing
-from ..storage import write_atomically, write_text
+from ..storage import without_nan, write_atomically, write_text
 from .check import TOLERANCE, TOLERANCE_INT8, Images, on_images, on_random_pixels, require_agreement
 from .formats import FileFormat, Format, format_named
 from .program import Exportable, Signature, require_exportable, signature, sizes_to_check
@@ -125,7 +125,7 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("rb") as written:
             write_atomically(path, lambda file: shutil.copyfileobj(written, file))
-    write_text(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(without_nan(description), indent=1, ensure_ascii=False) + "\n")
     return description
 
 
