@@ -172,6 +172,7 @@ def test_a_package_that_is_missing_is_named_in_one_line(monkeypatch: pytest.Monk
         ({"top": 0}, "top=0: must be at least 1"),
         ({"batch_size": -1}, "batch_size=-1: must be at least 1"),
         ({"device": "gpu"}, "device=gpu: "),
+        ({"weights": "raw"}, "weights=raw: is for a source that is not loaded yet"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(options: dict[str, Any], line: str) -> None:

@@ -109,6 +109,8 @@ class Classifier:
         for key, value in (("batch_size", batch_size), ("resolution", resolution), ("top", top)):
             if value is not None and value < 1:
                 raise InputError(f"{key}={value}: must be at least 1")
+        if weights is not None and isinstance(source, Trained):
+            raise InputError(f"weights={weights}: is for a source that is not loaded yet")
         self.device = device_of(device)
         model, preprocessing, self.head = source if isinstance(source, Trained) else load_trained(source, weights)
         self.model = model.to(self.device)
