@@ -51,9 +51,7 @@ def main() -> None:
     rows: list[Row] = []
     for number in range(arguments.trials):
         trial, path = study.ask(space), folder / f"trial_{number}"
-        values = {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in trial.params.items()
-        }
+        values = {key: str(value) for key, value in trial.params.items()}  # with all digits, as the study has them
         own = [f"{key}={value}" for key, value in values.items()]
         print(f"trial {number} of {arguments.trials}: {' '.join(own)}", file=sys.stderr, flush=True)
         row: Row = {"trial": number, **values, "metric": None, "score": None, "folder": str(path)}
@@ -108,12 +106,17 @@ def read_range(text: str) -> tuple[str, "BaseDistribution"]:
     return key, CategoricalDistribution(choices)
 
 
+def shortened(value: str) -> str:
+    """A number with digits that a table does not need, without them; other values stay."""
+    return f"{float(value):.4g}" if re.fullmatch(NUMBER, value) and not value.isdigit() else value
+
+
 def print_table(rows: list[Row]) -> None:
     keys = [key for key in rows[0] if key not in ("trial", "metric", "score", "folder")]
     table = Table("trial", *keys, "score", "folder", title=f"{len(rows)} trials, the best one first")
     for row in rows:
         score = "failed" if row["score"] is None else f"{row['metric']} {shown(row['metric'], row['score'])}"
-        table.add_row(str(row["trial"]), *[row[key] for key in keys], score, row["folder"])
+        table.add_row(str(row["trial"]), *[shortened(row[key]) for key in keys], score, row["folder"])
     Console(soft_wrap=True).print(table)
 
 

@@ -4,7 +4,9 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -55,6 +57,32 @@ def test_the_search_follows_the_scores_and_continues_with_the_same_trials(
     assert len(trained) == 30
     assert command(*arguments).stdout == result.stdout
     assert trained[30:] == ["trial_3"], "what is finished is not trained again"
+
+
+def test_optuna_is_told_the_values_that_the_runs_had(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies: list[optuna.Study] = []
+    create = optuna.create_study
+
+    def keep(**options: Any) -> optuna.Study:
+        studies.append(create(**options))
+        return studies[0]
+
+    def train(start: str, overrides: list[str]) -> None:
+        folder = tmp_path / next(o for o in overrides if o.startswith("run_dir=")).removeprefix("run_dir=")
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "results.json").write_text("[]")
+        write_tensors(folder / "checkpoints/last.pt", {"headline": "top1", "best": 50.0})
+
+    monkeypatch.setattr(optuna, "create_study", keep)
+    monkeypatch.setattr(scripts.training_runs, "train", train)
+    result = command(SCRIPT, "--search", "optim.lr=1e-7..1e-5:log", "--trials", "3", "--folder", "out")
+    assert result.status == 0, result.stderr
+    rows = sorted(json.loads((tmp_path / "out/sweep.json").read_text()), key=lambda row: row["trial"])
+    told = [trial.params["optim.lr"] for trial in studies[0].trials]
+    assert [float(row["optim.lr"]) for row in rows] == told
+    assert f"{told[0]:.4g}" in result.stdout
 
 
 def test_a_trial_is_a_run_of_train_py(tmp_path: Path) -> None:
