@@ -16,7 +16,7 @@ from xcit.engine.stopping import TimeLimit
 
 from ..conftest import TINY, Result
 from .small_run import UPDATES, assert_same_run, go_on, interrupt
-from .toy import ToyLoader, run
+from .toy import ToyLoader, ToyTask, run
 
 PATIENT: dict[str, Any] = {"length": Length(epochs=9, patience=2), "scores": [3.0, 5.0, 4.0, 5.0, 9.0]}
 """Of the first four epochs the second is the best one: an equal score is no better one."""
@@ -73,6 +73,20 @@ def test_a_run_ends_when_its_time_is_over_and_a_resume_continues_it_exactly(
         assert f"is over, so the run ended after update {number} of {2 * UPDATES}; " in capsys.readouterr().err
     go_on(tmp_path / "run", max_time=1000.0)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+class Thresholded(ToyTask):
+    def fit_to_validation(self, evaluator: object) -> None:
+        """Chooses something."""
+
+
+def test_a_run_that_ends_within_an_epoch_says_that_thresholds_are_older(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "what validations choose, such as thresholds, is from before this epoch"
+    for task, says in ((ToyTask(), False), (Thresholded(), True)):
+        run(tmp_path / str(says), ToyLoader(2), task=task, max_time=1e-9)
+        assert (line in capsys.readouterr().err) is says
 
 
 def test_the_time_of_any_process_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

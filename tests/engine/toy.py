@@ -82,6 +82,7 @@ def run(
     best_by: Literal["better", "raw"] = "better",
     patience: int | None = None,
     select: str | None = None,
+    max_time: float | None = None,
 ) -> tuple[TrainingState, list[dict[str, Any]]]:
     """Trains the toy task with plain SGD. Returns the state and the rows of metrics.jsonl."""
     task = task or ToyTask(noise)
@@ -109,6 +110,7 @@ def run(
         log_every=log_every,
         seed=0,
         length=Length(epochs=epochs, patience=patience),
+        max_time=max_time,
     )
     run_folder = RunFolder(folder / "run")
     run_folder.keep(last=keep_last, best=keep_best)

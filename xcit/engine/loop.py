@@ -175,14 +175,13 @@ def fit(
     """Train from the current state to the end of the run; validate both sets of weights after each epoch.
 
     best.pt is written after the epochs in which one of the two, or the raw weights with best_by="raw", were better than
-    ever before. A note at the end tells of an EMA that lags behind.
+    ever before. Notes at the end tell why `Length.patience` or `Trainer.max_time` ended it early, and of an EMA that
+    lags behind.
 
     Args:
         save_every: updates between two checkpoints within an epoch, or None.
         asked_to_stop: called by all processes after each update and each validation; returns the name of the signal
             that asks the run to stop, or None.
-
-    `Length.patience` and `Trainer.max_time` may end the run early; a note then says why.
 
     Raises:
         TrainingError: a loss is not finite, or a signal stopped the run; then its checkpoint is written.
@@ -239,8 +238,8 @@ def fit(
     if not saved and not folder.save(state, recorder, score=score):
         raise TrainingError(f"{folder.last}: the last checkpoint of the run could not be written; it has ended")
     early = why_early(trainer, report.updates, folder) if state.step < report.updates else None
-    for note in filter(None, [early, describe_lag(state.validated, state.headline)]):
-        if distributed.is_main():
+    if distributed.is_main():
+        for note in filter(None, [early, describe_lag(state.validated, state.headline)]):
             print_note(note)
 
 
@@ -251,6 +250,8 @@ def why_early(trainer: Trainer, updates: int, folder: RunFolder) -> str:
     if trainer.length.is_stale(state.step, state.epoch, state.best_epoch):
         best = f"{state.headline} has not improved since epoch {state.best_epoch}"
         return f"train.patience={patience}: {best}, so {done}"
+    if state.seen and type(state.task).fit_to_validation is not Task.fit_to_validation:
+        done += ", and what validations choose, such as thresholds, is from before this epoch"
     goes_on = f"resume={folder.path} and a new run_dir= train the others"
     return f"train.max_time={trainer.max_time:g}: the time of {trainer.max_time:g} hours is over, so {done}; {goes_on}"
 
