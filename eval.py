@@ -107,7 +107,7 @@ def evaluate(raw: DictConfig) -> list[Row]:
         distributed.on_main(folder.create)
         facts = [
             summary.device(device, config.precision),
-            summary.model(whole.model.name, model, whole.model.side_of_patch, whole.resolutions),
+            summary.model(whole.model.name, model, whole.model.side_of_patch, preprocessing, whole.resolutions),
             *summary.images(preprocessing),
             way.fact,
             ("weights", f"{' and '.join(modules)} of {path}"),

@@ -136,7 +136,7 @@ def train(raw: DictConfig, choices: Choices, typed: Sequence[str]) -> JobResult:
         # Say what the run has understood, and look through the validation images.
         facts = [
             summary.device(device, config.train.precision),
-            summary.model(config.model.name, model, config.model.side_of_patch, config.training_sizes),
+            summary.model(config.model.name, model, config.model.side_of_patch, preprocessing, config.training_sizes),
             *summary.images(preprocessing),
             ("task", config.task.name),
             *data_facts({"training": examples, "validation": held_out}),

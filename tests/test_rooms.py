@@ -25,6 +25,7 @@ ALLOWED = {
     "xcit.credentials": set(),
     "xcit.errors": {"xcit.credentials"},
     "xcit.device": {"xcit.errors"},
+    "xcit.metric_names": set(),
     "xcit.number_types": set(),
     "xcit.orientation": set(),
     "xcit.tables": set(),
@@ -38,9 +39,10 @@ ALLOWED = {
     "xcit.models": SHARED | {"xcit.imagenet_names", "xcit.kernels", "xcit.weights"},
     "xcit.openmp": set(),
     "xcit.signals": set(),
-    "xcit.engine": SHARED | {"xcit.device", "xcit.signals"},
+    "xcit.engine": SHARED | {"xcit.device", "xcit.metric_names", "xcit.signals"},
     "xcit.tasks": SHARED | {"xcit.number_types", "xcit.models", "xcit.weights", "xcit.engine", "xcit.evaluation"},
-    "xcit.evaluation": SHARED | {"xcit.device", "xcit.number_types", "xcit.tables", "xcit.engine", "xcit.models"},
+    "xcit.evaluation": SHARED
+    | {"xcit.device", "xcit.metric_names", "xcit.number_types", "xcit.tables", "xcit.engine", "xcit.models"},
     "xcit.prediction": SHARED
     | {
         "xcit.device",

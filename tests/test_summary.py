@@ -12,6 +12,7 @@ import xcit
 from xcit import summary
 from xcit.engine import distributed
 from xcit.engine.length import Length
+from xcit.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 
@@ -45,11 +46,13 @@ def test_the_model_and_what_of_it_is_trained() -> None:
     model = xcit.create_model("xcit_n12", num_classes=10, depth=1, class_depth=1)
     total = sum(p.numel() for p in model.parameters()) / 1e6
     text = f"n12, {total:.2f} M parameters, patches of 16 pixels, images of 128, 160 and 224 pixels"
-    assert summary.model("n12", model, 16, [128, 160, 224]) == ("model", text)
+    assert summary.model("n12", model, 16, Preprocessing(), [128, 160, 224]) == ("model", text)
     layers = nn.Sequential(nn.Linear(1_000, 100, bias=False), nn.Linear(100, 200, bias=False))
     layers[0].requires_grad_(False)
     text = "two, 0.12 M parameters, 0.02 M of them trained, images of 32 pixels"
-    assert summary.model("two", layers, 1, [32])[1] == text
+    assert summary.model("two", layers, 1, Preprocessing(), [32])[1] == text
+    oblong = summary.model("two", layers, 1, Preprocessing(size=(48, 64)), [48, 96])[1]
+    assert oblong.endswith(", images of 48 × 64 and 96 × 128 pixels (height × width)")
 
 
 @pytest.mark.parametrize(

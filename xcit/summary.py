@@ -54,12 +54,14 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def model(name: str, network: nn.Module, patch_size: int, image_sizes: Sequence[int]) -> Fact:
+def model(
+    name: str, network: nn.Module, patch_size: int, preprocessing: Preprocessing, shorter_sides: Sequence[int]
+) -> Fact:
     """As ("model", "xcit_n12, 3.05 M parameters, patches of 8 pixels, images of 32 pixels").
 
     Args:
         patch_size: In pixels; 1 if the model has none.
-        image_sizes: In pixels.
+        preprocessing: Its proportions are those of the images; their shorter sides are in pixels.
     """
     parameters = list(network.parameters())
     total = sum(parameter.numel() for parameter in parameters)
@@ -69,7 +71,11 @@ def model(name: str, network: nn.Module, patch_size: int, image_sizes: Sequence[
         parts.append(f"{trained / 1e6:.2f} M of them trained")
     if patch_size > 1:
         parts.append(f"patches of {patch_size} pixels")
-    return "model", ", ".join([*parts, f"images of {listed(image_sizes)} pixels"])
+    sizes = [preprocessing.at(side).size for side in shorter_sides]
+    if all(H == W for H, W in sizes):
+        return "model", ", ".join([*parts, f"images of {listed(shorter_sides)} pixels"])
+    both = listed([f"{H} × {W}" for H, W in sizes])
+    return "model", ", ".join([*parts, f"images of {both} pixels (height × width)"])
 
 
 def images(preprocessing: Preprocessing) -> Iterator[Fact]:

@@ -18,7 +18,7 @@ from xcit.tasks.detect import Detect
 from ..conftest import Result
 
 Row = dict[str, Any]
-TITLES = ["loss", "learning rate", "knn_top1", "teacher_entropy"]
+TITLES = ["loss", "learning rate", "k-NN top-1 %", "teacher entropy"]
 
 
 def rows_of(num_epochs: int, updates: int = 4) -> list[Row]:
@@ -65,7 +65,7 @@ def test_a_detector_has_a_panel_for_each_headline_metric_and_each_loss() -> None
     metrics = {f"{of}{kind}": 1.0 for of in ("box", "mask") for kind in kinds}
     rows = [train, {"step": 1, "epoch": 1, "split": "val", "weights": "raw", **metrics}]
     panels = draw({"": shown(rows, Detect.in_curves)}).axes
-    assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "box_map", "mask_map", *losses]
+    assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "box mAP %", "mask mAP %", *losses]
 
 
 def test_a_metric_is_not_hidden_by_the_name_of_another_one() -> None:
@@ -94,6 +94,17 @@ def test_a_picture_with_too_many_metrics_says_so_in_its_legend() -> None:
     figure = draw({"": rows})
     assert figure.legends[0].get_title().get_text() == "15 of 24 metrics"
     assert not figure.get_suptitle()
+
+
+def test_epochs_are_whole_numbers_and_shares_end_at_100_percent() -> None:
+    rows = [
+        {"step": step, "epoch": step, "split": "val", "weights": "raw", "top1": 20.0 * step, "r2": 0.1}
+        for step in range(1, 6)
+    ]
+    panels = draw({"": rows}).axes
+    assert [axes.get_title() for axes in panels[2:4]] == ["top-1 %", "R²"]
+    assert all(float(tick).is_integer() for axes in panels[:4] for tick in axes.get_xticks())
+    assert 100 <= panels[2].get_ylim()[1] <= 101
 
 
 def test_several_runs_are_told_apart() -> None:

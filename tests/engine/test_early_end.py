@@ -70,7 +70,10 @@ def test_a_run_ends_when_its_time_is_over_and_a_resume_continues_it_exactly(
     for number in (1, 2):
         go_on(tmp_path / "run", max_time=1e-9)
         assert (saved(tmp_path / "run")["step"], saved(tmp_path / "run")["best"]) == (number, None)
-        assert f"is over, so the run ended after update {number} of {2 * UPDATES}; " in capsys.readouterr().err
+        assert (
+            f"note: train.max_time: the time of 0 s is over, so the run ended after update {number} of {2 * UPDATES}; "
+            in capsys.readouterr().err
+        )
     go_on(tmp_path / "run", max_time=1000.0)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 

@@ -128,6 +128,14 @@ def test_the_training_loop_counts_images_and_tells_of_each_epoch(
     assert saving == [f"saving {tmp_path}/run/checkpoints/last.pt"] * 2
 
 
+def test_a_resumed_run_that_only_has_to_validate_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, line: lines.append(line))
+    training = TrainingProgress(Progress(shown=True, clock=Clock()), epochs=3, updates=30, updates_done=20)
+    training.epoch_done(2, {"raw": {"top1": 50.0}}, "top1")
+    assert lines == ["epoch 2/3  trained before the resume  top1 raw 50.00  0 s"]
+
+
 def test_a_resumed_run_estimates_from_its_own_updates() -> None:
     clock = Clock()
     training = TrainingProgress(Progress(shown=True, clock=clock), epochs=4, updates=40, updates_done=15)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, WriteError, print_note
+from ..metric_names import METRIC_NAMES
 from ..storage import write_atomically
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 FIRST = ("loss", "lr")
 """The first panels. The metrics of the validation come next, in their order, and then the others of the training."""
 NO_CURVE = ("step", "epoch", "split", "weights", "images", "images_per_second")
-LABELS = {"lr": "learning rate", "top1": "top-1 (%)", "top5": "top-5 (%)"}
+LABELS = METRIC_NAMES | {"lr": "learning rate"}
 STYLES: dict[str, dict[str, Any]] = {
     "training": {"linewidth": 1, "alpha": 0.7},
     "validation, raw weights": {"linewidth": 1.6},
@@ -107,6 +108,7 @@ def write_curves(path: Path, runs: Mapping[str, Sequence[Row]]) -> None:
 def draw(runs: Mapping[str, Sequence[Row]]) -> "Figure":
     """A panel for each metric, over the epochs. One run has a color for each kind of line, several have one each."""
     from matplotlib.figure import Figure  # here, since its import takes half a second
+    from matplotlib.ticker import MaxNLocator
 
     panels = names(row for rows in runs.values() for row in rows)
     drawn = panels[:MOST_PANELS]
@@ -121,6 +123,8 @@ def draw(runs: Mapping[str, Sequence[Row]]) -> "Figure":
     last = max(float(max(line.get_xdata())) for axes in grid for line in axes.get_lines())
     for axes in grid[: len(drawn)]:
         axes.set_xlim(0, 1.02 * last)
+        if last >= 1:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[max(0, len(drawn) - columns) : len(drawn)]:
         axes.set_xlabel("epoch")
 
@@ -160,12 +164,15 @@ def draw_metric(axes: "Axes", name: str, runs: Mapping[str, Sequence[Row]]) -> N
                 marker="." if len(own) < 30 else None,
                 **style,
             )
-    axes.set_title(LABELS.get(name, name), fontsize=10)
+    title = LABELS.get(name, name)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     if name == "loss" and min(values, default=0) > 0 and max(values) > 10**DECADES * min(values):
         axes.set_yscale("log")
     else:
         axes.ticklabel_format(axis="y", scilimits=(-2, 5), useMathText=True)
+    if title.endswith("%") and max(values, default=0) <= 100:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
 
 
 def kind_of(row: Row) -> str:

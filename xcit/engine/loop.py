@@ -17,7 +17,7 @@ from .cuda_graph import CapturedPass
 from .length import Length
 from .numerics import autocast
 from .optimizer import ClipBy, clip_gradients
-from .progress import SILENT, Progress, TrainingProgress
+from .progress import SILENT, Progress, TrainingProgress, duration
 from .recorder import Recorder
 from .run_folder import RunFolder
 from .schedule import Schedule
@@ -253,7 +253,7 @@ def why_early(trainer: Trainer, updates: int, folder: RunFolder) -> str:
     if state.seen and type(state.task).fit_to_validation is not Task.fit_to_validation:
         done += ", and what validations choose, such as thresholds, is from before this epoch"
     goes_on = f"resume={folder.path} and a new run_dir= train the others"
-    return f"train.max_time={trainer.max_time:g}: the time of {trainer.max_time:g} hours is over, so {done}; {goes_on}"
+    return f"train.max_time: the time of {duration(3600 * (trainer.max_time or 0))} is over, so {done}; {goes_on}"
 
 
 def stopped(asking: str, state: TrainingState, folder: RunFolder, saved: bool) -> StoppedTrainingError:

@@ -208,7 +208,7 @@ class TrainingProgress:
         self.progress, self.epochs, self.updates = progress, epochs, updates
         self.first = self.done = updates_done
         self.started = progress.clock()
-        self.measured = ""
+        self.measured = "trained before the resume"  # if only the validation of the first epoch is left
 
     def begin_epoch(self, epoch: int, updates: int, done: int, *, images_per_update: int) -> None:
         """epoch: from 1. updates: of this epoch, of which `done` were made before."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..errors import InputError
+from ..metric_names import METRIC_NAMES
 from ..storage import csv_text, without_nan, write_atomically, write_text
 from ..tables import show_table
 from .resolutions import Row
@@ -15,39 +16,6 @@ from .resolutions import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Column titles that differ from the keys.
-PRINTED = {
-    "top1": "top-1 %",
-    "top5": "top-5 %",
-    "knn_top1": "k-NN top-1 %",
-    "knn_top5": "k-NN top-5 %",
-    "linear_top1": "linear top-1 %",
-    "linear_top5": "linear top-5 %",
-    "linear_lr": "its lr",
-    "knn_val_top1": "k-NN in val %",
-    "rankme": "rank",
-    "feature_std": "std",
-    "teacher_entropy": "teacher entropy",
-    "batch_entropy": "batch entropy",
-    "box_map": "box mAP %",
-    "box_map50": "box mAP at 50 %",
-    "mask_map": "mask mAP %",
-    "mask_map50": "mask mAP at 50 %",
-    "miou": "mIoU %",
-    "pixel_accuracy": "pixels %",
-    "mean_accuracy": "class mean %",
-    "retrieval_map": "mAP %",
-    "retrieval_recall1": "recall@1 %",
-    "balanced_accuracy": "class mean %",
-    "macro_f1": "macro F1 %",
-    "auroc": "AUROC %",
-    "map": "mAP %",
-    "r2": "R²",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "images_per_second": "images/s",
-    "peak_memory_mb": "peak MB",
-}
 IN_FILES_ONLY = {
     *("box_map75", "box_map_small", "box_map_medium", "box_map_large"),
     *("mask_map75", "mask_map_small", "mask_map_medium", "mask_map_large"),
@@ -104,7 +72,7 @@ def draw(rows: Sequence[Row], headline: str, trained_at: int | None) -> "Figure"
         axes.axvline(trained_at, color="grey", linestyle="--", linewidth=1, label=f"training resolution ({trained_at})")
     axes.set_xticks(sorted({row["resolution"] for row in rows}))
     axes.set_xlabel("test resolution (pixels)")
-    axes.set_ylabel(PRINTED.get(headline, headline))
+    axes.set_ylabel(METRIC_NAMES.get(headline, headline))
     first = rows[0]
     axes.set_title(f"{title_of(first)}, crop ratio {first['crop_ratio']}")
     axes.grid(alpha=0.3)
@@ -125,7 +93,7 @@ def print_table(rows: Sequence[Row], headline: str, trained_at: int | None) -> N
     measured = [key for key in measured if key == headline or key not in IN_FILES_ONLY]
     printed = Table(title=title_of(first))
     for column in ("resolution", "weights", *measured):
-        printed.add_column(PRINTED.get(column, column), justify="right")
+        printed.add_column(METRIC_NAMES.get(column, column), justify="right")
     for row in rows:
         resolution = f"{row['resolution']}{' (training)' if row['resolution'] == trained_at else ''}"
         printed.add_row(resolution, row["weights"], *(f"{row[key]:,.{decimals(key)}f}" for key in measured))
