@@ -94,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("target", help="a new file, or a new folder with --to hub")
     parser.add_argument("--to", choices=[*WRITERS, "hub", "keys"], required=True, help="the format of the target")
     parser.add_argument(
-        "--weights", choices=["raw", "ema"], help="default: the better ones of the run's last validation"
+        "--weights", choices=["raw", "ema"], help="default: the better of raw and EMA in the run's last validation"
     )
     parser.add_argument(
         "--network", choices=["teacher", "student"], help="of a DINO run or file; default: the teacher, as everywhere"

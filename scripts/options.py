@@ -129,7 +129,7 @@ def of_demo(text: str | None, typed: Sequence[str]) -> argparse.Namespace:
 
 def add_checkpoint(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="a run folder, a checkpoint or a name of published weights")
-    better = "default: the better one in the run's last validation"
+    better = "default: the better of raw and EMA in the run's last validation"
     parser.add_argument("--weights", choices=("raw", "ema"), help=better)
 
 
