@@ -38,6 +38,7 @@ if __name__ == "__main__":  # answers --help and mistakes before torch is import
 
 import argparse
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
