@@ -14,7 +14,8 @@ from data.datasets.imagenet import ImageNet
 from data.datasets.splits import hash_of, held_out, split_named
 from data.datasets.table import LabelTable
 from data.examples import HELD_OUT
-from xcit.errors import InputError
+from data.start_up import warn_of_other_split
+from xcit.errors import InputError, Notice
 
 Tree = Callable[..., Path]
 
@@ -220,6 +221,10 @@ def test_each_class_holds_out_its_share_though_classes_number_their_files_alike(
     alike = LabelTable(path=str(table), labels=["label"], split_seed=seed)
     assert val.samples == sorted(alike.val().samples), "a table of the same images is divided alike"
     assert val.order == alike.val().order
+    (root / "ant" / "new.png").write_bytes((root / "ant" / "000.png").read_bytes())
+    grown = Folder(root=str(root), split_seed=seed, split_by="stratified").val()
+    with pytest.warns(Notice, match="so the run was trained on some of them"):
+        warn_of_other_split(val.order, grown)
 
 
 def names_of(size: int, seed: int) -> list[str]:
