@@ -292,8 +292,7 @@ class Preprocessing:
 
 def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
     """timm's dictionary of a model; empty if the model has none."""
-    cfg: Any = getattr(model, "pretrained_cfg", None)
-    return cfg or {}
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
