@@ -15,7 +15,7 @@ from .curves import Curves
 from .length import Length
 from .recorder import NullRecorder, Recorder, kept_lines
 from .run_folder import RUNS, RunFolder, new_path, require_possible, require_writable
-from .state import TrainingState, read_state
+from .state import TrainingState, read_state, require_classes
 from .trackers import make_tracker, new_run_id
 
 
@@ -176,12 +176,7 @@ def read_start(run: str | None, task: str, model: str, classes: Sequence[str]) -
         before = saved["identity"]["config"][group]["name"]
         if before != now:
             raise InputError(f"init_from={run}: was trained with {group}={before}, the new run has {group}={now}")
-    known = saved["identity"]["classes"]
-    if len(known) != len(classes):
-        raise InputError(f"init_from={run}: was trained with {len(known)} classes, the data have {len(classes)}")
-    for before, now in zip(known, classes, strict=True):
-        if before != now:
-            raise InputError(f"init_from={run}: was trained with the class {before} where the data now have {now}")
+    require_classes(saved["identity"]["classes"], classes, f"init_from={run}")
     return saved
 
 

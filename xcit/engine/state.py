@@ -166,6 +166,7 @@ class TrainingState:
 
     def load_weights(self, content: Mapping[str, Any], origin: str) -> None:
         """Restore the weights in `content` and their moving average, and nothing else."""
+        require_classes(content["identity"]["classes"], self.identity["classes"], origin)
         load_exactly(self.task, content["task"], origin)
         if (self.ema is None) != (content["ema"] is None):
             has, wants = ("no", "one") if self.ema else ("an", "none")
@@ -234,6 +235,15 @@ def own_share(sums: Sequence[dict[str, float]]) -> Losses:
     else:
         own = {name: sum(of_process[name] for of_process in sums) / len(sums) for name in sums[0]}
     return {name: torch.tensor(total) for name, total in own.items()}
+
+
+def require_classes(before: Sequence[str], now: Sequence[str], origin: str) -> None:
+    """Refuse weights from `origin` that were trained with other classes, or with the same in another order."""
+    if len(now) != len(before):
+        raise InputError(f"{origin}: was trained with {len(before)} classes, the data have {len(now)}")
+    for was, name in zip(before, now, strict=True):
+        if was != name:
+            raise InputError(f"{origin}: was trained with the class {was} where the data now have {name}")
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
