@@ -1,4 +1,4 @@
-"""Broken images, killed workers, and the memory of workers."""
+"""Broken images: which are refused, replaced, counted or listed. test_worker_processes.py has the faults of workers."""
 
 import signal
 from collections.abc import Callable, Iterator
